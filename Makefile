@@ -1,0 +1,53 @@
+# Everything runs from .venv, which `make setup` builds with the tested versions of constraints.txt.
+# Another interpreter: make setup PYTHON=python3.12
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## create .venv and install fxlrp with its development tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "fxlrp needs Python 3.11 or newer, found: $(or $(PYTHON),none)."; \
+		echo "Name one that is: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "Installing fxlrp and its tools into $(VENV): some minutes, most of them for torch."
+	$(PIP) install --quiet -c constraints.txt -e ".[dev,plot,data]"
+	@touch $@
+
+demo: setup ## explain a few sentences with the packaged sentiment model
+	@$(BIN)/fxlrp demo
+
+test: setup ## run the tests on up to 8 cores (ARGS="-k bert" goes to pytest)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+lint: setup ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup ## build the manual into site/
+	$(PIP) install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+bench: setup ## compare speed and results with lxt, captum and zennit
+	$(PIP) install --quiet -c constraints.txt -e ".[bench]"
+	$(PIP) install --quiet --no-deps -c constraints.txt lxt zennit
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove .venv, caches and build products
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+"""fxlrp explains any PyTorch model: it rewrites the model's graph so that one backward pass is layer-wise relevance propagation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fxlrp.attribute import Attribution, Comparison
+from fxlrp.errors import (
+    CaptureError,
+    FxlrpError,
+    InputError,
+    MissingExtraError,
+    RulesetError,
+    TargetError,
+    TrainingModeError,
+    UncoveredOperatorError,
+)
+from fxlrp.ledger import Entry, Ledger
+from fxlrp.model import ConvertedModel, convert
+from fxlrp.plan import Plan
+from fxlrp.rulesets import Ruleset, ruleset, rulesets
+from fxlrp.targets import Target
+
+__version__ = "0.1.0"
+
+
+def attribute(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    ruleset: str | Path | Mapping[str, Any] | Ruleset,
+    target: Target = None,
+    **options: Any,
+) -> Attribution:
+    """Convert and attribute in one call; ``options`` are those of :meth:`ConvertedModel.attribute`."""
+    return convert(model, ruleset).attribute(inputs, target=target, **options)
+
+
+def compare(
+    model: nn.Module,
+    inputs: Any,
+    rulesets: Sequence[str | Path | Mapping[str, Any] | Ruleset],
+    target: Target = None,
+    **options: Any,
+) -> Comparison:
+    """The same inputs under several rulesets; the model is captured once.
+
+    Without a target all explain the output that the first one chose.
+    """
+    results: dict[str, Attribution] = {}
+    first = convert(model, rulesets[0])
+    for rules in rulesets:
+        lrp = first if not results else first.with_ruleset(rules)
+        made = lrp.attribute(inputs, target=target, **options)
+        results[lrp.ruleset.name] = made
+    return Comparison(results)
+
+
+__all__ = [
+    "Attribution",
+    "CaptureError",
+    "Comparison",
+    "ConvertedModel",
+    "Entry",
+    "FxlrpError",
+    "InputError",
+    "Ledger",
+    "MissingExtraError",
+    "Plan",
+    "Ruleset",
+    "RulesetError",
+    "TargetError",
+    "TrainingModeError",
+    "UncoveredOperatorError",
+    "attribute",
+    "compare",
+    "convert",
+    "ruleset",
+    "rulesets",
+]

@@ -1,0 +1,6 @@
+"""``python -m fxlrp`` is the ``fxlrp`` command."""
+
+from fxlrp.cli import app
+
+if __name__ == "__main__":
+    app(prog_name="fxlrp")

@@ -1,0 +1,190 @@
+"""One spelling per operation: a table of operator -> replacement and one walk over the exported graph.
+
+Replacements are written in ATen operators on proxies, as a model would write them. Weights are shared and the order of the
+graph is kept; each new node inherits module path and source line of the node it replaces.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.fx.proxy import GraphAppendingTracer, Proxy
+
+from fxlrp.errors import CaptureError
+from fxlrp.graph.operators import packet
+from fxlrp.graph.view import module_path, source_line
+
+aten = torch.ops.aten
+
+#: Operators replaced by other operators: functions of the same arguments, given as proxies. ``None`` keeps the node.
+REPLACEMENTS: dict[Any, Callable[..., Any]] = {}
+#: Those among them that are one fused operation worth recovering as a whole.
+FUSED: set[Any] = set()
+
+
+def replaces(*packets: Any, fused: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a replacement for operators; ``fused`` remembers the operation so that rewriting can use it whole."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for key in packets:
+            REPLACEMENTS[key] = function
+            if fused:
+                FUSED.add(key)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Fused:
+    """An operator that was expanded: what it was, its arguments in the canonical graph, and the nodes it became."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    members: tuple[fx.Node, ...]
+
+
+class _Builder(GraphAppendingTracer):
+    """Appends nodes with the meta of the node being replaced and the fake value of their own."""
+
+    def __init__(self, graph: fx.Graph, mode: FakeTensorMode | None) -> None:
+        super().__init__(graph)
+        self.mode = mode
+        self.origin: Mapping[str, Any] = {}
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta.update({key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin})
+        if self.mode is not None:
+            values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+            with self.mode, torch.no_grad():
+                node.meta["val"] = node.target(*values[0], **values[1])
+        else:
+            node.meta["val"] = None
+        return node
+
+
+_DROPPED = {
+    aten._assert_tensor_metadata,
+    aten._assert_scalar,
+    aten._assert_async,
+    aten.sym_constrain_range,
+    aten.sym_constrain_range_for_size,
+}
+_INLINED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+
+
+def canonicalise(exported: ExportedProgram) -> tuple[fx.Graph, dict[fx.Node, Fused]]:
+    """The canonical graph of an exported program, and the fused operators it once had, by their exit node."""
+    if _mutates(exported.graph):
+        exported = exported.run_decompositions({})
+    graph = fx.Graph()
+    values = [node.meta.get("val") for node in exported.graph.nodes]
+    mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
+    walk = _Walk(graph, _Builder(graph, mode))
+    result = walk.copy(exported.graph_module, {})
+    graph.output(result)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.lint()
+    alive = set(graph.nodes)
+    return graph, {exit_node: fused for exit_node, fused in walk.fused.items() if exit_node in alive}
+
+
+def _mutates(graph: fx.Graph) -> bool:
+    return any(
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
+        and packet(node.target) not in _DROPPED
+        and packet(node.target) not in REPLACEMENTS
+        for node in graph.nodes
+    )
+
+
+class _Walk:
+    """The single pass that copies, drops, inlines or replaces each node."""
+
+    def __init__(self, graph: fx.Graph, builder: _Builder) -> None:
+        self.graph = graph
+        self.builder = builder
+        self.fused: dict[fx.Node, Fused] = {}
+
+    def copy(self, module: fx.GraphModule, values: dict[fx.Node, Any]) -> Any:
+        """Append ``module``'s graph, whose placeholders may stand in ``values`` already; returns its output."""
+        for node in module.graph.nodes:
+            if node.op == "output":
+                return fx.map_arg(node.args[0], lambda n: values[n])
+            if node.op == "get_attr" or node in values or packet(node.target) in _DROPPED:
+                continue
+            values[node] = self._one(module, node, values)
+        return None
+
+    def _one(self, module: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        name = getattr(node.target, "__name__", "")
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            return self._inline(module, node, name, values)
+        if node.target is operator.getitem and not isinstance(values[node.args[0]], fx.Node):
+            return values[node.args[0]][node.args[1]]
+        replacement = REPLACEMENTS.get(packet(node.target))
+        if node.op != "call_function" or replacement is None:
+            return self.graph.node_copy(node, lambda n: values[n])
+        self.builder.origin = node.meta
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
+        before = next(iter(reversed(self.graph.nodes)), None)
+        wrapped = fx.map_arg((args, kwargs), lambda n: Proxy(n, self.builder))
+        made = replacement(*wrapped[0], **wrapped[1])
+        if made is NotImplemented:
+            return self.graph.node_copy(node, lambda n: values[n])
+        made = _unwrap(made)
+        if packet(node.target) in FUSED and isinstance(made, fx.Node):
+            self.fused[made] = Fused(node.target, args, kwargs, _since(self.graph, before))
+        return made
+
+    def _inline(self, module: fx.GraphModule, node: fx.Node, name: str, values: dict[fx.Node, Any]) -> Any:
+        place = _INLINED.get(name)
+        if place is None or (name == "wrap_with_autocast" and node.args[2]):
+            raise CaptureError(
+                f"The model uses '{name}' in module '{module_path(node)}' ({source_line(node)}), which fxlrp cannot look into. "
+                "Express it with ordinary operators (torch.where for a choice, a loop of fixed length)."
+            )
+        inner = getattr(module, str(node.args[place].target))  # type: ignore[union-attr]
+        holders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        given = [values[a] if isinstance(a, fx.Node) else a for a in node.args[place + 1 :]]
+        return self.copy(inner, dict(zip(holders, given, strict=True)))
+
+
+def _since(graph: fx.Graph, before: fx.Node | None) -> tuple[fx.Node, ...]:
+    members = []
+    for node in reversed(graph.nodes):
+        if node is before:
+            break
+        members.append(node)
+    return tuple(reversed(members))
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, Proxy):
+        return value.node
+    if isinstance(value, (tuple, list)):
+        return type(value)(_unwrap(item) for item in value)
+    return value
+
+
+def canonical_function(module: fx.GraphModule) -> fx.Graph:
+    """The canonical graph of a traced function (a pattern's code) with the values of its trace."""
+    graph = fx.Graph()
+    mode = FakeTensorMode()
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            node.meta["val"] = mode.from_tensor(torch.empty(value.shape, dtype=value.dtype))
+    graph.output(_Walk(graph, _Builder(graph, mode)).copy(module, {}))
+    graph.eliminate_dead_code()
+    return graph

@@ -1,0 +1,241 @@
+"""The replacements: fused operations spelled out, and one spelling for each of the others.
+
+Each function has the signature of the ATen operator it stands for. The expansions are the definitions of these operations, so
+their values agree with the fused kernels to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.fx.proxy import Proxy
+
+from fxlrp.capture.canonical import replaces
+
+aten = torch.ops.aten
+
+
+def _value(x: Any) -> Any:
+    return x.node.meta["val"] if isinstance(x, Proxy) else x
+
+
+def _size(x: Proxy, axis: int) -> Any:
+    size = _value(x).shape[axis]
+    return size if isinstance(size, int) else aten.sym_size.int(x, axis % _value(x).ndim)
+
+
+def _affine(y: Any, weight: Any, bias: Any) -> Any:
+    y = y if weight is None else aten.mul.Tensor(y, weight)
+    return y if bias is None else aten.add.Tensor(y, bias)
+
+
+# --- normalisations -----------------------------------------------------------------------------------------------------
+
+
+def _standardise(x: Any, axes: list[int], eps: float) -> Any:
+    """(x - mean) / sqrt(var + eps) over ``axes``."""
+    centred = aten.sub.Tensor(x, aten.mean.dim(x, axes, True))
+    variance = aten.mean.dim(aten.pow.Tensor_Scalar(centred, 2), axes, True)
+    return aten.mul.Tensor(centred, aten.rsqrt.default(aten.add.Tensor(variance, eps)))
+
+
+@replaces(aten.layer_norm, fused=True)
+def _layer_norm(x: Any, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True) -> Any:
+    return _affine(_standardise(x, list(range(-len(shape), 0)), eps), weight, bias)
+
+
+@replaces(aten.native_layer_norm)
+def _native_layer_norm(x: Any, shape: list[int], weight: Any, bias: Any, eps: float) -> Any:
+    return (_layer_norm(x, shape, weight, bias, eps), None, None)
+
+
+@replaces(aten.rms_norm, fused=True)
+def _rms_norm(x: Any, shape: list[int], weight: Any = None, eps: float | None = None) -> Any:
+    eps = torch.finfo(_value(x).dtype).eps if eps is None else eps
+    mean = aten.mean.dim(aten.pow.Tensor_Scalar(x, 2), list(range(-len(shape), 0)), True)
+    return _affine(aten.mul.Tensor(x, aten.rsqrt.default(aten.add.Tensor(mean, eps))), weight, None)
+
+
+def _per_channel(parameter: Any, ndim: int) -> Any:
+    return None if parameter is None else aten.reshape.default(parameter, [1, -1] + [1] * (ndim - 2))
+
+
+@replaces(aten.group_norm, fused=True)
+def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True) -> Any:
+    ndim = _value(x).ndim
+    grouped = aten.reshape.default(x, [_size(x, 0), groups, -1])
+    standard = aten.reshape.default(_standardise(grouped, [-1], eps), [_size(x, axis) for axis in range(ndim)])
+    return _affine(standard, _per_channel(weight, ndim), _per_channel(bias, ndim))
+
+
+def _fixed_statistics(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, eps: float) -> Any:
+    ndim = _value(x).ndim
+    scale = aten.rsqrt.default(aten.add.Tensor(variance, eps))
+    scale = scale if weight is None else aten.mul.Tensor(scale, weight)
+    centred = aten.sub.Tensor(x, _per_channel(mean, ndim))
+    return _affine(centred, _per_channel(scale, ndim), _per_channel(bias, ndim))
+
+
+@replaces(aten.batch_norm, fused=True)
+def _batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float, cudnn: bool = True
+) -> Any:
+    if training or mean is None:
+        return NotImplemented
+    return _fixed_statistics(x, weight, bias, mean, variance, eps)
+
+
+@replaces(aten._native_batch_norm_legit_no_training)
+def _native_batch_norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float) -> Any:
+    return (_fixed_statistics(x, weight, bias, mean, variance, eps), None, None)
+
+
+@replaces(aten.instance_norm, fused=True)
+def _instance_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, use_input: bool, momentum: float, eps: float, cudnn: bool = True
+) -> Any:
+    ndim = _value(x).ndim
+    if not use_input:
+        return _fixed_statistics(x, weight, bias, mean, variance, eps)
+    return _affine(_standardise(x, list(range(2 - ndim, 0)), eps), _per_channel(weight, ndim), _per_channel(bias, ndim))
+
+
+def _count(x: Any, axes: list[int]) -> Any:
+    return math.prod(int(_value(x).shape[axis]) for axis in axes)
+
+
+@replaces(aten.var)
+def _var(x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = False, unbiased: Any = None) -> Any:
+    if isinstance(dim, bool):  # var.default(x, unbiased)
+        dim, correction = None, int(dim)
+    correction = (int(unbiased) if unbiased is not None else 1) if correction is None else correction
+    axes = list(range(_value(x).ndim)) if dim is None else ([dim] if isinstance(dim, int) else list(dim))
+    if not all(isinstance(_value(x).shape[axis], int) for axis in axes):
+        return NotImplemented
+    count = _count(x, axes)
+    centred = aten.sub.Tensor(x, aten.mean.dim(x, axes, True))
+    variance = aten.mean.dim(aten.pow.Tensor_Scalar(centred, 2), axes, keepdim)
+    correction = int(correction)
+    return variance if not correction else aten.mul.Tensor(variance, count / (count - correction))
+
+
+@replaces(aten.var_mean)
+def _var_mean(x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = False, unbiased: Any = None) -> Any:
+    variance = _var(x, dim, correction, keepdim, unbiased)
+    if variance is NotImplemented:
+        return NotImplemented
+    axes = list(range(_value(x).ndim)) if dim is None else dim
+    return (variance, aten.mean.dim(x, axes, keepdim))
+
+
+# --- attention ----------------------------------------------------------------------------------------------------------
+
+
+@replaces(aten.scaled_dot_product_attention, fused=True)
+def _attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(scale * q k^T + mask) v, heads of k and v repeated for grouped queries."""
+    scale = 1 / math.sqrt(_value(q).shape[-1]) if scale is None else scale
+    groups = _value(q).shape[-3] // _value(k).shape[-3] if enable_gqa else 1
+    if groups > 1:
+        k, v = (aten.repeat_interleave.self_int(x, groups, -3) for x in (k, v))
+    scores = aten.mul.Tensor(aten.matmul.default(q, aten.transpose.int(k, -2, -1)), scale)
+    if is_causal:
+        everything = aten.new_ones.default(scores, [_size(q, -2), _size(k, -2)], dtype=torch.bool)
+        scores = aten.where.ScalarOther(aten.tril.default(everything), scores, -math.inf)
+    if attn_mask is not None and _value(attn_mask).dtype == torch.bool:
+        scores = aten.where.ScalarOther(attn_mask, scores, -math.inf)
+    elif attn_mask is not None:
+        scores = aten.add.Tensor(scores, attn_mask)
+    return aten.matmul.default(aten._safe_softmax.default(scores, -1), v)
+
+
+# --- one spelling each --------------------------------------------------------------------------------------------------
+
+
+@replaces(aten.bmm, aten.mm, aten.mv)
+def _matmul(a: Any, b: Any) -> Any:
+    return aten.matmul.default(a, b)
+
+
+@replaces(aten.baddbmm)
+def _baddbmm(bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Any:
+    product = aten.matmul.default(a, b)
+    product = product if alpha == 1 else aten.mul.Tensor(product, alpha)
+    return aten.add.Tensor(product, bias if beta == 1 else aten.mul.Tensor(bias, beta))
+
+
+@replaces(aten.view, aten._unsafe_view)
+def _view(x: Any, shape: Any) -> Any:
+    """A view asks for a memory layout that an expanded operation need not have; a reshape does not."""
+    return aten.reshape.default(x, shape) if isinstance(shape, (list, tuple)) else NotImplemented
+
+
+@replaces(aten.square)
+def _square(x: Any) -> Any:
+    return aten.pow.Tensor_Scalar(x, 2)
+
+
+@replaces(aten.mul, aten.multiply)
+def _mul(a: Any, b: Any) -> Any:
+    if isinstance(a, Proxy) and isinstance(b, Proxy) and a.node is b.node:
+        return aten.pow.Tensor_Scalar(a, 2)
+    return aten.mul.Tensor(a, b)
+
+
+@replaces(aten.rsub)
+def _rsub(a: Any, b: Any, alpha: float = 1) -> Any:
+    a = a if alpha == 1 else aten.mul.Tensor(a, alpha)
+    return aten.sub.Tensor(b, a) if isinstance(b, Proxy) else aten.add.Tensor(aten.neg.default(a), b)
+
+
+@replaces(aten.glu)
+def _glu(x: Any, dim: int = -1) -> Any:
+    half = _value(x).shape[dim] // 2
+    first, second = aten.slice.Tensor(x, dim, 0, half), aten.slice.Tensor(x, dim, half, 2 * half)
+    return aten.mul.Tensor(first, aten.sigmoid.default(second))
+
+
+@replaces(aten.constant_pad_nd, aten.pad)
+def _pad(x: Any, pad: list[int], mode: Any = 0, value: float | None = None) -> Any:
+    """Padding by a constant other than zero is padding by zero plus that constant where nothing was."""
+    filler = value if isinstance(mode, str) else mode
+    if mode not in ("constant", filler) or not filler:
+        return NotImplemented
+    inside = aten.constant_pad_nd.default(aten.ones_like.default(x), pad, 0)
+    outside = aten.mul.Tensor(aten.sub.Tensor(aten.ones_like.default(inside), inside), filler)
+    return aten.add.Tensor(aten.constant_pad_nd.default(x, pad, 0), outside)
+
+
+@replaces(aten.dropout, aten.feature_dropout, aten.alpha_dropout)
+def _dropout(x: Any, p: float, train: bool) -> Any:
+    return NotImplemented if train else x
+
+
+@replaces(aten.alias, aten.lift_fresh, aten.lift_fresh_copy)
+def _alias(x: Any) -> Any:
+    return x
+
+
+@replaces(aten.to, aten._to_copy)
+def _cast(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """A cast to the same type and place is nothing; a real one stays."""
+    before = _value(x)
+    with before.fake_mode if hasattr(before, "fake_mode") else torch.no_grad():
+        after = aten.to(before, *args, **kwargs) if args else aten._to_copy(before, **kwargs)
+    return x if (after.dtype, after.device) == (before.dtype, before.device) else NotImplemented
+
+
+@replaces(aten.detach_)
+def _detach(x: Any) -> Any:
+    return aten.detach.default(x)

@@ -1,0 +1,121 @@
+"""Exports a model with torch.export: a transformers model through its own exporter, any other module directly.
+
+In: a module in eval mode and a dictionary of keyword inputs. Out: an ``ExportedProgram`` whose batch and sequence axes are
+symbolic wherever the model allows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
+from transformers.exporters import DynamoConfig, DynamoExporter
+
+from fxlrp.errors import CaptureError, FxlrpError, InputError
+
+
+@torch.compiler.disable
+def export(model: nn.Module, inputs: Mapping[str, Any]) -> ExportedProgram:
+    """The exported program of ``model`` on ``inputs``: dynamic axes first, the inputs' own shapes where that fails.
+
+    Raises :class:`InputError` if the model itself cannot run on the inputs, :class:`CaptureError` if it runs but cannot be
+    exported (a branch on data, an operator without a fake implementation ...).
+    """
+    # One sample is shown as two: torch.export would specialise an axis of length one.
+    attempts = [(_two_samples(inputs), True), (inputs, True), (inputs, False)]
+    failure: Exception | None = None
+    for example, dynamic in attempts:
+        try:
+            return _export_once(model, dict(example), dynamic)
+        except FxlrpError:
+            raise
+        except Exception as error:  # torch.export has no common base class of its own
+            failure = failure or error
+    assert failure is not None
+    raise _explain(model, inputs, failure) from failure
+
+
+def _export_once(model: nn.Module, inputs: dict[str, Any], dynamic: bool) -> ExportedProgram:
+    shapes = pytree.tree_map(_dynamic_axes if dynamic else _static_axes, inputs)
+    with _quiet(), torch.no_grad(), _plain_attention():
+        if isinstance(model, PreTrainedModel):
+            config = DynamoConfig(dynamic=dynamic, dynamic_shapes=shapes)
+            return DynamoExporter().export(model, inputs, config=config).program
+        return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _dynamic_axes(value: Any) -> Any:
+    """The batch axis, and the sequence axis of [batch, sequence] and [batch, sequence, features], as free as the model allows."""
+    if not isinstance(value, Tensor):
+        return None
+    free = 2 if value.ndim in (2, 3) else 1
+    return tuple(Dim.AUTO if axis < free and size > 1 else None for axis, size in enumerate(value.shape))
+
+
+def _static_axes(value: Any) -> Any:
+    return (None,) * value.ndim if isinstance(value, Tensor) else None
+
+
+def _two_samples(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    tensors = [leaf for leaf in pytree.tree_leaves(dict(inputs)) if isinstance(leaf, Tensor)]
+    if not tensors or any(leaf.ndim == 0 or len(leaf) != 1 for leaf in tensors):
+        return dict(inputs)
+    doubled: dict[str, Any] = pytree.tree_map(lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, dict(inputs))
+    return doubled
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what the exporters print about themselves; errors still rise."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "torch.export", "torch.fx", "torch._export", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keeps ``nn.MultiheadAttention`` off its fused inference kernel, which hides the operators inside."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _explain(model: nn.Module, inputs: Mapping[str, Any], failure: Exception) -> FxlrpError:
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:
+        return InputError(f"The model {type(model).__name__} itself fails on these inputs: {type(error).__name__}: {error}")
+    text = str(failure)
+    places = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
+    own = [place for place in places if "/torch/" not in place[0]]
+    where = "".join(f" at {file}:{line} (in {function})" for file, line, function in own[-1:])
+    branch = "data-dependent" in text or "GuardOnDataDependent" in type(failure).__name__
+    remedy = (
+        "Its control flow depends on the values of tensors. Replace the branch by torch.where or torch.cond, or pass the choice "
+        "as a Python value."
+        if branch
+        else "Try torch.export.export(model, (), inputs, strict=False) on its own: it must succeed before fxlrp can explain the model."
+    )
+    first = next((line for line in text.splitlines() if line.strip()), type(failure).__name__)
+    return CaptureError(f"{type(model).__name__} cannot be exported{where}: {first.strip()}\n{remedy}")

@@ -1,0 +1,399 @@
+"""The ``fxlrp`` command: texts and checkpoints go in, heat maps, reports and tables come out.
+
+Results go to stdout, progress and errors to stderr, so that ``--json`` can be piped. Exit codes: 0 success, 1
+a failed ``check``, 2 a mistake in what was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from fxlrp.errors import FxlrpError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fxlrp.attribute import Attribution
+    from fxlrp.model import ConvertedModel
+    from fxlrp.rulesets import Citation, Entry
+
+DEMO_TEXTS = (
+    "A film of unforgettable warmth, though the last act never quite earns it.",
+    "It never once bored me.",
+)
+DEMO_RULESETS = ("attnlrp", "cp-lrp", "ali2022", "gradient")
+DEMO_REPORT = Path("fxlrp-demo.html")
+BLOCKS = "blocks"
+
+
+class _ErrorsAsPanels(TyperGroup):
+    """Prints an :class:`FxlrpError` as a panel on stderr and exits with code 2: its message says what to
+    do.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FxlrpError as error:
+            _stderr().print(
+                Panel(Text(str(error)), title=type(error).__name__, title_align="left", style="red")
+            )
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_ErrorsAsPanels,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Explain PyTorch models by layer-wise relevance propagation. New here? Run: fxlrp demo",
+)
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="PATH_OR_NAME",
+        help="Folder or hub name of a sequence classifier or causal language model.",
+        show_default="the small sentiment model that comes with fxlrp",
+    ),
+]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="Folder or hub name of a sequence classifier or causal language model.",
+        show_default="the small sentiment model that comes with fxlrp",
+    ),
+]
+TextOption = Annotated[
+    list[str], typer.Option("--text", "-t", help="The text to explain. Repeat the option for several texts.")
+]
+RulesetOption = Annotated[
+    str, typer.Option("--ruleset", "-r", help="Which paper's rules to use; `fxlrp rulesets` lists them.")
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What to explain: a class by name or number; of a language model, the next token (' Paris').",
+        show_default="the output the model prefers",
+    ),
+]
+ContrastOption = Annotated[
+    str | None, typer.Option(help="Explain why the target, rather than this other class or token.")
+]
+LayersOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"Also show relevance at these modules: '{BLOCKS}' for all blocks, or a glob such as "
+        "'bert.encoder.layer.*'. Repeatable."
+    ),
+]
+LedgerOption = Annotated[
+    bool, typer.Option(help="Account for all relevance: inputs, the model's constants, leaks of rules.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE.html", help="Write an HTML report.", dir_okay=False),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON for machines instead of tables and colours.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the HTML report goes.", dir_okay=False)
+    ] = DEMO_REPORT,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain two built-in sentences with a small built-in model, under several rulesets."""
+    _explain(None, DEMO_TEXTS, DEMO_RULESETS, layers=[BLOCKS], out=out, as_json=as_json, title="fxlrp demo")
+
+
+@app.command()
+def explain(
+    text: TextOption,
+    model: ModelOption = None,
+    ruleset: RulesetOption = "attnlrp",
+    target: TargetOption = None,
+    contrast: ContrastOption = None,
+    layers: LayersOption = None,
+    ledger: LedgerOption = True,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which words speak for and against what the model says about a text."""
+    _explain(
+        model,
+        text,
+        [ruleset],
+        target=target,
+        contrast=contrast,
+        layers=layers,
+        ledger=ledger,
+        out=out,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def compare(
+    text: TextOption,
+    rulesets: Annotated[
+        str,
+        typer.Option("--rulesets", "-r", metavar="A,B,C", help="Rulesets to compare, separated by commas."),
+    ] = ",".join(DEMO_RULESETS),
+    model: ModelOption = None,
+    target: TargetOption = None,
+    contrast: ContrastOption = None,
+    layers: LayersOption = None,
+    ledger: LedgerOption = True,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain a text under several rulesets, side by side."""
+    names = [name.strip() for name in rulesets.split(",") if name.strip()]
+    _explain(
+        model,
+        text,
+        names,
+        target=target,
+        contrast=contrast,
+        layers=layers,
+        ledger=ledger,
+        out=out,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def plan(
+    model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_json: JsonOption = False
+) -> None:
+    """Show which rule applies where in a model."""
+    import fxlrp
+    from fxlrp.checkpoints import encode
+
+    network, tokenizer = _load(model)
+    with _working("tracing the model"):
+        inputs = encode(DEMO_TEXTS[:1], tokenizer, network)
+        rows = fxlrp.convert(network, ruleset, example_inputs=dict(inputs)).plan
+    if as_json:
+        plain = [asdict(row) for row in rows.rows]
+        _print_json({"ruleset": ruleset, "plan": plain, "near_misses": list(rows.near_misses)})
+        return
+    _print_table(
+        ("pattern", "rule", "count", "modules", "note"),
+        [(row.pattern, row.rule, str(row.count), row.modules, row.note) for row in rows.rows],
+    )
+    for miss in rows.near_misses:
+        _stdout().print(Text(f"near miss: {miss}", "yellow"))
+
+
+@app.command()
+def rulesets(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this ruleset's rules.", show_default="list all")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the rulesets, or show the rules of one."""
+    import fxlrp
+
+    if name is None:
+        known = [fxlrp.ruleset(each) for each in fxlrp.rulesets()]
+        rows = [(each.name, each.title, _short(each.citation)) for each in known]
+        if as_json:
+            _print_json([dict(zip(("name", "title", "citation"), row, strict=True)) for row in rows])
+        else:
+            _print_table(("name", "title", "citation"), rows)
+        return
+    chosen = fxlrp.ruleset(name)
+    if as_json:
+        _print_json(chosen.model_dump(mode="json", by_alias=True))
+        return
+    console = _stdout()
+    console.print(Text.assemble((chosen.name, "bold"), "  ", chosen.title))
+    for paragraph in (
+        str(chosen.citation or ""),
+        chosen.description,
+        *(f"Note: {note}" for note in chosen.notes),
+    ):
+        if paragraph:
+            console.print(Text(paragraph.strip()))
+    console.print()
+    _print_table(("match", "where", "rule"), [_rule_cells(entry) for entry in chosen.rules])
+    console.print(Text("The first line that matches an operation decides.", "dim"))
+
+
+@app.command()
+def check(
+    model: ModelArgument = None,
+    ruleset: RulesetOption = "conservative",
+    text: Annotated[
+        list[str] | None, typer.Option("--text", "-t", help="Text to check on; repeatable.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that no relevance is lost in a model under a ruleset; exit with code 1 if some is.
+
+    The check runs in float64, where anything but rounding shows.
+    """
+    import fxlrp.testing
+    from fxlrp.checkpoints import encode
+
+    network, tokenizer = _load(model)
+    with _working("checking conservation"):
+        inputs = encode(text or DEMO_TEXTS, tokenizer, network)
+        report = fxlrp.testing.check_conservation(network.double(), ruleset, dict(inputs))
+    if as_json:
+        _print_json({"ruleset": ruleset, "passed": bool(report.passed), "gap": float(report.gap)})
+    else:
+        verdict = ("conserved", "bold green") if report.passed else ("NOT conserved", "bold red")
+        _stdout().print(
+            Text.assemble(verdict, f" under {ruleset}; largest relative gap {float(report.gap):.2e}")
+        )
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _explain(
+    source: str | None,
+    texts: Sequence[str],
+    rulesets: Sequence[str],
+    *,
+    target: str | None = None,
+    contrast: str | None = None,
+    layers: Sequence[str] | None = None,
+    ledger: bool = True,
+    out: Path | None = None,
+    as_json: bool = False,
+    title: str | None = None,
+) -> None:
+    """Explain ``texts`` under each ruleset, then print the views and write the report."""
+    from fxlrp.report import as_plain, render_html, render_terminal
+
+    _require_folder_of(out)
+    attributions = _attribute(*_load(source), texts, rulesets, target, contrast, layers or [], ledger)
+    if out is not None:
+        out.write_text(render_html(attributions, title or texts[0]), encoding="utf-8")
+    if as_json:
+        _print_json({"attributions": [as_plain(each) for each in attributions], "html": out and str(out)})
+        return
+    render_terminal(attributions, _stdout())
+    if out is not None:
+        _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _attribute(
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    rulesets: Sequence[str],
+    target: str | None,
+    contrast: str | None,
+    layers: Sequence[str],
+    ledger: bool,
+) -> list[Attribution]:
+    import fxlrp
+    from fxlrp.checkpoints import block_names, class_index, encode
+
+    chosen = [fxlrp.ruleset(name) for name in rulesets]  # a misspelt name is reported before any work is done
+    inputs = encode(texts, tokenizer, network)
+    wanted, other = (
+        None if name is None else class_index(name, network, tokenizer) for name in (target, contrast)
+    )
+    taps = [tap for layer in layers for tap in (block_names(network) if layer == BLOCKS else [layer])]
+    attributions: list[Attribution] = []
+    converted: ConvertedModel | None = None
+    with Progress(console=_stderr(), transient=True, disable=not _stderr().is_terminal) as progress:
+        for ruleset in progress.track(chosen, description="explaining"):
+            # Captured once, however many rulesets explain it.
+            converted = converted.with_ruleset(ruleset) if converted else fxlrp.convert(network, ruleset)
+            attributions.append(
+                converted.attribute(
+                    inputs, target=wanted, contrast=other, at=taps, ledger=ledger, tokenizer=tokenizer
+                )
+            )
+    return attributions
+
+
+def _load(source: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the named checkpoint, or the embedded one, without transformers' own progress bars and notes."""
+    with _working("loading the model" if source is None else f"loading {source}"):
+        from transformers.utils import logging
+
+        from fxlrp.checkpoints import load_checkpoint, load_demo
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        return load_demo() if source is None else load_checkpoint(source)
+
+
+def _require_folder_of(out: Path | None) -> None:
+    """Refuse a report whose folder does not exist before minutes are spent on it."""
+    if out is not None and not out.resolve().parent.is_dir():
+        raise typer.BadParameter(f"the folder {out.resolve().parent} does not exist", param_hint="--out")
+
+
+def _short(citation: Citation | None) -> str:
+    """A citation as it stands in running text: first author and year."""
+    if citation is None:
+        return ""
+    first, *others = citation.authors.split(",")
+    return f"{first}{' et al.' if others else ''} {citation.year}"
+
+
+def _rule_cells(entry: Entry) -> tuple[str, str, str]:
+    """One entry of a ruleset as table cells: what it matches, where, and the rule with its parameters."""
+    where = entry.where.model_dump(by_alias=True, exclude_none=True)
+    parameters = ", ".join(f"{key}={value}" for key, value in entry.params.items())
+    return (
+        entry.match,
+        " ".join(f"{key}={value}" for key, value in where.items()),
+        f"{entry.rule}({parameters})" if parameters else entry.rule,
+    )
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in header:
+        table.add_column(name, overflow="fold", justify="right" if name == "count" else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _stdout().print(table)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """Show a spinner on stderr, when someone is looking."""
+    with _stderr().status(what + " ..."):
+        yield
+
+
+def _stdout() -> Console:
+    return Console()
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)

@@ -1,0 +1,55 @@
+"""Every error that a user can cause, as subclasses of :class:`FxlrpError`.
+
+Each message says what was wrong, where (module path, source line or YAML line) and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FxlrpError(Exception):
+    """Base of all errors raised by fxlrp for reasons a user can act on."""
+
+
+class TrainingModeError(FxlrpError):
+    """The model (or a part of it) is in training mode, so its outputs are random."""
+
+
+class CaptureError(FxlrpError):
+    """The model could not be exported to a graph."""
+
+
+class InputError(FxlrpError):
+    """The inputs do not fit the model: wrong names, NaN, mixed devices, nothing to explain."""
+
+
+class TargetError(FxlrpError):
+    """The target is out of range, of the wrong shape, or not a scalar per sample."""
+
+
+class RulesetError(FxlrpError):
+    """A ruleset, or one of its rules, is unknown or malformed."""
+
+
+class UncoveredOperatorError(FxlrpError):
+    """A live, non-homogeneous operator that no rule of the ruleset covers."""
+
+
+class MissingExtraError(FxlrpError):
+    """An optional package is needed for this feature."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"This needs the optional package '{package}', which is not installed. "
+            f"Install it with: pip install 'fxlrp[{extra}]'"
+        )
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A closing sentence that suggests the nearest valid name and lists them all."""
+    names = sorted(valid)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{hint} Valid names: {', '.join(names)}."

@@ -1,0 +1,55 @@
+"""Skip connections: sums of a value and of something computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from fxlrp.graph.operators import Kind, operator_of, packet
+
+aten = torch.ops.aten
+
+
+def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[fx.Node]:
+    """The additions whose one term is an ancestor of the other.
+
+    The search from the later term never goes behind the earlier one, so the cost over the whole graph is that of its blocks.
+    """
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if packet(node.target) is not aten.add or len(node.args) < 2:
+            continue
+        a, b = (_unmoved(argument) for argument in node.args[:2])
+        if a is None or b is None or a is b or a not in inside or b not in inside:
+            continue
+        early, late = sorted((a, b), key=lambda n: position[n])
+        if _reaches(late, early, position):
+            yield node
+
+
+def _unmoved(value: object) -> fx.Node | None:
+    """What a view, cast or copy is a view of."""
+    while isinstance(value, fx.Node):
+        operator = operator_of(value)
+        if operator is None or operator.kind is not Kind.TERMS or operator.category != "movement" or operator.terms != (0,):
+            return value
+        inner = value.args[0]
+        if not isinstance(inner, fx.Node):
+            return value
+        value = inner
+    return None
+
+
+def _reaches(late: fx.Node, early: fx.Node, position: dict[fx.Node, int]) -> bool:
+    stack, seen = [late], set()
+    while stack:
+        node = stack.pop()
+        if node is early:
+            return True
+        if node in seen or position[node] < position[early]:
+            continue
+        seen.add(node)
+        stack.extend(node.all_input_nodes)
+    return False

@@ -1,0 +1,206 @@
+"""The ledger: where every unit of relevance went, source by source and leak by leak, and the gap that should be none.
+
+In: a plan, the model's arguments, the explained scalars. Out: a :class:`Ledger`. The rewritten graph is run once more with each
+additive constant as a leaf of its own; sums are in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.graph.operators import packet
+from fxlrp.graph.view import module_path, module_stack
+from fxlrp.plan import Plan
+from fxlrp.rewrite.call import total
+from fxlrp.rewrite.graph import Rewritten, Source
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: ``source`` is a module path (or input name), ``amount`` [batch] its relevance in float64.
+
+    ``leak`` tells a leak that a rule declares from an input or an additive constant.
+    """
+
+    source: str
+    kind: str
+    amount: Tensor
+    leak: bool = False
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Entries whose sum is the explained output: ``gap`` = explained - sum of entries, [batch]."""
+
+    entries: tuple[Entry, ...]
+    explained: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all entries, [batch]."""
+        return torch.stack([entry.amount for entry in self.entries]).sum(0)
+
+    @property
+    def gap(self) -> Tensor:
+        """Explained output less the sum of all entries, [batch]: rounding, if every rule keeps its promise."""
+        return self.explained - self.total
+
+    def by_kind(self) -> dict[str, Tensor]:
+        """Sums by kind of entry, [batch] each, in the order of first appearance."""
+        sums: dict[str, Tensor] = {}
+        for entry in self.entries:
+            sums[entry.kind] = sums[entry.kind] + entry.amount if entry.kind in sums else entry.amount
+        return sums
+
+
+def compute_ledger(
+    plan: Plan, rewritten: Rewritten, arguments: Sequence[Any], explain: Callable[[tuple[Any, ...]], Tensor]
+) -> Ledger:
+    """Run the ledger graph and one backward pass per sample, so that an entry is exact whatever the model mixes."""
+    with torch.enable_grad():
+        outputs, entrances, _, leaves, sites = rewritten.module(*arguments)
+        explained = explain(outputs)
+    outside = _outside(outputs, explain)
+    watched = [*entrances, *leaves, *(site[0] for site in sites)]
+    rows = [_one_sample(plan, rewritten, scalar, watched, entrances, leaves, sites) for scalar in explained]
+    for row, amount in zip(rows, outside, strict=True):
+        if abs(amount) > 0:
+            row["target", "target function", True] = amount
+    merged: dict[tuple[str, str, bool], list[Tensor]] = {}
+    for index, row in enumerate(rows):
+        for key, amount in row.items():
+            merged.setdefault(key, [torch.zeros((), dtype=torch.float64)] * len(rows))[index] = amount
+    entries = tuple(
+        Entry(source, kind, torch.stack(amounts), leak) for (source, kind, leak), amounts in merged.items()
+    )
+    return Ledger(entries, explained.detach().double())
+
+
+def _one_sample(
+    plan: Plan,
+    rewritten: Rewritten,
+    scalar: Tensor,
+    watched: Sequence[Tensor],
+    entrances: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    sites: Sequence[Any],
+) -> dict[tuple[str, str, bool], Tensor]:
+    wanted = [tensor for tensor in watched if tensor.requires_grad]
+    found = dict(zip(map(id, wanted), torch.autograd.grad(scalar, wanted, retain_graph=True, allow_unused=True), strict=True))
+    row: dict[tuple[str, str, bool], Tensor] = {}
+
+    def enter(source: str, kind: str, leak: bool, amount: Tensor) -> None:
+        key = (source, kind, leak)
+        row[key] = row[key] + amount if key in row else amount
+
+    for entrance, tensor in zip(plan.structure.entrances, entrances, strict=True):
+        enter(entrance.name, "input", False, product_sum(tensor, found.get(id(tensor))))
+    for source, leaf in zip(rewritten.sources, leaves, strict=True):
+        enter(*describe(plan, source), False, product_sum(leaf, found.get(id(leaf))))
+    for leak, (value, operands, extras) in zip(rewritten.leaks, sites, strict=True):
+        message = found.get(id(value))
+        amount = torch.zeros((), dtype=torch.float64) if message is None else leak.call.leak(value, message, *operands, *extras)
+        enter(module_path(leak.node) or leak.node.name, _leak_kind(plan, leak.node, leak.call.rule.leak_kind), True, amount)
+    return row
+
+
+def _outside(outputs: Sequence[Any], explain: Callable[[tuple[Any, ...]], Tensor]) -> Tensor:
+    """What of each scalar the outputs do not carry: e - sum of y de/dy, zero for a logit, not so for a probability."""
+    cut = [y.detach().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in outputs]
+    leaves = [y for y in cut if isinstance(y, Tensor) and y.requires_grad]
+    with torch.enable_grad():
+        scalars = explain(tuple(cut))
+    rest = []
+    for scalar in scalars:
+        grads = torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
+        carried = torch.stack([product_sum(y, g) for y, g in zip(leaves, grads, strict=True)]).sum()
+        rest.append(scalar.detach().double() - carried)
+    return torch.stack(rest)
+
+
+def product_sum(value: Tensor, message: Tensor | None) -> Tensor:
+    """sum of value x message in float64, where a zero message makes the product zero (also with an infinite mask)."""
+    if message is None:
+        return torch.zeros((), dtype=torch.float64)
+    value, message = value.detach(), message.detach()
+    return total(torch.where(message == 0, torch.zeros_like(message), value * message))
+
+
+def describe(plan: Plan, source: Source) -> tuple[str, str]:
+    """Where an additive constant comes from, and its kind in the field's words."""
+    node, user = source.value, source.user
+    if not isinstance(node, fx.Node):
+        return module_path(user) or user.name, "scalar"
+    weights = _weights_behind(plan, node)
+    depends = node in plan.structure.dependent
+    labels = plan.structure.labels.get(user, ())
+    path = ", ".join(weights[:2]) or module_path(node) or module_path(user) or node.name
+    return path, _kind(plan, node, user, weights, depends, labels)
+
+
+def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends: bool, labels: tuple[str, ...]) -> str:
+    name = weights[0].lower() if len(weights) == 1 else ""
+    words = {"position": "position embedding", "wpe": "position embedding", "token_type": "token-type embedding", "cls_token": "class token"}
+    for word, kind in words.items():
+        if word in name:
+            return kind
+    if name.endswith("bias") or "bias" in name.rsplit(".", 1)[-1]:
+        inner = [kind for _, kind in _stack(user)][-1:]
+        return "norm shift" if inner and "norm" in inner[0].lower() else "bias"
+    if any(label.startswith("norm") for label in labels) and not depends:
+        return "norm constant"
+    if depends:
+        cut = any(n in plan.decisions for n in _chain(node))
+        return "mask" if not cut and not _from_relevance(plan, node) else "value held constant"
+    return "embedding" if packet(node.target) is aten.embedding else "parameter" if weights else "constant"
+
+
+def _stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
+    return module_stack(node)
+
+
+def _chain(node: fx.Node) -> list[fx.Node]:
+    return [node, *node.all_input_nodes]
+
+
+def _from_relevance(plan: Plan, node: fx.Node) -> bool:
+    """Whether the value was computed from one that carries relevance (and was then held constant)."""
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if current in plan.carrying:
+            return True
+        if current not in seen:
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return False
+
+
+def _weights_behind(plan: Plan, node: fx.Node) -> list[str]:
+    """The parameters and buffers that a constant is made of, nearest first."""
+    queue, seen, found = [node], set(), []
+    while queue and len(seen) < 64:
+        current = queue.pop(0)
+        if current in seen or current in plan.carrying:
+            continue
+        seen.add(current)
+        if current.op == "placeholder" and current.target in plan.program.weights:
+            found.append(plan.program.weights[str(current.target)])
+        queue.extend(current.all_input_nodes)
+    return found
+
+
+def _leak_kind(plan: Plan, node: fx.Node, kind: str) -> str:
+    if kind == "plain gradient":
+        pattern = next((label.split(".")[0] for label in plan.structure.labels.get(node, ()) if label != "residual"), "")
+        if pattern:
+            return f"{pattern} gradient"
+        return f"{plan.decisions[node].category} gradient"
+    return kind

@@ -1,0 +1,26 @@
+"""Gates and routers: an activated branch times a linear one, expert weights times expert outputs, pooled means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxlrp.graph.elementwise import spelled_activation
+from fxlrp.patterns.language import either, part, pattern
+
+
+@pattern("gated", gate=(2, 3), signal=(2, 3))
+def gated(gate: Tensor, signal: Tensor) -> Tensor:
+    """activation(gate) * signal: SwiGLU, GeGLU, GLU and gated recurrences."""
+    activated = either(
+        F.silu(gate), F.gelu(gate), torch.sigmoid(gate), F.relu(gate), torch.tanh(gate), F.mish(gate), spelled_activation(gate)
+    )
+    return part(part(activated, "gate") * signal, "product")
+
+
+@pattern("renormalised", weights=(2, 3))
+def renormalised(weights: Tensor) -> Tensor:
+    """w / sum(w): router weights scaled to one after the best experts were chosen."""
+    total = weights.sum(-1, keepdim=True)
+    return weights / part(either(total, total + 1e-20, torch.clamp_min(total, 1e-20)), "scale")

@@ -1,0 +1,52 @@
+"""Normalisations: LayerNorm, RMSNorm, GroupNorm (and their spellings), vectors scaled to unit length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxlrp.patterns.language import either, part, pattern
+
+
+def _inverse_root(x: Tensor, variance: Tensor, eps: Tensor) -> Tensor:
+    """x / sqrt(variance + eps), where the root stands is the part ``scale``."""
+    floored = either(variance + eps, variance)
+    return either(
+        x * part(either(torch.rsqrt(floored), torch.pow(floored, -0.5), torch.reciprocal(torch.sqrt(floored))), "scale"),
+        x / part(either(torch.sqrt(floored), torch.sqrt(variance) + eps, torch.pow(floored, 0.5)), "scale"),
+    )
+
+
+@pattern("norm", x=(2, 3), eps=())
+def layer_norm(x: Tensor, eps: Tensor) -> Tensor:
+    """(x - mean(x)) / sqrt(var(x) + eps): LayerNorm, and GroupNorm, InstanceNorm on a reshaped x."""
+    centred = x - part(x.mean(-1, keepdim=True), "mean")
+    square = torch.pow(centred, 2).mean(-1, keepdim=True)
+    return _inverse_root(centred, either(square, square * eps, x.var(-1, keepdim=True)), eps)
+
+
+@pattern("norm", x=(2, 3), eps=())
+def layer_norm_by_deviation(x: Tensor, eps: Tensor) -> Tensor:
+    """(x - mean(x)) / (std(x) + eps)."""
+    centred = x - part(x.mean(-1, keepdim=True), "mean")
+    deviation = x.std(-1, keepdim=True)
+    return centred / part(either(deviation + eps, deviation), "scale")
+
+
+@pattern("norm", x=(2, 3), eps=())
+def rms_norm(x: Tensor, eps: Tensor) -> Tensor:
+    """x / sqrt(mean(x^2) + eps)."""
+    return _inverse_root(x, torch.pow(x, 2).mean(-1, keepdim=True), eps)
+
+
+@pattern("unit_norm", x=(2, 3), eps=())
+def unit_norm(x: Tensor, eps: Tensor) -> Tensor:
+    """x / ||x||, with a floor under the length or without."""
+    length = either(torch.linalg.vector_norm(x, dim=-1, keepdim=True), torch.pow(x, 2).sum(-1, keepdim=True).sqrt())
+    return x / part(either(torch.clamp_min(length, 1e-12), length + eps, length), "scale")
+
+
+@pattern("unit_norm", x=(2, 3), eps=())
+def unit_norm_by_root(x: Tensor, eps: Tensor) -> Tensor:
+    """x / sqrt(sum(x^2) + eps)."""
+    return _inverse_root(x, torch.pow(x, 2).sum(-1, keepdim=True), eps)

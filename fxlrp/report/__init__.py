@@ -1,0 +1,23 @@
+"""Views of an attribution or a comparison: an HTML page, a terminal heat map, a matplotlib figure, a data
+frame and plain values for JSON.
+
+:mod:`fxlrp.report.views` is what the methods of Attribution and Comparison call. The functions beneath it are
+pure and take a sequence of attributions of the same inputs, one per ruleset.
+"""
+
+from fxlrp.report.html import render_fragment, render_html
+from fxlrp.report.plain import as_plain
+from fxlrp.report.terminal import render_terminal
+from fxlrp.report.views import plot, show, to_dataframe, to_html, to_notebook
+
+__all__ = [
+    "as_plain",
+    "plot",
+    "render_fragment",
+    "render_html",
+    "render_terminal",
+    "show",
+    "to_dataframe",
+    "to_html",
+    "to_notebook",
+]

@@ -1,0 +1,165 @@
+"""The terminal heat map: in go attributions of the same inputs, out go coloured tokens and a ledger table to
+a console.
+
+Relevance is the background's colour, from a neutral grey to red (for) or blue (against). Where a terminal
+shows no colours, the numbers printed for short inputs still tell the whole story.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.padding import Padding
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from fxlrp.report.digest import LayerMap, Layout, LedgerSheet, Panel, SampleView, digest
+from fxlrp.report.numbers import share, signed
+
+if TYPE_CHECKING:
+    from fxlrp.attribute import Attribution
+
+NEUTRAL = (88, 88, 94)
+POSITIVE = (200, 62, 36)
+NEGATIVE = (28, 116, 200)
+FAINT = 0.02
+"""Below this share of the largest ``|R|`` a token stays uncoloured."""
+NUMBERED = 24
+"""Up to this many positions are listed with their numbers."""
+MAPPED = 30
+"""Up to this many tokens, a layer's relevance is drawn as a row of cells."""
+
+
+def render_terminal(attributions: Sequence[Attribution], console: Console) -> None:
+    """Print a heat map per sample and ruleset, numbers for short inputs, and the ledgers side by side.
+
+    ``attributions`` explain the same inputs, one per ruleset. Nothing is returned; ``console`` decides on
+    width and colours.
+    """
+    for views in zip(*(digest(attribution) for attribution in attributions), strict=True):
+        _print_sample(views, console)
+
+
+def _print_sample(views: Sequence[SampleView], console: Console) -> None:
+    first = views[0]
+    console.print(Text.assemble("\n", (first.label, "bold"), " = ", (signed(first.explained), "bold")))
+    for panels in zip(*(view.panels for view in views), strict=True):
+        if len(first.panels) > 1:
+            console.print(Text(panels[0].name, "italic"))
+        _print_panels(views, panels, console)
+    if len(views) == 1 and first.layers is not None:
+        console.print(Padding(_layer_table(first.layers), (1, 0, 0, 0), expand=False))
+    ledgers = [(view.ruleset, view.ledger) for view in views if view.ledger is not None]
+    if ledgers:
+        console.print(Padding(_ledger_table(ledgers), (1, 0, 0, 0), expand=False))
+
+
+def _print_panels(views: Sequence[SampleView], panels: Sequence[Panel], console: Console) -> None:
+    layout = panels[0].layout
+    if layout is Layout.TOKENS:
+        for view, panel in zip(views, panels, strict=True):
+            console.print(Text.assemble((view.ruleset, "dim"), ("  ΣR " + signed(panel.total), "dim")))
+            console.print(Padding(_heat(panel), (0, 0, 0, 2), expand=False))
+    if layout is Layout.IMAGE:
+        for view, panel in zip(views, panels, strict=True):
+            console.print(Text(f"{view.ruleset}  {_image_summary(panel)}"))
+    elif layout is Layout.FEATURES or len(panels[0].pieces) <= NUMBERED:
+        console.print(Padding(_number_table(views, panels), (1, 0, 0, 0), expand=False))
+
+
+def _style(value: float, scale: float) -> Style:
+    """White on a colour between grey (nothing) and red or blue (the largest ``|R|``)."""
+    strength = min(1.0, abs(value) / scale) if scale else 0.0
+    if not strength > FAINT:  # also for NaN
+        return Style()
+    end = NEGATIVE if value < 0 else POSITIVE
+    red, green, blue = (
+        round(grey + strength * (full - grey)) for grey, full in zip(NEUTRAL, end, strict=True)
+    )
+    return Style(color="#ffffff", bgcolor=f"rgb({red},{green},{blue})")
+
+
+def _heat(panel: Panel) -> Text:
+    """The text as one paragraph, each token on its colour; only words are kept apart."""
+    paragraph = Text()
+    for piece, value in zip(panel.pieces, panel.values, strict=True):
+        if paragraph and not piece.glued:
+            paragraph.append(" ")
+        paragraph.append(piece.text, _style(float(value), panel.scale))
+    return paragraph
+
+
+def _image_summary(panel: Panel) -> str:
+    height, width = panel.values.shape
+    row, column = np.unravel_index(int(np.abs(panel.values).argmax()), panel.values.shape)
+    return (
+        f"{height} x {width} pixels, ΣR {signed(panel.total)}, "
+        f"largest {signed(float(panel.values[row, column]))} at row {row}, column {column}"
+    )
+
+
+def _number_table(views: Sequence[SampleView], panels: Sequence[Panel]) -> Table:
+    """Positions as rows, rulesets as columns; of many features, the largest under the first ruleset."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("token" if panels[0].layout is Layout.TOKENS else "feature", overflow="fold")
+    for view in views:
+        table.add_column(view.ruleset, justify="right")
+    positions = list(range(len(panels[0].values)))
+    if len(positions) > NUMBERED:
+        positions = [int(position) for position in np.argsort(-np.abs(panels[0].values))[:NUMBERED]]
+        table.caption = f"the {NUMBERED} largest of {len(panels[0].values)}"
+    for position in positions:
+        values = [(float(panel.values[position]), panel.scale) for panel in panels]
+        cells = [Text(signed(value, scale), _style(value, scale)) for value, scale in values]
+        table.add_row(Text(panels[0].pieces[position].raw), *cells)
+    return table
+
+
+def _layer_table(layers: LayerMap) -> Table:
+    """Layers as rows: a coloured cell per token (while they fit a line), then the strongest token."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(f"at {layers.prefix}*")
+    if len(layers.pieces) <= MAPPED:
+        table.add_column("tokens, left to right", no_wrap=True)
+    table.add_column("most at", no_wrap=True)
+    for name, row, scale in zip(layers.names, layers.values, layers.scales, strict=True):
+        top = int(np.abs(row).argmax())
+        cells = Text().join(Text("  ", _style(float(value), scale)) for value in row)
+        most = Text(f"{layers.pieces[top].raw} {signed(float(row[top]))}")
+        table.add_row(Text(name), *([cells] if len(layers.pieces) <= MAPPED else []), most)
+    return table
+
+
+def _ledger_table(ledgers: Sequence[tuple[str, LedgerSheet]]) -> Table:
+    """Kinds as rows, rulesets as columns; a lone ruleset gets a column of shares as well."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("ledger: where it went")
+    for ruleset, _ in ledgers:
+        table.add_column(ruleset, justify="right")
+    lone = ledgers[0][1] if len(ledgers) == 1 else None
+    if lone is not None:
+        table.add_column("share", justify="right", style="dim")
+    kinds = {(group.kind, group.leak): None for _, sheet in ledgers for group in sheet.groups}
+    for kind, leak in sorted(kinds, key=lambda row: row[1]):
+        found = [
+            next((group.amount for group in sheet.groups if (group.kind, group.leak) == (kind, leak)), None)
+            for _, sheet in ledgers
+        ]
+        cells = [
+            "·" if amount is None else signed(amount, sheet.magnitude)
+            for amount, (_, sheet) in zip(found, ledgers, strict=True)
+        ]
+        shares = [] if lone is None else [share(found[0] or 0.0, lone.explained)]
+        table.add_row(Text(kind + (" (leak)" if leak else "")), *cells, *shares)
+    table.add_section()
+    for name, values in (
+        ("total", [signed(sheet.total, sheet.magnitude) for _, sheet in ledgers]),
+        ("explained", [signed(sheet.explained, sheet.magnitude) for _, sheet in ledgers]),
+        ("gap", [signed(sheet.gap) for _, sheet in ledgers]),
+    ):
+        table.add_row(Text(name, "bold"), *values)
+    return table

@@ -1,0 +1,69 @@
+"""The views as an :class:`~fxlrp.attribute.Attribution` and a :class:`~fxlrp.attribute.Comparison` offer
+them.
+
+In goes either of the two; both are a sequence of attributions to the functions that draw.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from fxlrp.attribute import Attribution, Comparison
+from fxlrp.report.figure import draw
+from fxlrp.report.frame import tabulate
+from fxlrp.report.html import render_fragment, render_html
+from fxlrp.report.terminal import render_terminal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Result = Attribution | Comparison
+
+
+def _side_by_side(result: Result) -> tuple[Attribution, ...]:
+    return tuple(result.attributions.values()) if isinstance(result, Comparison) else (result,)
+
+
+def show(result: Result) -> None:
+    """Print the heat map, and the ledger if there is one, to the terminal."""
+    render_terminal(_side_by_side(result), Console())
+
+
+def to_html(result: Result, path: str | Path | None = None, title: str = "Relevance report") -> str:
+    """Return the report as a self-contained HTML page, and write it to ``path`` if one is given.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    page = render_html(_side_by_side(result), title)
+    if path is not None:
+        Path(path).write_text(page, encoding="utf-8")
+    return page
+
+
+def to_notebook(result: Result) -> str:
+    """Return the report as one ``<div>`` with its own style, for a notebook's cell."""
+    return render_fragment(_side_by_side(result))
+
+
+def plot(result: Result) -> Figure:
+    """Return a matplotlib figure of the main input's relevance: a row per sample, a column per ruleset.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return draw(_side_by_side(result))
+
+
+def to_dataframe(result: Result) -> pd.DataFrame:
+    """Return one row per ruleset, sample, attributed input and position; see
+    :func:`fxlrp.report.frame.tabulate`.
+
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    return tabulate(_side_by_side(result))

@@ -1,0 +1,49 @@
+"""A rule applied to one operation, as a callable that a graph can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules import Operation, Rule
+
+
+@dataclass(frozen=True, eq=False)
+class RuleCall:
+    """Calls ``rule`` on ``operation``; takes the operands, then the operation's other arguments."""
+
+    rule: Rule
+    params: Mapping[str, Any]
+    operation: Operation
+
+    @property
+    def __name__(self) -> str:
+        return self.rule.name
+
+    def __call__(self, *values: Any) -> Any:
+        count = len(self.operation.live)
+        return self.rule.surrogate(self.operation.bind(values[count:]), *values[:count], **self.params)
+
+    def leak(self, y: Tensor, message: Tensor, *values: Any) -> Tensor:
+        """What the rule declares to keep of the incoming relevance, summed in float64."""
+        assert self.rule.leak is not None
+        count = len(self.operation.live)
+        operation = self.operation.bind(values[count:])
+        with torch.no_grad():
+            return total(self.rule.leak(operation, y, message, *values[:count], **self.params))
+
+
+def total(amount: Tensor) -> Tensor:
+    """The sum in float64."""
+    return amount.sum(dtype=torch.float64)
+
+
+def source_leaf(value: Tensor | float, like: Tensor) -> Tensor:
+    """An additive constant as a leaf of its own, so that the backward pass reports its message."""
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_(value.is_floating_point())
+    return torch.full((), value, dtype=like.dtype, device=like.device, requires_grad=True)

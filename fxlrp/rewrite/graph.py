@@ -1,0 +1,177 @@
+"""The rewriting itself: a plan becomes a new graph whose plain backward pass is the propagation of relevance.
+
+Values stay equal. A rule stands at its node as a :class:`RuleCall`; wherever a value that carries relevance feeds one that does
+not, the edge is detached, so nothing is saved or computed for branches that a rule cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxlrp.graph.operators import is_float, nodes_in, operator_of
+from fxlrp.plan import Plan
+from fxlrp.rewrite import kernels
+from fxlrp.rewrite.call import RuleCall, source_leaf
+from fxlrp.rules import find_rule, take_apart
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Source:
+    """An additive constant: the node it feeds and, as a node of the canonical graph or a number, the constant itself."""
+
+    user: fx.Node
+    value: fx.Node | float
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A rule that declares to keep some relevance: its node and the call that computes the amount."""
+
+    node: fx.Node
+    call: RuleCall
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A module that returns the model's flat outputs, the attributed values, the tapped values and, for a ledger, the leaves.
+
+    It takes weights, constants, inputs and the weights of attributed look-ups, by the names in ``arguments``. In a ledger graph
+    each source is followed by its leaf and each leak by the value and operands that its formula needs.
+    """
+
+    module: fx.GraphModule
+    arguments: tuple[str, ...]
+    lookups: tuple[str, ...]
+    sources: tuple[Source, ...] = ()
+    leaks: tuple[Leak, ...] = ()
+
+
+def rewrite(plan: Plan, taps: Sequence[fx.Node] = (), *, ledger: bool = False, fused: bool = True) -> Rewritten:
+    """Apply ``plan``. ``taps`` are values to return as well; ``ledger`` adds leaves for every source and the operands of leaks.
+
+    With ``fused`` the fast kernels stand where they apply; without, and in a ledger, every rule stands in its definition.
+    """
+    return _Rewriting(plan, ledger, fused and not ledger).run(taps)
+
+
+class _Rewriting:
+    def __init__(self, plan: Plan, ledger: bool, fused: bool) -> None:
+        self.plan = plan
+        self.ledger = ledger
+        self.regions: dict[fx.Node, Callable[..., Any]] = {}
+        if fused:
+            found = {node: kernels.choose(plan, region) for node, region in plan.program.fused.items()}
+            self.regions = {node: function for node, function in found.items() if function is not None}
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, fx.Node] = {}
+        self.detached: dict[fx.Node, fx.Node] = {}
+        self.lookups = {e.node for e in plan.structure.entrances if e.lookup}
+        self.tables = {node.args[0] for node in self.lookups}
+        self.lookup_weights: dict[Any, fx.Node] = {}
+        self.sources: list[Source] = []
+        self.leaves: list[fx.Node] = []
+        self.leaks: list[Leak] = []
+        self.operands: list[Any] = []
+
+    def run(self, taps: Sequence[fx.Node]) -> Rewritten:
+        nodes = list(self.plan.program.graph.nodes)
+        for node in (n for n in nodes if n.op == "placeholder"):
+            self.values[node] = self.graph.node_copy(node)
+        for table in (n for n in nodes if n in self.tables):
+            self.lookup_weights[table] = self.graph.placeholder(f"{table.target}_lookup")
+        for node in (n for n in nodes if n.op == "call_function"):
+            self.values[node] = self._emit(node)
+            self.values[node].meta = dict(node.meta)
+        outputs = fx.map_arg(self.plan.program.graph.output_node().args[0], lambda n: self.values[n])
+        entrances = tuple(self.values[e.node] for e in self.plan.structure.entrances)
+        extra = (tuple(self.leaves), tuple(self.operands)) if self.ledger else ()
+        self.graph.output((tuple(outputs), entrances, tuple(self.values[n] for n in taps), *extra))
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        self.graph.lint()
+        return Rewritten(
+            module=fx.GraphModule({}, self.graph),
+            arguments=tuple(str(n.target) for n in self.graph.nodes if n.op == "placeholder"),
+            lookups=tuple(str(table.target) for table in self.lookup_weights),
+            sources=tuple(self.sources),
+            leaks=tuple(self.leaks),
+        )
+
+    def _emit(self, node: fx.Node) -> fx.Node:
+        if node in self.lookups:
+            args = (self.lookup_weights[node.args[0]], *(self._constant(a) for a in node.args[1:]))
+            return self.graph.call_function(node.target, args, fx.map_arg(dict(node.kwargs), self._constant))
+        if node in self.regions:
+            fused = self.plan.program.fused[node]
+            image = self._value if node in self.plan.carrying else self._constant
+            return self.graph.call_function(self.regions[node], fx.map_arg(fused.args, image), fx.map_arg(dict(fused.kwargs), image))
+        if node not in self.plan.carrying:
+            copied = self.graph.node_copy(node, self._constant)
+            # Of several values (split, topk) one may be cut off while others carry on: it is detached after it was taken.
+            taken = any(n in self.plan.carrying and not _is_tensor(n) for n in node.all_input_nodes)
+            return self.graph.call_function(aten.detach.default, (copied,)) if taken and _is_tensor(node) else copied
+        decision = self.plan.decisions.get(node)
+        if not self.ledger and (decision is None or decision.rule.name == "gradient"):
+            operands = self._operands(node)
+            return self.graph.node_copy(node, lambda n: self.values[n] if n in operands else self._constant(n))
+        return self._apply(node)
+
+    @staticmethod
+    def _operands(node: fx.Node) -> set[fx.Node]:
+        operator = operator_of(node)
+        assert operator is not None
+        return set(nodes_in(node, operator.factors + operator.terms))
+
+    def _value(self, node: fx.Node) -> fx.Node:
+        return self.values[node]
+
+    def _constant(self, node: Any) -> Any:
+        """The value cut off from relevance."""
+        if not isinstance(node, fx.Node):
+            return node
+        if node not in self.plan.carrying or not _is_tensor(node):
+            return self.values[node]
+        if node not in self.detached:
+            self.detached[node] = self.graph.call_function(aten.detach.default, (self.values[node],))
+        return self.detached[node]
+
+    def _apply(self, node: fx.Node) -> fx.Node:
+        decision = self.plan.decisions.get(node)
+        rule = decision.rule if decision is not None else find_rule("gradient")
+        site = take_apart(node, self.plan.carrying.__contains__)
+        call = RuleCall(rule, decision.params if decision is not None else {}, site.operation)
+        operands = [self.values[o] if isinstance(o, fx.Node) else o for o in site.operands]
+        extras = [self._constant(extra) for extra in site.extras]
+        if self.ledger:
+            for index in site.operation.sources:
+                operands[index] = self._leaf(node, site.operands[index], operands[0])
+        target = site.operation.target
+        if self.ledger and isinstance(target, torch._ops.OpOverload):  # a number that became a leaf needs another overload
+            call = RuleCall(rule, call.params, replace(site.operation, target=target.overloadpacket))
+        made = self.graph.call_function(call, (*operands, *extras))
+        if self.ledger and decision is not None and rule.leak is not None:
+            self.leaks.append(Leak(node, call))
+            self.operands.append((made, tuple(operands), tuple(extras)))
+        return made
+
+    def _leaf(self, user: fx.Node, value: Any, like: Any) -> Any:
+        """The leaf that stands for an additive constant, unless it is none (an integer, zero, an infinite mask)."""
+        if isinstance(value, fx.Node):
+            if not is_float(value):
+                return self.values[value]
+        elif value is None or value == 0 or value in (float("inf"), float("-inf")):
+            return value
+        leaf = self.graph.call_function(source_leaf, (self.values[value] if isinstance(value, fx.Node) else value, like))
+        self.sources.append(Source(user, value))
+        self.leaves.append(leaf)
+        return leaf
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)

@@ -1,0 +1,216 @@
+"""Fast forms of fused operations under a combination of rules; the expanded graph stays their definition.
+
+Each kernel says for which decisions on the operation's parts it stands, or returns None. Tests compare each with the definition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from fxlrp.capture.canonical import Fused
+from fxlrp.graph.operators import packet
+from fxlrp.plan import Plan
+from fxlrp.rules.primitives import scale_message
+
+aten = torch.ops.aten
+#: A kernel takes the region and returns a function of the fused operator's own arguments, or None.
+Kernel = Callable[["Region"], Callable[..., Tensor] | None]
+KERNELS: dict[Any, Kernel] = {}
+_CHUNK = 2**24  # entries of an attention matrix recomputed at a time: 64 MB in float32
+
+
+def kernel(target: Any) -> Callable[[Kernel], Kernel]:
+    """Register the kernel of a fused operator."""
+
+    def register(function: Kernel) -> Kernel:
+        KERNELS[target] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Region:
+    """The nodes that one fused operator became, with what the plan decided for each."""
+
+    plan: Plan
+    fused: Fused
+    parts: Mapping[str, fx.Node]
+
+    @staticmethod
+    def of(plan: Plan, fused: Fused) -> Region:
+        """Find the labelled parts among the region's nodes."""
+        labels = plan.structure.labels
+        parts = {
+            label.split(".", 1)[1]: node for node in fused.members for label in labels.get(node, ()) if "." in label
+        }
+        return Region(plan, fused, parts)
+
+    def rule(self, part: str) -> str | None:
+        """The name of the rule at a part; None for a plain gradient or where nothing arrives."""
+        decision = self.plan.decisions.get(self.parts[part]) if part in self.parts else None
+        return decision.rule.name if decision is not None and decision.rule.name not in ("gradient", "taylor") else None
+
+    def param(self, part: str, name: str) -> Any:
+        """A parameter of the rule at a part."""
+        return self.plan.decisions[self.parts[part]].params[name]
+
+    def untouched_but(self, *parts: str) -> bool:
+        """Whether every node other than these parts, and what they alone feed, keeps its plain gradient."""
+        allowed = {self.parts[part] for part in parts if part in self.parts}
+        plain = ("gradient", "taylor")
+        return all(
+            node in allowed or self.plan.decisions.get(node) is None or self.plan.decisions[node].rule.name in plain
+            for node in self.fused.members
+        )
+
+
+def choose(plan: Plan, fused: Fused) -> Callable[..., Any] | None:
+    """A function of the fused operator's arguments that stands for the region under this plan, or None.
+
+    Where no rule changed anything inside, that is the operator itself, bit for bit.
+    """
+    region = Region.of(plan, fused)
+    if region.untouched_but():
+        return fused.target  # type: ignore[no-any-return]
+    made = KERNELS.get(packet(fused.target))
+    return made(region) if made is not None else None
+
+
+# --- normalisations with a constant scale -----------------------------------------------------------------------------------
+
+
+class _ConstantScaleNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, keep_mean: bool) -> Tensor:
+        y, _, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(rstd, weight)
+        ctx.axes, ctx.keep_mean = tuple(range(-len(shape), 0)), keep_mean
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rstd, weight = ctx.saved_tensors
+        g = grads[0] if weight is None else grads[0] * weight
+        g = g * rstd.to(g.dtype)
+        g = g - g.mean(ctx.axes, keepdim=True) if ctx.keep_mean else g
+        return g, None, None, None, None, None
+
+
+@kernel(aten.layer_norm)
+def _layer_norm(region: Region) -> Callable[..., Tensor] | None:
+    if region.rule("scale") != "constant" or not _only_inner(region):
+        return None
+    keep_mean = region.rule("mean") != "constant"
+
+    def constant_scale_layer_norm(
+        x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True
+    ) -> Tensor:
+        result: Any = _ConstantScaleNorm.apply(x, shape, weight, bias, eps, keep_mean)  # type: ignore[no-untyped-call]
+        return result  # type: ignore[no-any-return]
+
+    return constant_scale_layer_norm
+
+
+def _only_inner(region: Region) -> bool:
+    """Besides scale and mean, rules stand only on nodes that the constant scale makes irrelevant (the variance)."""
+    scale = region.parts["scale"]
+    feeding = {scale}
+    for node in reversed(region.fused.members):
+        if node.users and all(user in feeding for user in node.users):
+            feeding.add(node)
+    mean = region.parts.get("mean")
+    decided = [n for n in region.fused.members if n in region.plan.decisions and n not in feeding and n is not mean]
+    return all(region.plan.decisions[n].rule.name == "gradient" for n in decided)
+
+
+# --- attention with scaled messages or constant weights -----------------------------------------------------------------------
+
+
+@kernel(aten.scaled_dot_product_attention)
+def _attention(region: Region) -> Callable[..., Tensor] | None:
+    if not {"scores", "weights", "output"} <= set(region.parts) or not region.untouched_but("scores", "weights", "output"):
+        return None
+    if region.rule("weights") == "constant":
+        return constant_weights_attention
+    rules = {part: region.rule(part) for part in ("scores", "output")}
+    if not set(rules.values()) <= {None, "split"}:
+        return None
+    (q, k), (weights, v) = (_shares(region, part) for part in ("scores", "output"))
+    return named(partial(_scaled_attention, q * weights, k * weights, v), "scaled_attention")
+
+
+def _shares(region: Region, part: str) -> tuple[float, float]:
+    if region.rule(part) is None:
+        return 1.0, 1.0
+    first = float(region.param(part, "first"))
+    return (0.5, 0.5) if first < 0 else (first, 1 - first)
+
+
+def named(function: Any, name: str) -> Callable[..., Tensor]:
+    """Give a partial function the name that generated code shows."""
+    function.__name__, function.__module__ = name, __name__
+    return function  # type: ignore[no-any-return]
+
+
+def _scaled_attention(share_q: float, share_k: float, share_v: float, q: Tensor, k: Tensor, v: Tensor, *a: Any, **o: Any) -> Tensor:
+    q, k, v = (scale_message(x, s) if s != 1 else x for x, s in ((q, share_q), (k, share_k), (v, share_v)))
+    return F.scaled_dot_product_attention(q, k, v, *a, **o)
+
+
+class _ConstantWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale: float | None, gqa: bool) -> Tensor:
+        ctx.save_for_backward(q, k, mask)
+        ctx.options = (causal, 1 / math.sqrt(q.shape[-1]) if scale is None else scale, v.shape)
+        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, mask = ctx.saved_tensors
+        causal, scale, shape = ctx.options
+        groups = q.shape[-3] // k.shape[-3] if q.ndim > 2 else 1
+        if groups > 1:
+            k = k.repeat_interleave(groups, -3)
+        g_v = _weights_transposed(q, k, mask, causal, scale, grads[0])
+        if groups > 1:
+            g_v = g_v.unflatten(-3, (-1, groups)).sum(-3)
+        return None, None, g_v.sum_to_size(shape), None, None, None, None
+
+
+def _weights_transposed(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor) -> Tensor:
+    """softmax(scale q k^T + mask)^T g, one sample at a time where the matrix would be large."""
+    if q.ndim > 3 and len(q) > 1 and q.numel() // q.shape[-1] * k.shape[-2] > _CHUNK:
+        masks = [None] * len(q) if mask is None else list(mask.expand(len(q), *mask.shape[1:]).split(1))
+        parts = [_weights_transposed(*each, causal, scale, c) for *each, c in zip(q.split(1), k.split(1), masks, g.split(1), strict=True)]
+        return torch.cat(parts)
+    scores = torch.matmul(q, k.mT).mul_(scale)
+    if causal:
+        scores.masked_fill_(~torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_(), -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
+    return torch.matmul(aten._safe_softmax(scores, -1).mT, g)
+
+
+def constant_weights_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention whose weights are constant: g_v = weights^T g, nothing flows to queries and keys, no weights are kept."""
+    q, k = q.detach(), k.detach()
+    result: Any = _ConstantWeights.apply(q, k, v, attn_mask, is_causal, scale, enable_gqa)  # type: ignore[no-untyped-call]
+    return result  # type: ignore[no-any-return]

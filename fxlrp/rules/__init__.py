@@ -1,0 +1,19 @@
+"""Propagation rules in the gradient message: a table from names to small functions, each with its mathematics beside it."""
+
+from fxlrp.rules import elementary, linear, product
+from fxlrp.rules.operation import Operation, take_apart
+from fxlrp.rules.rule import RULES, Cite, Conserves, Rule, find_rule, rule
+
+__all__ = [
+    "RULES",
+    "Cite",
+    "Conserves",
+    "Operation",
+    "Rule",
+    "elementary",
+    "find_rule",
+    "linear",
+    "product",
+    "rule",
+    "take_apart",
+]

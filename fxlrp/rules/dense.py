@@ -1,0 +1,30 @@
+"""Slow building blocks of the reference rules: every linear operation as an explicit matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.operation import Operation
+
+
+def matrix(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
+    """W of shape [outputs, inputs] with ``op(x, weight) = W x`` (flattened, no bias): column by column."""
+    columns = []
+    for index in range(x.numel()):
+        unit = torch.zeros_like(x).flatten()
+        unit[index] = 1
+        columns.append(without_bias(op, unit.reshape(x.shape), weight).flatten())
+    return torch.stack(columns, dim=1)
+
+
+def without_bias(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
+    """The operation with zero in place of its additive constant."""
+    return op(x, weight) - op(torch.zeros_like(x), weight) if len(op.live) == op.factors else op(x, weight, None)
+
+
+def shares(contributions: Tensor, denominator: Tensor, relevance: Tensor) -> Tensor:
+    """R_j = sum_i z_ij / d_i R_i, with 0/0 = 0."""
+    safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)
+    weights = torch.where((denominator == 0)[:, None], torch.zeros_like(contributions), contributions / safe[:, None])
+    return torch.einsum("ij,i->j", weights, relevance)

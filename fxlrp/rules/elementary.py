@@ -1,0 +1,161 @@
+"""Rules for activations, softmax, and for any operation: the plain gradient, the constant, the identity by its secant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxlrp.graph.operators import Kind
+from fxlrp.rules.operation import Operation
+from fxlrp.rules.primitives import carry, ratio
+from fxlrp.rules.rule import Cite, Conserves, rule
+
+
+def value_at_zero(op: Operation) -> float:
+    """f(0) of an activation, infinite or NaN where it has none."""
+    result: Tensor = op(torch.zeros((), dtype=torch.float64))
+    return float(result)
+
+
+def _gradient_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Tensor:
+    """sum of y g - sum of x . VJP_x(g), in closed form for products, quotients and softmax."""
+    count = sum(op.live[: op.factors])
+    if op.operator.kind is Kind.FACTORS:
+        # each live factor receives sum(y g) less what the additive constants got
+        terms = [term for term in operands[op.factors :] if isinstance(term, Tensor)]
+        return (1 - count) * (y - _additive(op, operands) if terms else y) * g
+    if op.operator.kind is Kind.QUOTIENT:  # degree +1 in the numerator, -1 in the denominator
+        return (1 - op.live[0] + op.live[1] if len(op.live) > 1 else 0) * y * g
+    if op.operator.kind is Kind.SOFTMAX:
+        return _softmax_leak(op, y, g, *operands)
+    return _local_defect(op, y, g, *operands)
+
+
+def _additive(op: Operation, operands: tuple[Tensor, ...]) -> Tensor:
+    zeros = [torch.zeros_like(x) if i < op.factors else x for i, x in enumerate(operands)]
+    result: Tensor = op(*zeros)
+    return result
+
+
+def _local_defect(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Tensor:
+    """Euler's defect of the operation itself: sum of y g - sum of x . (df/dx)^T g over its live operands and constants."""
+    counted = [i for i, x in enumerate(operands) if isinstance(x, Tensor) and (op.live[i] or i in op.sources)]
+    with torch.enable_grad():
+        leaves = {i: operands[i].detach().requires_grad_() for i in counted if operands[i].is_floating_point()}
+        value = op(*(leaves.get(i, x) for i, x in enumerate(operands)))
+    grads = torch.autograd.grad(value, list(leaves.values()), g, allow_unused=True)
+    received = sum((x.detach() * v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None)
+    return (y * g).sum() - received
+
+
+def _softmax_leak(op: Operation, s: Tensor, g: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
+    """Virtual bias B_j = s_j (1 - x_j + sum_k s_k x_k) g_j of the Taylor expansion; entries of -inf carry nothing."""
+    axis = next((a for a in op.args[1:] if isinstance(a, int) and not isinstance(a, bool)), op.kwargs.get("dim", -1))
+    finite = torch.where(torch.isfinite(x), x, torch.zeros_like(x)).to(s.dtype)
+    return s * (1 - finite + (s * finite).sum(axis, keepdim=True)) * g
+
+
+@rule(
+    "any",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Shrikumar et al. 2016", "gradient x input"),
+    leak=_gradient_leak,
+    leak_kind="plain gradient",
+)
+def gradient(op: Operation, *operands: Tensor) -> Tensor:
+    """g_x = J^T g, the plain gradient.
+
+    Exact where the operation is homogeneous of degree one in its operands (linear maps, ReLU, maxima, norms); elsewhere Euler's
+    defect sum(y g) - sum(x . J^T g) is its declared leak.
+    """
+    result: Tensor = op(*operands)
+    return result
+
+
+@gradient.reference
+def _(op: Operation, relevance: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+    y = op(*operands)
+    results = []
+    for i, x in enumerate(operands):
+        rows = torch.autograd.functional.jacobian(lambda v, i=i: op(*operands[:i], v, *operands[i + 1 :]), x)
+        message = (relevance / y).flatten()
+        results.append(x * torch.einsum("ij,i->j", rows.reshape(-1, x.numel()), message).reshape(x.shape))
+    return tuple(results)
+
+
+@rule(
+    "softmax",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Achtibat et al. 2024, AttnLRP", "prop. 3.1"),
+    leak=_softmax_leak,
+    leak_kind="softmax expansion",
+)
+def taylor(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
+    """R_x = x (R_s - s sum R_s), the first-order expansion of softmax at x: its ordinary gradient.
+
+    x: [..., n]. Its constant term, the virtual bias s (1 - x + sum s x) g, is the declared leak.
+    """
+    result: Tensor = op(x, *rest)
+    return result
+
+
+@taylor.reference
+def _(op: Operation, relevance: Tensor, x: Tensor) -> Tensor:
+    s = op(x)
+    return x * (relevance - s * relevance.sum(-1, keepdim=True))
+
+
+def _offset_leak(op: Operation, y: Tensor, g: Tensor, x: Tensor, *, epsilon: float) -> Tensor:
+    """f(0) sum of g, and with a stabiliser (y - f(0)) g epsilon / (x + epsilon)."""
+    offset = value_at_zero(op)
+    return (offset + (y - offset) * (1 - ratio(x, x + epsilon) if epsilon else 0.0)) * g
+
+
+@rule(
+    "activation",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Bach et al. 2015; Achtibat et al. 2024", "identity rule, sec. 3.2"),
+    leak=_offset_leak,
+    leak_kind="activation offset",
+)
+def secant(op: Operation, x: Tensor, *, epsilon: float = 0.0) -> Tensor:
+    """R_x = R_y as g_x = slope(x) g_y with slope(x) = (f(x) - f(0)) / x in closed form, finite at x = 0.
+
+    x: any shape. Where f(0) is not zero (sigmoid, softplus) it is a constant of its own: f(0) sum(g) is the declared leak.
+    ``epsilon`` > 0 (unit of x) takes (f(x) - f(0)) / (x + epsilon) instead, as the code of Achtibat et al. does with 1e-10.
+    """
+    with torch.no_grad():
+        x_ = x.detach()
+        y: Tensor = op(x_)
+        closed = op.slope
+        if epsilon:
+            slope = ratio(y - value_at_zero(op), x_ + epsilon)
+        else:
+            slope = closed(x_) if closed is not None else _difference_quotient(op, x_, y)
+    return carry(y, x, slope)
+
+
+def _difference_quotient(op: Operation, x: Tensor, y: Tensor) -> Tensor:
+    zero = x == 0
+    quotient = (y - value_at_zero(op)) / torch.where(zero, torch.ones_like(x), x)
+    step = torch.full_like(x, 1e-4)
+    centred = (op(step) - op(-step)) / (2 * step)
+    return torch.where(zero, torch.nan_to_num(centred), quotient)
+
+
+@secant.reference
+def _(op: Operation, relevance: Tensor, x: Tensor, *, epsilon: float) -> Tensor:
+    y = op(x)
+    return relevance * (y - value_at_zero(op)) / y * x / (x + epsilon)
+
+
+@rule("any", conserves=Conserves.NOTHING, source=Cite("Ali et al. 2022", "eq. 8-9: gates and scales are constants"))
+def constant(op: Operation, *operands: Tensor) -> Tensor:
+    """y.detach(): the value passes no relevance on. Where it then stands as a term of a sum it is a source of the ledger."""
+    result: Tensor = op(*(x.detach() if isinstance(x, Tensor) else x for x in operands))
+    return result.detach()
+
+
+@constant.reference
+def _(op: Operation, relevance: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros_like(x) for x in operands)

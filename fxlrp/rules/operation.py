@@ -1,0 +1,124 @@
+"""An operation as a rule sees it: a function of its operands, every other argument fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxlrp.graph.elementwise import slope_of
+from fxlrp.graph.operators import Operator, operator_of
+
+
+@dataclass(frozen=True)
+class Hole:
+    """The place of an operand (or, negative, of an argument that is a value but no operand) in a call."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """``target`` with everything fixed but its operands: factors, then terms, in each group those that carry relevance first.
+
+    ``live`` tells for each operand whether it carries relevance, ``factors`` how many of the operands are factors. An operand that
+    is neither live nor a factor is an additive constant: a source.
+    """
+
+    target: Callable[..., Any]
+    operator: Operator
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    live: tuple[bool, ...]
+    factors: int
+    extras: tuple[Any, ...] = ()
+
+    def __call__(self, *operands: Any) -> Any:
+        values = fill((self.args, self.kwargs), operands, self.extras)
+        return self.target(*values[0], **values[1])
+
+    def bind(self, extras: Sequence[Any]) -> Operation:
+        """The operation with its other arguments (sizes, masks, indices) given."""
+        return replace(self, extras=tuple(extras))
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The positions of the operands that are additive constants."""
+        return tuple(i for i, live in enumerate(self.live) if i >= self.factors and not live)
+
+    @property
+    def slope(self) -> Callable[[Tensor], Tensor] | None:
+        """(f(x) - f(0)) / x of an activation in closed form, with its parameters filled in."""
+        closed = slope_of(self.target)
+        if closed is None:
+            return None
+        arguments = tuple(a for a in self.args[1:] if not isinstance(a, Hole))
+        options = {k: v for k, v in self.kwargs.items() if not isinstance(v, Hole)}
+        return lambda x: closed(x, *arguments, **options)
+
+
+def fill(template: Any, operands: Sequence[Any], extras: Sequence[Any]) -> Any:
+    """``template`` with its holes filled."""
+    if isinstance(template, Hole):
+        return operands[template.index] if template.index >= 0 else extras[~template.index]
+    if isinstance(template, (list, tuple)):
+        return type(template)(fill(item, operands, extras) for item in template)
+    if isinstance(template, dict):
+        return {key: fill(value, operands, extras) for key, value in template.items()}
+    return template
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node taken apart: its operation, its operands (nodes, numbers or None) and its other value arguments."""
+
+    operation: Operation
+    operands: tuple[Any, ...]
+    extras: tuple[fx.Node, ...]
+
+
+def take_apart(node: fx.Node, carries: Callable[[fx.Node], bool]) -> Site:
+    """Separate ``node`` into operation and operands; ``carries`` tells which values carry relevance."""
+    operator = operator_of(node)
+    assert operator is not None
+    # The same node may stand in two slots (x * x); each place is an operand of its own.
+    places: list[tuple[Any, int, bool]] = []
+    slots = {**{slot: 0 for slot in operator.factors}, **{slot: 1 for slot in operator.terms}}
+    extras: list[fx.Node] = []
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    by_name = {names[slot]: kind for slot, kind in slots.items() if slot < len(names)}
+
+    def template(value: Any, kind: int | None) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(template(item, kind) for item in value)
+        if isinstance(value, fx.Node) and kind is None:
+            extras.append(value)
+            return Hole(~(len(extras) - 1))
+        if kind is None or isinstance(value, (str, bool)):
+            return value
+        places.append((value, kind, isinstance(value, fx.Node) and carries(value)))
+        return Hole(len(places) - 1)
+
+    args = tuple(template(value, slots.get(index)) for index, value in enumerate(node.args))
+    kwargs = {key: template(value, by_name.get(key)) for key, value in node.kwargs.items()}
+    ranked = sorted(range(len(places)), key=lambda i: (places[i][1], not places[i][2], i))
+    rank = {old: new for new, old in enumerate(ranked)}
+    renumbered = _renumbered((args, kwargs), rank)
+    live = tuple(places[i][2] for i in ranked)
+    factors = sum(kind == 0 for _, kind, _ in places)
+    operation = Operation(node.target, operator, renumbered[0], renumbered[1], live, factors)
+    return Site(operation, tuple(places[i][0] for i in ranked), tuple(extras))
+
+
+def _renumbered(template: Any, rank: dict[int, int]) -> Any:
+    if isinstance(template, Hole):
+        return Hole(rank[template.index]) if template.index >= 0 else template
+    if isinstance(template, (list, tuple)):
+        return type(template)(_renumbered(item, rank) for item in template)
+    if isinstance(template, dict):
+        return {key: _renumbered(value, rank) for key, value in template.items()}
+    return template
+

@@ -1,0 +1,136 @@
+"""What a rule is: one function on one operation, with its source, what it conserves, its leak and its slow reference.
+
+A rule's function is its definition: a forward expression with the operation's value and a changed derivative (a *surrogate*).
+``@rule`` registers it; the test-suite then checks every registered rule for value, conservation, reference and documentation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from fxlrp.errors import RulesetError, nearest
+
+
+class Conserves(Enum):
+    """What the sum over a rule's messages keeps, for every incoming message."""
+
+    EXACTLY = "sum of x g_x (constants among the terms included) = sum of y g_y"
+    WITH_LEAK = "the same once the rule's declared leak is added"
+    NOTHING = "the operation passes no relevance on: its value is a constant"
+
+
+@dataclass(frozen=True)
+class Cite:
+    """Where a rule or a ruleset comes from: paper and equation or section."""
+
+    work: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.work}, {self.place}" if self.place else self.work
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A propagation rule for the operator classes ``on``.
+
+    ``surrogate(op, *operands, **parameters)`` takes the operation and its operands, those that carry relevance first.
+    ``leak(op, y, g_y, *operands, live=, **parameters)`` is the sum of y g_y less what the operands receive, ``leak_kind`` its
+    name in the ledger. ``reference(op, R_y, *operands, live=, **parameters)`` is the paper's own relevance form, in plain einsum.
+    """
+
+    name: str
+    on: tuple[str, ...]
+    surrogate: Callable[..., Tensor]
+    conserves: Conserves
+    source: Cite
+    leak: Callable[..., Tensor] | None = None
+    leak_kind: str = ""
+    references: list[Callable[..., Any]] = field(default_factory=list, compare=False)
+
+    @property
+    def doc(self) -> str:
+        """The rule's docstring: formula and shapes."""
+        return inspect.cleandoc(self.surrogate.__doc__ or "")
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The options of the rule, with their defaults."""
+        signature = inspect.signature(self.surrogate)
+        return {name: p for name, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def fits(self, category: str) -> bool:
+        """Whether the rule can take operations of this class."""
+        return "any" in self.on or category in self.on
+
+    def reference(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register the slow relevance form of the rule."""
+        self.references.append(function)
+        return function
+
+    def bind(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """``parameters`` completed by defaults; unknown names and wrong types are a :class:`RulesetError`."""
+        for name, value in parameters.items():
+            if name not in self.parameters:
+                valid = nearest(name, self.parameters) if self.parameters else " It takes none."
+                raise RulesetError(f"Rule '{self.name}' has no parameter '{name}'.{valid}")
+            default = self.parameters[name].default
+            wanted = (int, float) if isinstance(default, float) else type(default)
+            if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+                raise RulesetError(
+                    f"Parameter '{name}' of rule '{self.name}' must be a {type(default).__name__} like {default!r}, not {value!r}."
+                )
+        return {name: parameters.get(name, p.default) for name, p in self.parameters.items()}
+
+
+RULES: dict[str, Rule] = {}
+#: Other names under which a rule is known in the literature and in other toolkits.
+ALIASES = {
+    "alpha-beta": "alphabeta",
+    "alpha_beta": "alphabeta",
+    "zplus": "z_plus",
+    "z-plus": "z_plus",
+    "identity": "secant",
+    "detach": "constant",
+    "block": "constant",
+    "eps": "epsilon",
+    "grad": "gradient",
+    "uniform": "split",
+    "half": "split",
+    "softmax_taylor": "taylor",
+    "add_norm": "normalised_add",
+    "normalized_add": "normalised_add",
+    "add_eps": "epsilon",
+    "gamma_ali": "gamma",
+}
+
+
+def rule(
+    *on: str,
+    conserves: Conserves,
+    source: Cite,
+    leak: Callable[..., Tensor] | None = None,
+    leak_kind: str = "",
+) -> Callable[[Callable[..., Tensor]], Rule]:
+    """Register a function as the rule of its name for the operator classes ``on`` ('any' for all)."""
+
+    def register(function: Callable[..., Tensor]) -> Rule:
+        made = Rule(function.__name__, on, function, conserves, source, leak, leak_kind)
+        RULES[made.name] = made
+        return made
+
+    return register
+
+
+def find_rule(name: str) -> Rule:
+    """The rule of this name or alias. Raises :class:`RulesetError` with the nearest valid name."""
+    found = RULES.get(ALIASES.get(name, name))
+    if found is None:
+        raise RulesetError(f"There is no rule '{name}'.{nearest(name, RULES)}")
+    return found

@@ -1,0 +1,311 @@
+"""Rulesets: which rule for which pattern or operator class, as validated YAML.
+
+In: a packaged name, a path, a dictionary. Out: a frozen :class:`Ruleset`. Errors give file, line, column and the nearest name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fxlrp.errors import RulesetError, nearest
+from fxlrp.patterns import PATTERNS
+from fxlrp.patterns.language import PART
+from fxlrp.rules import Rule, find_rule
+from fxlrp.rules.rule import ALIASES, RULES
+
+#: Operator classes, as rulesets name them.
+CLASSES = (
+    "linear",
+    "convolution",
+    "mixing",
+    "scale",
+    "product",
+    "quotient",
+    "activation",
+    "singular",
+    "softmax",
+    "selection",
+    "sum",
+    "add",
+    "movement",
+    "general",
+    "any",
+)
+CLASS_ALIASES = {"conv": "convolution", "act": "activation", "matmul": "product"}
+
+
+class Citation(BaseModel):
+    """A publication."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    authors: str
+    year: int
+    title: str
+    url: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.authors} ({self.year}). {self.title}."
+
+
+class Where(BaseModel):
+    """A restriction to modules: ``module`` is a glob over module paths, ``class`` one over class names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    module: str | None = None
+    class_: str | None = Field(default=None, alias="class")
+
+    def accepts(self, stack: Sequence[tuple[str, str]]) -> bool:
+        """Whether any module that encloses the node fits."""
+        paths = [path for path, _ in stack]
+        kinds = [kind for _, kind in stack]
+        return (self.module is None or any(glob(self.module).fullmatch(p) for p in paths)) and (
+            self.class_ is None or any(glob(self.class_).fullmatch(k) for k in kinds)
+        )
+
+
+@lru_cache(maxsize=4096)
+def glob(pattern: str) -> re.Pattern[str]:
+    """A module-path glob: ``*`` is one segment (any number at the very front), ``**`` any number of segments."""
+    front = pattern.startswith("*.")
+    body = re.escape(pattern[2:] if front else pattern)
+    body = body.replace(r"\*\*", "\0").replace(r"\*", "[^.]*").replace("\0", ".*").replace(r"\?", "[^.]")
+    return re.compile((r"(?:.*\.)?" if front else "") + body)
+
+
+class Entry(BaseModel):
+    """One line of a ruleset: what it matches, where, which rule it gives, with which parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: str
+    rule: str
+    where: Where = Where()
+    params: dict[str, float | int | bool | str] = {}
+
+    @cached_property
+    def bound(self) -> tuple[Rule, dict[str, Any]]:
+        """The rule and its complete parameters."""
+        found = find_rule(self.rule)
+        return found, found.bind(self.params)
+
+
+class Ruleset(BaseModel):
+    """A published method as data: ordered rules (the first that matches wins), seed, bias policy, citation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fxlrp: Literal[1] = 1
+    name: str
+    version: str = "1"
+    title: str = ""
+    description: str = ""
+    citation: Citation | None = None
+    extends: str | None = None
+    rules: tuple[Entry, ...] = ()
+    bias: Literal["source", "distribute"] = "source"
+    seed: Literal["logit", "probability"] = "logit"
+    fallback: str = "gradient"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits of the ruleset's content."""
+        return hashlib.sha256(json.dumps(self.model_dump(by_alias=True), sort_keys=True).encode()).hexdigest()[:12]
+
+    @cached_property
+    def mentions(self) -> frozenset[str]:
+        """Everything that some entry matches."""
+        return frozenset(entry.match for entry in self.rules)
+
+    def choose(self, labels: Iterable[str], stack: Sequence[tuple[str, str]], category: str) -> Entry | None:
+        """The first entry that matches one of a node's labels in its enclosing modules with a rule for its operator class.
+
+        A rule for products is thus passed over where a product turned out linear, one factor being constant.
+        """
+        names = set(labels)
+        return next(
+            (e for e in self.rules if e.match in names and e.bound[0].fits(category) and e.where.accepts(stack)), None
+        )
+
+    def override(self, where: str | Mapping[str, str] | None = None, **changes: Any) -> Ruleset:
+        """A copy with some choices changed.
+
+        Each keyword is a field of the ruleset (``bias="distribute"``), a pattern or operator class with its new rule
+        (``linear={"rule": "gamma", "gamma": 0.05}``, ``activation="gradient"``; write ``**{"norm.mean": "constant"}`` for a
+        part), or a parameter's name, set on all rules that take it (``epsilon=0.1``). ``where`` limits rules to modules:
+        ``"*.mlp.*"`` or ``{"module": ..., "class": ...}``. Raises :class:`RulesetError` for unknown names.
+        """
+        place = {"module": where} if isinstance(where, str) else dict(where or {})
+        fields = {k: v for k, v in changes.items() if k in type(self).model_fields and k not in ("rules", "name")}
+        new: list[dict[str, Any]] = []
+        rules = [entry.model_dump(by_alias=True) for entry in self.rules]
+        for key, value in changes.items():
+            if key in fields:
+                continue
+            if CLASS_ALIASES.get(key, key) in labels():
+                new.append(_entry(key, value, place))
+            elif any(key in r.parameters for r in RULES.values()):
+                for entry in rules:
+                    if key in find_rule(entry["rule"]).parameters:
+                        entry["params"] = {**entry["params"], key: value}
+            else:
+                raise RulesetError(f"Ruleset '{self.name}' cannot override '{key}'.{nearest(key, labels())}")
+        content = {**self.model_dump(by_alias=True), **fields, "rules": new + rules, "extends": None}
+        return _validated(content, f"override of '{self.name}'", None)
+
+
+def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
+    spec = {"rule": value} if isinstance(value, str) else dict(value)
+    known = {key: spec.pop(key) for key in ("rule", "params", "where") if key in spec}
+    return {
+        "match": CLASS_ALIASES.get(match, match),
+        "rule": known.get("rule", ""),
+        "where": known.get("where", place),
+        "params": {**known.get("params", {}), **spec},
+    }
+
+
+@lru_cache(maxsize=1)
+def labels() -> frozenset[str]:
+    """Everything that an entry can match: operator classes, patterns and their parts."""
+    found = {*CLASSES, "residual"}
+    for name, group in PATTERNS.items():
+        found.add(name)
+        for pattern in group:
+            found.update(f"{name}.{node.args[1]}" for node in pattern.graph.nodes if node.target is PART)
+    return frozenset(found)
+
+
+def folder() -> Path:
+    """Where the packaged rulesets lie: inside the installed package, or beside it in a source checkout."""
+    here = Path(__file__).parent
+    packaged = here / "_rulesets"
+    return packaged if packaged.is_dir() else here.parent / "rulesets"
+
+
+def rulesets() -> list[str]:
+    """The names of the packaged rulesets."""
+    return sorted(path.stem for path in folder().glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def ruleset(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
+    """A ruleset by packaged name, path to a YAML file, dictionary, or as it is.
+
+    Raises :class:`RulesetError` with file, line, column and the nearest valid name.
+    """
+    if isinstance(source, Ruleset):
+        return source
+    if isinstance(source, Mapping):
+        return _complete(dict(source), "the given dictionary", None, Path.cwd())
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise RulesetError(f"There is no ruleset file '{path}'.")
+        return _load(path)
+    packaged = folder() / f"{source}.yaml"
+    if not packaged.is_file():
+        raise RulesetError(f"There is no ruleset '{source}'.{nearest(str(source), rulesets())}")
+    return _load(packaged)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, changed: float) -> tuple[dict[str, Any], yaml.Node | None]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path.name}:{mark.line + 1}:{mark.column + 1}" if mark else path.name
+        raise RulesetError(f"{place}: not valid YAML: {error.problem}.") from error
+    if not isinstance(content, dict):
+        raise RulesetError(f"{path.name}:1:1: a ruleset is a mapping with 'name' and 'rules', not {type(content).__name__}.")
+    return content, node
+
+
+def _load(path: Path) -> Ruleset:
+    content, node = _read(path, path.stat().st_mtime)
+    return _complete(dict(content), path.name, node, path.parent)
+
+
+def _complete(content: dict[str, Any], origin: str, node: yaml.Node | None, beside: Path) -> Ruleset:
+    """Validate, then put the rules of the ruleset it extends behind its own."""
+    own = _validated(content, origin, node)
+    if own.extends is None:
+        return own
+    near = beside / f"{own.extends}.yaml"
+    hidden = folder() / f"{own.extends}.yaml"
+    path = near if near.is_file() else hidden
+    if not path.is_file():
+        place = _position(node, ("extends",))
+        raise RulesetError(f"{origin}{place}: extends unknown ruleset '{own.extends}'.{nearest(own.extends, rulesets())}")
+    base = _load(path)
+    unset = {f: getattr(base, f) for f in ("bias", "seed", "fallback") if f not in own.model_fields_set}
+    return own.model_copy(update={"rules": own.rules + base.rules, "extends": None, **unset})
+
+
+def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> Ruleset:
+    try:
+        made = Ruleset.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = tuple(first["loc"])
+        key = str(path[-1])
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            fields = Entry.model_fields if len(path) == 3 else Ruleset.model_fields
+            hint = nearest(key, fields)
+        message = f"{origin}{_position(node, path)}: {'.'.join(map(str, path))}: {first['msg']}.{hint}"
+        raise RulesetError(message) from None
+    for index, entry in enumerate(made.rules):
+        _check_entry(entry, index, origin, node)
+    find_rule(made.fallback)
+    return made
+
+
+def _check_entry(entry: Entry, index: int, origin: str, node: yaml.Node | None) -> None:
+    if entry.match not in labels():
+        place = _position(node, ("rules", index, "match"))
+        raise RulesetError(f"{origin}{place}: nothing is called '{entry.match}'.{nearest(entry.match, labels())}")
+    try:
+        chosen, _ = entry.bound
+    except RulesetError as error:
+        key = "params" if ALIASES.get(entry.rule, entry.rule) in RULES else "rule"
+        raise RulesetError(f"{origin}{_position(node, ('rules', index, key))}: {error}") from None
+    classes = {*CLASSES, "residual"}
+    category = "add" if entry.match == "residual" else entry.match
+    if entry.match in classes and entry.match != "any" and not chosen.fits(category):
+        place = _position(node, ("rules", index, "rule"))
+        valid = sorted(r.name for r in RULES.values() if r.fits(category))
+        raise RulesetError(
+            f"{origin}{place}: rule '{chosen.name}' is for {', '.join(chosen.on)}, not for '{entry.match}'. "
+            f"Rules for it: {', '.join(valid)}."
+        )
+
+
+def _position(node: yaml.Node | None, path: Sequence[Any]) -> str:
+    """``:line:column`` of the deepest part of ``path`` that the file has."""
+    if node is None:
+        return ""
+    place = node.start_mark
+    for key in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if pair is None:
+                break
+            place, node = pair[0].start_mark, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            place = node.start_mark
+    return f":{place.line + 1}:{place.column + 1}"
