@@ -93,7 +93,8 @@ def _one_sample(
     sites: Sequence[Any],
 ) -> dict[tuple[str, str, bool], Tensor]:
     wanted = [tensor for tensor in watched if tensor.requires_grad]
-    found = dict(zip(map(id, wanted), torch.autograd.grad(scalar, wanted, retain_graph=True, allow_unused=True), strict=True))
+    grads = torch.autograd.grad(scalar, wanted, retain_graph=True, allow_unused=True) if scalar.requires_grad else [None] * len(wanted)
+    found = dict(zip(map(id, wanted), grads, strict=True))
     row: dict[tuple[str, str, bool], Tensor] = {}
 
     def enter(source: str, kind: str, leak: bool, amount: Tensor) -> None:

@@ -22,16 +22,11 @@ from fxlrp.capture.program import flatten
 from fxlrp.errors import InputError, TrainingModeError, nearest
 from fxlrp.graph.live import entrances
 from fxlrp.graph.view import module_stack
-from fxlrp.patterns import PATTERNS, find
 from fxlrp.patterns.fold import fold_activations
 from fxlrp.plan import Plan, Structure, make_plan
 from fxlrp.rewrite import Rewritten, rewrite
 from fxlrp.rulesets import Ruleset, glob, ruleset
 from fxlrp.targets import Target
-
-
-#: Patterns that rulesets meet in a graph; spelled-out activations have been folded by then.
-STRUCTURES = {name: group for name, group in PATTERNS.items() if name != "activation"}
 
 
 @dataclass
@@ -182,7 +177,7 @@ class ConvertedModel(nn.Module):
         found = next((c for c in known if c.program.accepts(leaves)), None)
         if found is None:
             program = fold_activations(capture(self.model, inputs))
-            found = Captured(program, Structure.of(program, find(program.graph, STRUCTURES), entrances(program, self.model)))
+            found = Captured(program, Structure.of(program, entrances(program, self.model)))
             known.append(found)
         self._last = found
         return found

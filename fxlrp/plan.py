@@ -21,7 +21,7 @@ from fxlrp.graph.live import Entrance, dependent
 from fxlrp.graph.operators import Kind, Operator, is_float, nodes_in, operator_of, packet
 from fxlrp.graph.residual import skip_connections
 from fxlrp.graph.view import module_path, module_stack, source_line
-from fxlrp.patterns import Match, NearMiss
+from fxlrp.patterns import PATTERNS, Match, NearMiss, find
 from fxlrp.rules import Conserves, Rule, find_rule
 from fxlrp.rules.elementary import value_at_zero
 from fxlrp.rules.operation import take_apart
@@ -29,6 +29,10 @@ from fxlrp.rulesets import Ruleset
 
 #: Classes whose plain gradient keeps relevance by itself: linear maps, sums and homogeneous selections.
 KEEPING = frozenset({"linear", "convolution", "mixing", "scale", "sum", "add", "movement", "selection"})
+
+
+#: Patterns that rulesets meet in a graph; spelled-out activations have been folded by then.
+STRUCTURES = {name: group for name, group in PATTERNS.items() if name != "activation"}
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ class Structure:
     entrances: tuple[Entrance, ...]
 
     @staticmethod
-    def of(program: Program, found: tuple[list[Match], list[NearMiss]], entrances: tuple[Entrance, ...]) -> Structure:
+    def of(program: Program, entrances: tuple[Entrance, ...]) -> Structure:
         """Collect the labels of every node: parts of patterns first, then patterns, then skip connections."""
-        matches, misses = found
+        inside = dependent(program.graph, program.inputs)
+        matches, misses = find(program.graph, STRUCTURES, inside)
         labels: dict[fx.Node, tuple[str, ...]] = {}
         for match in matches:
             name = match.pattern.name
@@ -74,7 +79,6 @@ class Structure:
                 labels[node] = (f"{name}.{part}", *labels.get(node, ()))
             for node in match.nodes:
                 labels[node] = (*labels.get(node, ()), name)
-        inside = dependent(program.graph, program.inputs)
         for node in skip_connections(program.graph, inside):
             labels[node] = (*labels.get(node, ()), "residual")
         return Structure(tuple(matches), tuple(misses), labels, inside, entrances)

@@ -10,7 +10,7 @@ from fxlrp.graph.elementwise import spelled_activation
 from fxlrp.patterns.language import either, part, pattern
 
 
-@pattern("gated", gate=(2, 3), signal=(2, 3))
+@pattern("gated", dependent=("gate", "signal"), gate=(2, 3), signal=(2, 3))
 def gated(gate: Tensor, signal: Tensor) -> Tensor:
     """activation(gate) * signal: SwiGLU, GeGLU, GLU and gated recurrences."""
     activated = either(

@@ -58,13 +58,15 @@ class Pattern:
     """A named sub-structure of a graph.
 
     ``code`` is torch code over example tensors; ``examples`` gives them (by parameter name: a shape, or a number for a scalar
-    that may be anything). ``slope`` makes the pattern an activation: a function of one tensor with ``f(x)/x`` in closed form.
+    that may be anything); those in ``dependent`` must depend on the model's inputs, so that a product with a weight is no gate.
+    ``slope`` makes the pattern an activation: a function of one tensor with ``f(x)/x`` in closed form.
     """
 
     name: str
     code: Callable[..., Tensor]
     examples: Mapping[str, tuple[int, ...]]
     doc: str = ""
+    dependent: frozenset[str] = frozenset()
     slope: Callable[..., Tensor] | None = field(default=None, compare=False)
 
     @cached_property
@@ -85,6 +87,11 @@ class Pattern:
         return len(_shortest(self.root))
 
     @cached_property
+    def must_depend(self) -> frozenset[fx.Node]:
+        """The pattern's inputs that must depend on the model's inputs."""
+        return frozenset(p for p, name in zip(self.parameters, self.examples, strict=True) if name in self.dependent)
+
+    @cached_property
     def parameters(self) -> tuple[fx.Node, ...]:
         """The pattern's inputs, in the order of its signature."""
         return tuple(node for node in self.graph.nodes if node.op == "placeholder")
@@ -103,14 +110,16 @@ def _shortest(node: Any) -> frozenset[fx.Node]:
 PATTERNS: dict[str, list[Pattern]] = {}
 
 
-def pattern(name: str, *, slope: Callable[..., Tensor] | None = None, **examples: tuple[int, ...]) -> Callable[..., Pattern]:
+def pattern(
+    name: str, *, slope: Callable[..., Tensor] | None = None, dependent: tuple[str, ...] = (), **examples: tuple[int, ...]
+) -> Callable[..., Pattern]:
     """Register torch code as a pattern: ``@pattern("norm", x=(2, 3), eps=())``.
 
     Several functions may share one name when their structures have nothing in common.
     """
 
     def register(code: Callable[..., Tensor]) -> Pattern:
-        made = Pattern(name, code, examples, (code.__doc__ or "").strip(), slope)
+        made = Pattern(name, code, examples, (code.__doc__ or "").strip(), frozenset(dependent), slope)
         PATTERNS.setdefault(name, []).append(made)
         return made
 

@@ -62,8 +62,13 @@ class _Attempt:
 Bound = dict[fx.Node, Any]  # pattern node -> graph node (or number)
 
 
-def find(graph: fx.Graph, patterns: Mapping[str, list[Pattern]] | None = None) -> tuple[list[Match], list[NearMiss]]:
-    """All matches, outermost (nearest the output) first, and the best near-miss of each pattern that matched nowhere."""
+def find(
+    graph: fx.Graph, patterns: Mapping[str, list[Pattern]] | None = None, inside: frozenset[fx.Node] = frozenset()
+) -> tuple[list[Match], list[NearMiss]]:
+    """All matches, outermost (nearest the output) first, and the best near-miss of each pattern that matched nowhere.
+
+    ``inside`` are the nodes that depend on the model's inputs.
+    """
     patterns = PATTERNS if patterns is None else patterns
     anchored: dict[Any, list[Pattern]] = {}
     for group in patterns.values():
@@ -75,13 +80,14 @@ def find(graph: fx.Graph, patterns: Mapping[str, list[Pattern]] | None = None) -
     for node in reversed(graph.nodes):
         for candidate in anchored.get(packet(node.target), ()):
             attempt = _Attempt()
-            bound = next(_match(candidate.root, node, {}, attempt), None)
+            found = (b for b in _match(candidate.root, node, {}, attempt) if all(b[p] in inside for p in candidate.must_depend))
+            bound = next(found, None)
             if bound is not None:
                 matches.append(_as_match(candidate, node, bound))
             elif attempt.depth > 0.6 * candidate.size and attempt.depth > getattr(misses.get(candidate.name), "matched", 0):
                 misses[candidate.name] = NearMiss(candidate.name, node, attempt.depth, attempt.reason)
-    found = {match.pattern.name for match in matches}
-    return matches, [miss for name, miss in misses.items() if name not in found]
+    names = {match.pattern.name for match in matches}
+    return matches, [miss for name, miss in misses.items() if name not in names]
 
 
 def _anchors(root: Any) -> set[Any]:
