@@ -41,7 +41,9 @@ format: setup ## rewrite the sources in the project's format
 
 docs: setup ## build the manual into site/
 	$(PIP) install --quiet -c constraints.txt -e ".[docs]"
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python -m pytest -q tests/docs/test_manual.py
+	@echo "The manual: $(CURDIR)/site/index.html"
 
 bench: setup ## compare speed and results with lxt, captum and zennit
 	$(PIP) install --quiet -c constraints.txt -e ".[bench]"

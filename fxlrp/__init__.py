@@ -49,14 +49,15 @@ def compare(
 ) -> Comparison:
     """The same inputs under several rulesets; the model is captured once.
 
-    Without a target all explain the output that the first one chose.
+    Results are keyed by ruleset name; a second one of the same name gets its number behind it.
     """
     results: dict[str, Attribution] = {}
     first = convert(model, rulesets[0])
     for rules in rulesets:
         lrp = first if not results else first.with_ruleset(rules)
-        made = lrp.attribute(inputs, target=target, **options)
-        results[lrp.ruleset.name] = made
+        name = lrp.ruleset.name
+        same = sum(key == name or key.startswith(f"{name} (") for key in results)
+        results[f"{name} ({same + 1})" if same else name] = lrp.attribute(inputs, target=target, **options)
     return Comparison(results)
 
 

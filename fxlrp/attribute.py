@@ -35,7 +35,9 @@ class RulesetInfo:
     def of(rules: Ruleset) -> RulesetInfo:
         """The identity of a ruleset."""
         cite = rules.citation
-        return RulesetInfo(rules.name, rules.version, rules.hash, rules.title, str(cite or ""), cite.url if cite else None)
+        return RulesetInfo(
+            rules.name, rules.version, rules.hash, rules.title, str(cite or ""), cite.url if cite else None
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,11 @@ class Attribution:
             "entries": [[e.source, e.kind, e.leak] for e in self.ledger.entries] if self.ledger else None,
         }
         # Clones: two names may not share memory in the file.
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(path), {"fxlrp": json.dumps(about)})
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            str(path),
+            {"fxlrp": json.dumps(about)},
+        )
 
     @staticmethod
     def load(path: str | Path) -> Attribution:
@@ -124,7 +130,10 @@ class Attribution:
             raise FxlrpError(f"'{path}' is not an attribution saved by fxlrp: {error}.") from error
         ledger = None
         if about["entries"] is not None:
-            entries = tuple(Entry(s, k, tensors[f"ledger/{i}"], bool(leak)) for i, (s, k, leak) in enumerate(about["entries"]))
+            entries = tuple(
+                Entry(s, k, tensors[f"ledger/{i}"], bool(leak))
+                for i, (s, k, leak) in enumerate(about["entries"])
+            )
             ledger = Ledger(entries, tensors["ledger/explained"])
         return Attribution(
             relevance=tensors["relevance"],
@@ -191,7 +200,9 @@ def as_inputs(lrp: ConvertedModel, inputs: Any) -> dict[str, Any]:
         return {name if name in parameters else next(iter(parameters)): inputs}
     if isinstance(inputs, Mapping):
         return dict(inputs)
-    raise InputError(f"Inputs are a dict of tensors, a BatchEncoding or one tensor, not {type(inputs).__name__}.")
+    raise InputError(
+        f"Inputs are a dict of tensors, a BatchEncoding or one tensor, not {type(inputs).__name__}."
+    )
 
 
 def attribute(
@@ -210,18 +221,28 @@ def attribute(
     taps = lrp.taps(captured, at) if at else {}
     plan, rewritten = lrp._rewrite(captured, tuple(taps.values()), ledger=False)
     with torch.enable_grad():
-        fresh = {e.name: _leaf(given[e.name]) for e in captured.structure.entrances if not e.lookup and e.name in given}
-        flat, values, tapped = rewritten.module(*lrp.arguments(program, rewritten, given, fresh))
+        fresh = {
+            e.name: _leaf(given[e.name])
+            for e in captured.structure.entrances
+            if not e.lookup and e.name in given
+        }
+        flat, values, tapped = lrp.run(rewritten, lrp.arguments(program, rewritten, given, fresh), given)
         outputs = program.unpack(flat)
         explain = _Explained(lrp, given, target, contrast, outputs)
         scalars = explain(outputs)
     wanted = (*values, *tapped)
-    grads = torch.autograd.grad(scalars.sum(), wanted, allow_unused=True) if scalars.requires_grad else (None,) * len(wanted)
+    grads = (
+        torch.autograd.grad(scalars.sum(), wanted, allow_unused=True)
+        if scalars.requires_grad
+        else (None,) * len(wanted)
+    )
     unsummed = [_relevance(value, grad) for value, grad in zip(wanted, grads, strict=True)]
     features: dict[str, Tensor] = {}
     summed: dict[str, Tensor] = {}
     for entrance, relevance in zip(captured.structure.entrances, unsummed, strict=False):
-        features[entrance.name] = features[entrance.name] + relevance if entrance.name in features else relevance
+        features[entrance.name] = (
+            features[entrance.name] + relevance if entrance.name in features else relevance
+        )
         total = relevance.sum(-1) if entrance.lookup else relevance
         summed[entrance.name] = summed[entrance.name] + total if entrance.name in summed else total
     main = _main_input(lrp, list(given), list(summed))
@@ -250,12 +271,20 @@ def attribute(
 class _Explained:
     """The explained scalars of an output, for the first forward pass and again for the ledger's."""
 
-    def __init__(self, lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target, outputs: Any) -> None:
+    def __init__(
+        self, lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target, outputs: Any
+    ) -> None:
         self.lrp = lrp
         self.batch = next(len(v) for v in given.values() if isinstance(v, Tensor) and v.ndim)
         self.seed = lrp.ruleset.seed
         decoder = given.get("decoder_attention_mask")
-        mask = decoder if isinstance(decoder, Tensor) else None if "decoder_input_ids" in given else given.get("attention_mask")
+        mask = (
+            decoder
+            if isinstance(decoder, Tensor)
+            else None
+            if "decoder_input_ids" in given
+            else given.get("attention_mask")
+        )
         self.terms: list[tuple[float, Any]] = []
         for sign, wanted in ((1.0, target), (-1.0, contrast)):
             if sign > 0 or wanted is not None:
@@ -268,7 +297,12 @@ class _Explained:
 
     def __call__(self, outputs: Any) -> Tensor:
         parts = [
-            sign * (chosen(outputs, self.seed) if isinstance(chosen, Selection) else call_target(chosen, outputs, self.batch))
+            sign
+            * (
+                chosen(outputs, self.seed)
+                if isinstance(chosen, Selection)
+                else call_target(chosen, outputs, self.batch)
+            )
             for sign, chosen in self.terms
         ]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]

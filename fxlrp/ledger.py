@@ -67,12 +67,15 @@ def compute_ledger(
     with torch.enable_grad():
         outputs, entrances, _, leaves, sites = rewritten.module(*arguments)
         explained = explain(outputs)
-    outside = _outside(outputs, explain)
+    constant = [node not in plan.carrying for node in plan.program.graph.output_node().args[0]]  # type: ignore[union-attr]
+    held, outside = _not_carried(outputs, constant, explain)
     watched = [*entrances, *leaves, *(site[0] for site in sites)]
     rows = [_one_sample(plan, rewritten, scalar, watched, entrances, leaves, sites) for scalar in explained]
-    for row, amount in zip(rows, outside, strict=True):
-        if abs(amount) > 0:
-            row["target", "target function", True] = amount
+    for row, constants, rest in zip(rows, held, outside, strict=True):
+        if abs(constants) > 0:
+            row["output", "value held constant", False] = constants
+        if abs(rest) > 0:
+            row["target", "target function", True] = rest
     merged: dict[tuple[str, str, bool], list[Tensor]] = {}
     for index, row in enumerate(rows):
         for key, amount in row.items():
@@ -93,7 +96,11 @@ def _one_sample(
     sites: Sequence[Any],
 ) -> dict[tuple[str, str, bool], Tensor]:
     wanted = [tensor for tensor in watched if tensor.requires_grad]
-    grads = torch.autograd.grad(scalar, wanted, retain_graph=True, allow_unused=True) if scalar.requires_grad else [None] * len(wanted)
+    grads = (
+        torch.autograd.grad(scalar, wanted, retain_graph=True, allow_unused=True)
+        if scalar.requires_grad
+        else [None] * len(wanted)
+    )
     found = dict(zip(map(id, wanted), grads, strict=True))
     row: dict[tuple[str, str, bool], Tensor] = {}
 
@@ -107,23 +114,41 @@ def _one_sample(
         enter(*describe(plan, source), False, product_sum(leaf, found.get(id(leaf))))
     for leak, (value, operands, extras) in zip(rewritten.leaks, sites, strict=True):
         message = found.get(id(value))
-        amount = torch.zeros((), dtype=torch.float64) if message is None else leak.call.leak(value, message, *operands, *extras)
-        enter(module_path(leak.node) or leak.node.name, _leak_kind(plan, leak.node, leak.call.rule.leak_kind), True, amount)
+        amount = (
+            torch.zeros((), dtype=torch.float64)
+            if message is None
+            else leak.call.leak(value, message, *operands, *extras)
+        )
+        enter(
+            module_path(leak.node) or leak.node.name,
+            _leak_kind(plan, leak.node, leak.call.rule.leak_kind),
+            True,
+            amount,
+        )
     return row
 
 
-def _outside(outputs: Sequence[Any], explain: Callable[[tuple[Any, ...]], Tensor]) -> Tensor:
-    """What of each scalar the outputs do not carry: e - sum of y de/dy, zero for a logit, not so for a probability."""
-    cut = [y.detach().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in outputs]
-    leaves = [y for y in cut if isinstance(y, Tensor) and y.requires_grad]
+def _not_carried(
+    outputs: Sequence[Any], constant: Sequence[bool], explain: Callable[[tuple[Any, ...]], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What of each scalar e no relevance flows from, [batch] each.
+
+    First sum of y de/dy over the outputs y that the rules made constant, then e - sum of y de/dy over all outputs: zero for a logit,
+    not so for a probability.
+    """
+    cut = [
+        y.detach().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in outputs
+    ]
+    leaves = {i: y for i, y in enumerate(cut) if isinstance(y, Tensor) and y.requires_grad}
     with torch.enable_grad():
         scalars = explain(tuple(cut))
-    rest = []
+    held, rest = [], []
     for scalar in scalars:
-        grads = torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
-        carried = torch.stack([product_sum(y, g) for y, g in zip(leaves, grads, strict=True)]).sum()
-        rest.append(scalar.detach().double() - carried)
-    return torch.stack(rest)
+        grads = torch.autograd.grad(scalar, list(leaves.values()), retain_graph=True, allow_unused=True)
+        parts = {i: product_sum(y, g) for (i, y), g in zip(leaves.items(), grads, strict=True)}
+        rest.append(scalar.detach().double() - torch.stack(list(parts.values())).sum())
+        held.append(sum((part for i, part in parts.items() if constant[i]), torch.zeros_like(rest[-1])))
+    return torch.stack(held), torch.stack(rest)
 
 
 def product_sum(value: Tensor, message: Tensor | None) -> Tensor:
@@ -146,14 +171,18 @@ def describe(plan: Plan, source: Source) -> tuple[str, str]:
     return path, _kind(plan, node, user, weights, depends, labels)
 
 
-def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends: bool, labels: tuple[str, ...]) -> str:
+def _kind(
+    plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends: bool, labels: tuple[str, ...]
+) -> str:
     name = weights[0].lower() if len(weights) == 1 else ""
-    words = {"position": "position embedding", "wpe": "position embedding", "token_type": "token-type embedding", "cls_token": "class token"}
+    if packet(node.target) is aten.embedding and _counts_positions(node.args[1]):
+        return "position embedding"
+    words = {"position": "position embedding", "token_type": "token-type embedding", "cls_token": "class token"}
     for word, kind in words.items():
         if word in name:
             return kind
     if name.endswith("bias") or "bias" in name.rsplit(".", 1)[-1]:
-        inner = [kind for _, kind in _stack(user)][-1:]
+        inner = [kind for _, kind in module_stack(user)][-1:]
         return "norm shift" if inner and "norm" in inner[0].lower() else "bias"
     if any(label.startswith("norm") for label in labels) and not depends:
         return "norm constant"
@@ -161,10 +190,6 @@ def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends:
         cut = any(n in plan.decisions for n in _chain(node))
         return "mask" if not cut and not _from_relevance(plan, node) else "value held constant"
     return "embedding" if packet(node.target) is aten.embedding else "parameter" if weights else "constant"
-
-
-def _stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
-    return module_stack(node)
 
 
 def _chain(node: fx.Node) -> list[fx.Node]:
@@ -200,8 +225,23 @@ def _weights_behind(plan: Plan, node: fx.Node) -> list[str]:
 
 def _leak_kind(plan: Plan, node: fx.Node, kind: str) -> str:
     if kind == "plain gradient":
-        pattern = next((label.split(".")[0] for label in plan.structure.labels.get(node, ()) if label != "residual"), "")
+        pattern = next(
+            (label.split(".")[0] for label in plan.structure.labels.get(node, ()) if label != "residual"), ""
+        )
         if pattern:
             return f"{pattern} gradient"
         return f"{plan.decisions[node].category} gradient"
     return kind
+
+
+def _counts_positions(ids: Any) -> bool:
+    """Whether the rows of a look-up are chosen by counting."""
+    stack, seen = [ids], set[fx.Node]()
+    while stack and len(seen) < 64:
+        node = stack.pop()
+        if isinstance(node, fx.Node) and node not in seen:
+            if packet(node.target) in (aten.arange, aten.cumsum):
+                return True
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return False

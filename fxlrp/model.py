@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from fxlrp.attribute import Attribution, attribute
 from fxlrp.capture import Program, capture
+from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import flatten
 from fxlrp.errors import InputError, TrainingModeError, nearest
 from fxlrp.graph.live import entrances
@@ -53,7 +54,9 @@ class ConvertedModel(nn.Module):
 
     message = "gradient"
 
-    def __init__(self, model: nn.Module, rules: Ruleset, strict: bool = True, cache: Cache | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, rules: Ruleset, strict: bool = True, cache: Cache | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.ruleset = rules
@@ -82,7 +85,9 @@ class ConvertedModel(nn.Module):
     def plan(self) -> Plan:
         """The rules chosen for the graph captured last. Needs a first call, or ``example_inputs`` at conversion."""
         if self._last is None:
-            raise InputError("There is no plan before the first call: pass example_inputs to convert, or call the model once.")
+            raise InputError(
+                "There is no plan before the first call: pass example_inputs to convert, or call the model once."
+            )
         return self._rewrite(self._last, (), ledger=False)[0]
 
     def with_ruleset(self, rules: str | Path | Mapping[str, Any] | Ruleset) -> ConvertedModel:
@@ -109,8 +114,16 @@ class ConvertedModel(nn.Module):
         inputs = self.bind(args, kwargs)
         captured = self.captured(inputs)
         _, rewritten = self._rewrite(captured, (), ledger=False)
-        values = rewritten.module(*self.arguments(captured.program, rewritten, inputs))
+        values = self.run(rewritten, self.arguments(captured.program, rewritten, inputs), inputs)
         return captured.program.unpack(values[0])
+
+    def run(self, rewritten: Rewritten, arguments: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
+        """Call the rewritten module; where it fails because the model would, say so in the model's own words."""
+        try:
+            return rewritten.module(*arguments)
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            check_runs(self.model, inputs)
+            raise
 
     def attribute(
         self,
@@ -129,7 +142,9 @@ class ConvertedModel(nn.Module):
         (``"model.layers.*"``). ledger: account for every unit of relevance. tokenizer: names the tokens of integer inputs.
         Raises :class:`fxlrp.FxlrpError` for anything that does not fit.
         """
-        return attribute(self, inputs, target, contrast, (at,) if isinstance(at, str) else tuple(at), ledger, tokenizer)
+        return attribute(
+            self, inputs, target, contrast, (at,) if isinstance(at, str) else tuple(at), ledger, tokenizer
+        )
 
     # --- from inputs to a program -------------------------------------------------------------------------------------------
 
@@ -138,7 +153,9 @@ class ConvertedModel(nn.Module):
         self._check_mode()
         parameters = inspect.signature(self.model.forward).parameters
         if len(args) > len(parameters):
-            raise InputError(f"{type(self.model).__name__} takes {len(parameters)} inputs, {len(args)} were given.")
+            raise InputError(
+                f"{type(self.model).__name__} takes {len(parameters)} inputs, {len(args)} were given."
+            )
         inputs = dict(zip(parameters, args, strict=False)) | dict(kwargs)
         open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         named = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
@@ -150,7 +167,9 @@ class ConvertedModel(nn.Module):
         return inputs
 
     def _check_mode(self) -> None:
-        training = next((name or type(m).__name__ for name, m in self.model.named_modules() if m.training), None)
+        training = next(
+            (name or type(m).__name__ for name, m in self.model.named_modules() if m.training), None
+        )
         if training is not None:
             raise TrainingModeError(
                 f"The model is in training mode (module '{training}'): dropout would make relevance random. Call model.eval() first."
@@ -161,8 +180,12 @@ class ConvertedModel(nn.Module):
         for name, value in flatten(inputs).items():
             if not isinstance(value, Tensor):
                 continue
+            if value.ndim and len(value) == 0:
+                raise InputError(f"Input '{name}' of shape {tuple(value.shape)} holds no sample.")
             if value.is_floating_point() and not value.is_meta and bool(torch.isnan(value).any()):
-                raise InputError(f"Input '{name}' contains NaN: relevance would be NaN everywhere. Clean the input first.")
+                raise InputError(
+                    f"Input '{name}' contains NaN: relevance would be NaN everywhere. Clean the input first."
+                )
             if value.ndim and value.device.type not in places:
                 other, where = next(iter(places.items()))
                 raise InputError(
@@ -183,7 +206,11 @@ class ConvertedModel(nn.Module):
         return found
 
     def arguments(
-        self, program: Program, rewritten: Rewritten, inputs: Mapping[str, Any], replaced: Mapping[str, Tensor] | None = None
+        self,
+        program: Program,
+        rewritten: Rewritten,
+        inputs: Mapping[str, Any],
+        replaced: Mapping[str, Tensor] | None = None,
     ) -> list[Any]:
         """The values of the rewritten module's arguments: weights (cut off), constants, inputs, weights of look-ups."""
         leaves = {**flatten(inputs), **(replaced or {})}
@@ -225,13 +252,23 @@ class ConvertedModel(nn.Module):
         for pattern in globs:
             fitting = {path: node for path, node in carried.items() if glob(pattern).fullmatch(path)}
             if not fitting:
-                raise InputError(f"at='{pattern}' fits no module whose output carries relevance.{nearest(pattern, list(carried)[:40])}")
+                raise InputError(
+                    f"at='{pattern}' fits no module whose output carries relevance.{nearest(pattern, list(carried)[:40])}"
+                )
             chosen |= fitting
         return chosen
 
 
 _KNOWN_EXTRAS = frozenset(
-    {"position_ids", "token_type_ids", "cache_position", "output_attentions", "output_hidden_states", "return_dict", "use_cache"}
+    {
+        "position_ids",
+        "token_type_ids",
+        "cache_position",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_cache",
+    }
 )
 
 
@@ -250,7 +287,11 @@ def module_outputs(program: Program) -> dict[str, fx.Node]:
                 inside.setdefault(path, []).append(node)
     for path, nodes in inside.items():
         members = set(nodes)
-        leaving = [n for n in nodes if any(user not in members for user in n.users) and isinstance(n.meta.get("val"), Tensor)]
+        leaving = [
+            n
+            for n in nodes
+            if any(user not in members for user in n.users) and isinstance(n.meta.get("val"), Tensor)
+        ]
         floats = [n for n in leaving if n.meta["val"].is_floating_point()]
         if floats:
             outputs[path] = max(floats, key=last_use.__getitem__)
@@ -272,6 +313,8 @@ def convert(
     """
     from fxlrp.attribute import as_inputs
 
+    if not isinstance(model, nn.Module):
+        raise InputError(f"convert takes a torch.nn.Module, not {type(model).__name__}; load the model first.")
     converted = ConvertedModel(model, _ruleset(ruleset), strict)
     converted._check_mode()
     if example_inputs is not None:

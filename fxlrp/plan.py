@@ -31,10 +31,6 @@ from fxlrp.rulesets import Ruleset
 KEEPING = frozenset({"linear", "convolution", "mixing", "scale", "sum", "add", "movement", "selection"})
 
 
-#: Patterns that rulesets meet in a graph; spelled-out activations have been folded by then.
-STRUCTURES = {name: group for name, group in PATTERNS.items() if name != "activation"}
-
-
 @dataclass(frozen=True)
 class Decision:
     """The rule chosen for a node, its complete parameters, and what the ruleset matched."""
@@ -71,7 +67,9 @@ class Structure:
     def of(program: Program, entrances: tuple[Entrance, ...]) -> Structure:
         """Collect the labels of every node: parts of patterns first, then patterns, then skip connections."""
         inside = dependent(program.graph, program.inputs)
-        matches, misses = find(program.graph, STRUCTURES, inside)
+        # Spelled-out activations have been folded into single operators by now.
+        structures = {name: group for name, group in PATTERNS.items() if name != "activation"}
+        matches, misses = find(program.graph, structures, inside)
         labels: dict[fx.Node, tuple[str, ...]] = {}
         for match in matches:
             name = match.pattern.name
@@ -114,9 +112,19 @@ class Plan:
         head = ("pattern", "rule", "count", "modules", "note")
         table = [head, *((r.pattern, r.rule, str(r.count), r.modules, r.note) for r in self.rows)]
         widths = [max(len(line[i]) for line in table) for i in range(4)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip() for line in table]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip()
+            for line in table
+        ]
         lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join([f"{self.ruleset.name}: {self.ruleset.title}", "", *lines, *("near miss: " + m for m in self.near_misses)])
+        return "\n".join(
+            [
+                f"{self.ruleset.name}: {self.ruleset.title}",
+                "",
+                *lines,
+                *("near miss: " + m for m in self.near_misses),
+            ]
+        )
 
 
 def compact(paths: list[str]) -> str:
@@ -139,8 +147,12 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         if node in carrying or node.op != "call_function" or not is_float(node):
             continue
         operator = operator_of(node)
-        feeding = node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
-        if not any(n in carrying for n in feeding) or (operator is not None and operator.kind is Kind.CONSTANT):
+        feeding = (
+            node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
+        )
+        if not any(n in carrying for n in feeding) or (
+            operator is not None and operator.kind is Kind.CONSTANT
+        ):
             continue  # nothing arrives, or only as a condition or an index
         try:
             decision = _decide(node, operator, carrying, ruleset, structure, strict)
@@ -164,7 +176,11 @@ def _useful(graph: fx.Graph, carrying: set[fx.Node]) -> set[fx.Node]:
     for node in reversed(graph.nodes):
         operator = operator_of(node)
         if node in useful and node.op == "call_function":
-            feeding = node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
+            feeding = (
+                node.all_input_nodes
+                if operator is None
+                else nodes_in(node, operator.factors + operator.terms)
+            )
             useful.update(n for n in feeding if n in carrying)
     return useful
 
@@ -194,7 +210,12 @@ def classify(node: fx.Node, operator: Operator, carrying: set[fx.Node], inside: 
 
 
 def _decide(
-    node: fx.Node, operator: Operator | None, carrying: set[fx.Node], ruleset: Ruleset, structure: Structure, strict: bool
+    node: fx.Node,
+    operator: Operator | None,
+    carrying: set[fx.Node],
+    ruleset: Ruleset,
+    structure: Structure,
+    strict: bool,
 ) -> Decision | None:
     if operator is None:
         return _uncovered(node, "unknown operator", ruleset, structure, strict)
@@ -215,10 +236,14 @@ def _decide(
     return _uncovered(node, category, ruleset, structure, strict)
 
 
-def _uncovered(node: fx.Node, category: str, ruleset: Ruleset, structure: Structure, strict: bool) -> Decision:
+def _uncovered(
+    node: fx.Node, category: str, ruleset: Ruleset, structure: Structure, strict: bool
+) -> Decision:
     if not strict and operator_of(node) is not None:
         rule = find_rule(ruleset.fallback)
-        return Decision(rule, rule.bind({}), category, category, note="fallback: no rule of the ruleset covers it")
+        return Decision(
+            rule, rule.bind({}), category, category, note="fallback: no rule of the ruleset covers it"
+        )
     place = module_path(node) or "the top level"
     nearest_rule = next((e for e in ruleset.rules if e.match.split(".")[0] == category), None)
     hint = f" Its nearest rule is '{nearest_rule.rule}' for '{nearest_rule.match}'." if nearest_rule else ""
@@ -227,7 +252,7 @@ def _uncovered(node: fx.Node, category: str, ruleset: Ruleset, structure: Struct
         f"Add a rule for '{category}' to the ruleset (for example "
         f"ruleset('{ruleset.name}').override({category}='gradient')), or convert with strict=False."
         if operator_of(node) is not None
-        else "fxlrp does not know this operator: register it in fxlrp.graph.operators.OPERATORS with its class and slots."
+        else "fxlrp does not know this operator: tell it with fxlrp.graph.operators.register(operator, Operator(kind, category, slots))."
     )
     raise UncoveredOperatorError(
         f"No rule of '{ruleset.name}' covers {packet(node.target)} ({category}) in module '{place}' "

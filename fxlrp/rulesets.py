@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fxlrp.errors import RulesetError, nearest
-from fxlrp.patterns import PATTERNS
+from fxlrp.patterns import PATTERNS, Pattern
 from fxlrp.patterns.language import PART
 from fxlrp.rules import Rule, find_rule
 from fxlrp.rules.rule import ALIASES, RULES
@@ -121,7 +121,9 @@ class Ruleset(BaseModel):
     @property
     def hash(self) -> str:
         """Twelve hex digits of the ruleset's content."""
-        return hashlib.sha256(json.dumps(self.model_dump(by_alias=True), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(
+            json.dumps(self.model_dump(by_alias=True), sort_keys=True).encode()
+        ).hexdigest()[:12]
 
     @cached_property
     def mentions(self) -> frozenset[str]:
@@ -135,7 +137,12 @@ class Ruleset(BaseModel):
         """
         names = set(labels)
         return next(
-            (e for e in self.rules if e.match in names and e.bound[0].fits(category) and e.where.accepts(stack)), None
+            (
+                e
+                for e in self.rules
+                if e.match in names and e.bound[0].fits(category) and e.where.accepts(stack)
+            ),
+            None,
         )
 
     def override(self, where: str | Mapping[str, str] | None = None, **changes: Any) -> Ruleset:
@@ -147,7 +154,9 @@ class Ruleset(BaseModel):
         ``"*.mlp.*"`` or ``{"module": ..., "class": ...}``. Raises :class:`RulesetError` for unknown names.
         """
         place = {"module": where} if isinstance(where, str) else dict(where or {})
-        fields = {k: v for k, v in changes.items() if k in type(self).model_fields and k not in ("rules", "name")}
+        fields = {
+            k: v for k, v in changes.items() if k in type(self).model_fields and k not in ("rules", "name")
+        }
         new: list[dict[str, Any]] = []
         rules = [entry.model_dump(by_alias=True) for entry in self.rules]
         for key, value in changes.items():
@@ -176,11 +185,15 @@ def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
 def labels() -> frozenset[str]:
     """Everything that an entry can match: operator classes, patterns and their parts."""
+    return _labels_of(tuple((name, tuple(group)) for name, group in PATTERNS.items()))
+
+
+@lru_cache(maxsize=8)
+def _labels_of(patterns: tuple[tuple[str, tuple[Pattern, ...]], ...]) -> frozenset[str]:
     found = {*CLASSES, "residual"}
-    for name, group in PATTERNS.items():
+    for name, group in patterns:
         found.add(name)
         for pattern in group:
             found.update(f"{name}.{node.args[1]}" for node in pattern.graph.nodes if node.target is PART)
@@ -208,6 +221,8 @@ def ruleset(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
         return source
     if isinstance(source, Mapping):
         return _complete(dict(source), "the given dictionary", None, Path.cwd())
+    if not isinstance(source, (str, Path)):
+        raise RulesetError(f"A ruleset is a name, a path, a dictionary or a Ruleset, not {type(source).__name__}.")
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
@@ -230,7 +245,9 @@ def _read(path: Path, changed: float) -> tuple[dict[str, Any], yaml.Node | None]
         place = f"{path.name}:{mark.line + 1}:{mark.column + 1}" if mark else path.name
         raise RulesetError(f"{place}: not valid YAML: {error.problem}.") from error
     if not isinstance(content, dict):
-        raise RulesetError(f"{path.name}:1:1: a ruleset is a mapping with 'name' and 'rules', not {type(content).__name__}.")
+        raise RulesetError(
+            f"{path.name}:1:1: a ruleset is a mapping with 'name' and 'rules', not {type(content).__name__}."
+        )
     return content, node
 
 
@@ -249,7 +266,9 @@ def _complete(content: dict[str, Any], origin: str, node: yaml.Node | None, besi
     path = near if near.is_file() else hidden
     if not path.is_file():
         place = _position(node, ("extends",))
-        raise RulesetError(f"{origin}{place}: extends unknown ruleset '{own.extends}'.{nearest(own.extends, rulesets())}")
+        raise RulesetError(
+            f"{origin}{place}: extends unknown ruleset '{own.extends}'.{nearest(own.extends, rulesets())}"
+        )
     base = _load(path)
     unset = {f: getattr(base, f) for f in ("bias", "seed", "fallback") if f not in own.model_fields_set}
     return own.model_copy(update={"rules": own.rules + base.rules, "extends": None, **unset})
@@ -277,7 +296,9 @@ def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> 
 def _check_entry(entry: Entry, index: int, origin: str, node: yaml.Node | None) -> None:
     if entry.match not in labels():
         place = _position(node, ("rules", index, "match"))
-        raise RulesetError(f"{origin}{place}: nothing is called '{entry.match}'.{nearest(entry.match, labels())}")
+        raise RulesetError(
+            f"{origin}{place}: nothing is called '{entry.match}'.{nearest(entry.match, labels())}"
+        )
     try:
         chosen, _ = entry.bound
     except RulesetError as error:

@@ -34,7 +34,13 @@ def logits_of(outputs: Any) -> Tensor:
     """The logits of an output object: its ``logits``, or the first float tensor of a tensor, tuple or mapping."""
     found = getattr(outputs, "logits", None)
     if found is None:
-        values = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        values = (
+            outputs.values()
+            if isinstance(outputs, dict)
+            else outputs
+            if isinstance(outputs, (tuple, list))
+            else (outputs,)
+        )
         found = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
     if not isinstance(found, Tensor) or found.ndim == 0:
         raise TargetError(
@@ -52,7 +58,9 @@ def resolve(target: Target, outputs: Any, mask: Tensor | None, generates: bool) 
     """
     logits = logits_of(outputs).detach()
     if logits.ndim == 1:
-        raise TargetError("The logits have no batch axis: they must be [batch, classes] or [batch, positions, classes].")
+        raise TargetError(
+            "The logits have no batch axis: they must be [batch, classes] or [batch, positions, classes]."
+        )
     batch = len(logits)
     if isinstance(target, Tensor):
         target = target.tolist()
@@ -63,9 +71,13 @@ def resolve(target: Target, outputs: Any, mask: Tensor | None, generates: bool) 
     elif isinstance(target, list):
         wanted = list(target)
         if len(wanted) != batch:
-            raise TargetError(f"There are {len(wanted)} targets for {batch} samples. Pass one per sample, or a single one for all.")
+            raise TargetError(
+                f"There are {len(wanted)} targets for {batch} samples. Pass one per sample, or a single one for all."
+            )
     else:
-        raise TargetError(f"A target is None, an int, (position, class), a list of these or a callable, not {type(target).__name__}.")
+        raise TargetError(
+            f"A target is None, an int, (position, class), a list of these or a callable, not {type(target).__name__}."
+        )
     return Selection(tuple(_place(one, sample, logits, mask, generates) for sample, one in enumerate(wanted)))
 
 
@@ -102,11 +114,19 @@ def _place(one: Any, sample: int, logits: Tensor, mask: Tensor | None, generates
     if not all(_is_index(i) for i in place):
         raise TargetError(f"Target {one!r} is not an int or a tuple of ints.")
     if len(place) != len(axes):
-        form = "(position, class)" if len(axes) == 2 else "a class" if len(axes) == 1 else f"{len(axes)} indices"
-        raise TargetError(f"Target {one!r} does not fit logits of shape {tuple(logits.shape)}: it must be {form}.")
-    for index, size, name in zip(place, axes, ("position", "class") if len(axes) == 2 else ("class",) * len(axes), strict=True):
+        form = (
+            "(position, class)" if len(axes) == 2 else "a class" if len(axes) == 1 else f"{len(axes)} indices"
+        )
+        raise TargetError(
+            f"Target {one!r} does not fit logits of shape {tuple(logits.shape)}: it must be {form}."
+        )
+    for index, size, name in zip(
+        place, axes, ("position", "class") if len(axes) == 2 else ("class",) * len(axes), strict=True
+    ):
         if not -size <= index < size:
-            raise TargetError(f"Target {name} {index} of sample {sample} is out of range: there are {size} (0 to {size - 1}).")
+            raise TargetError(
+                f"Target {name} {index} of sample {sample} is out of range: there are {size} (0 to {size - 1})."
+            )
     return tuple(index % size for index, size in zip(place, axes, strict=True))
 
 
@@ -115,7 +135,9 @@ def call_target(function: Callable[[Any], Tensor], outputs: Any, batch: int) -> 
     value = function(outputs)
     if not isinstance(value, Tensor) or value.shape != (batch,) or not value.requires_grad:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise TargetError(f"A callable target must return a tensor of shape [{batch}] computed from the outputs; it gave {shape}.")
+        raise TargetError(
+            f"A callable target must return a tensor of shape [{batch}] computed from the outputs; it gave {shape}."
+        )
     return value
 
 

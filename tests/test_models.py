@@ -11,10 +11,11 @@ import torch
 from zoo import ZOO
 
 import fxlrp
+from fxlrp.targets import logits_of
 
 CASTS = {
     *("modernbert", "gptj", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
-    *("phi3", "olmo2", "cohere", "mixtral", "qwen3_moe", "mamba", "t5", "gpt_neox", "falcon", "phi", "stablelm", "starcoder2"),
+    *("phi3", "olmo2", "cohere", "mixtral", "qwen3_moe", "mamba", "t5"),
 }
 
 
@@ -23,23 +24,14 @@ def test_every_ruleset(name: str) -> None:
     case = ZOO[name]
     model, inputs = case.build(), case.inputs()
     with torch.no_grad():
-        expected = _logits(model(**inputs))
+        expected = logits_of(model(**inputs))
     first = fxlrp.convert(model, "conservative")
     failures = []
     for ruleset in fxlrp.rulesets():
-        lrp = first.with_ruleset(ruleset)
-        lrp._last = None
-        result = lrp.attribute(inputs, ledger=True)
-        first._last = first._last or lrp._last
-        moved = float((_logits(result.outputs) - expected).abs().max() / expected.abs().max())
+        result = first.with_ruleset(ruleset).attribute(inputs, ledger=True)
+        moved = float((logits_of(result.outputs) - expected).abs().max() / expected.abs().max())
         assert result.ledger is not None
         gap = float((result.ledger.gap.abs() / result.explained.abs()).max())
-        if moved > 1e-12 * (1e7 if name in CASTS and moved > 1e-12 else 1) or gap > (1e-5 if name in CASTS else 1e-9):
+        if not (moved <= 1e-12 and gap <= (1e-5 if name in CASTS else 1e-9)):  # NaN fails, too
             failures.append(f"{ruleset}: values off by {moved:.1e}, gap {gap:.1e}")
     assert not failures, "\n".join(failures)
-
-
-def _logits(outputs: object) -> torch.Tensor:
-    from fxlrp.targets import logits_of
-
-    return logits_of(outputs)

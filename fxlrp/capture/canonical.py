@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
 from fxlrp.errors import CaptureError
-from fxlrp.graph.operators import packet
+from fxlrp.graph.operators import OPERATORS, packet
 from fxlrp.graph.view import module_path, source_line
 
 aten = torch.ops.aten
@@ -62,7 +62,9 @@ class _Builder(GraphAppendingTracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta.update({key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin})
+        node.meta.update(
+            {key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin}
+        )
         if self.mode is not None:
             values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
             with self.mode, torch.no_grad():
@@ -86,6 +88,10 @@ def canonicalise(exported: ExportedProgram) -> tuple[fx.Graph, dict[fx.Node, Fus
     """The canonical graph of an exported program, and the fused operators it once had, by their exit node."""
     if _mutates(exported.graph):
         exported = exported.run_decompositions({})
+    unknown = _unknown(exported.graph)
+    if unknown:
+        table = torch.export.default_decompositions()
+        exported = exported.run_decompositions({target: table[target] for target in unknown if target in table})
     graph = fx.Graph()
     values = [node.meta.get("val") for node in exported.graph.nodes]
     mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
@@ -106,6 +112,18 @@ def _mutates(graph: fx.Graph) -> bool:
         and packet(node.target) not in REPLACEMENTS
         for node in graph.nodes
     )
+
+
+def _unknown(graph: fx.Graph) -> set[Any]:
+    """Operators that neither the table of operators nor that of replacements has: to be decomposed into ones that it has."""
+    return {
+        node.target
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and packet(node.target) not in OPERATORS
+        and packet(node.target) not in REPLACEMENTS
+        and packet(node.target) not in _DROPPED
+    }
 
 
 class _Walk:

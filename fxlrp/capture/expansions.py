@@ -42,7 +42,9 @@ def _standardise(x: Any, axes: list[int], eps: float) -> Any:
 
 
 @replaces(aten.layer_norm, fused=True)
-def _layer_norm(x: Any, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True) -> Any:
+def _layer_norm(
+    x: Any, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True
+) -> Any:
     return _affine(_standardise(x, list(range(-len(shape), 0)), eps), weight, bias)
 
 
@@ -63,10 +65,14 @@ def _per_channel(parameter: Any, ndim: int) -> Any:
 
 
 @replaces(aten.group_norm, fused=True)
-def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True) -> Any:
+def _group_norm(
+    x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True
+) -> Any:
     ndim = _value(x).ndim
     grouped = aten.reshape.default(x, [_size(x, 0), groups, -1])
-    standard = aten.reshape.default(_standardise(grouped, [-1], eps), [_size(x, axis) for axis in range(ndim)])
+    standard = aten.reshape.default(
+        _standardise(grouped, [-1], eps), [_size(x, axis) for axis in range(ndim)]
+    )
     return _affine(standard, _per_channel(weight, ndim), _per_channel(bias, ndim))
 
 
@@ -80,7 +86,15 @@ def _fixed_statistics(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, 
 
 @replaces(aten.batch_norm, fused=True)
 def _batch_norm(
-    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float, cudnn: bool = True
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
 ) -> Any:
     if training or mean is None:
         return NotImplemented
@@ -88,18 +102,30 @@ def _batch_norm(
 
 
 @replaces(aten._native_batch_norm_legit_no_training)
-def _native_batch_norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float) -> Any:
+def _native_batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float
+) -> Any:
     return (_fixed_statistics(x, weight, bias, mean, variance, eps), None, None)
 
 
 @replaces(aten.instance_norm, fused=True)
 def _instance_norm(
-    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, use_input: bool, momentum: float, eps: float, cudnn: bool = True
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    use_input: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
 ) -> Any:
     ndim = _value(x).ndim
     if not use_input:
         return _fixed_statistics(x, weight, bias, mean, variance, eps)
-    return _affine(_standardise(x, list(range(2 - ndim, 0)), eps), _per_channel(weight, ndim), _per_channel(bias, ndim))
+    return _affine(
+        _standardise(x, list(range(2 - ndim, 0)), eps), _per_channel(weight, ndim), _per_channel(bias, ndim)
+    )
 
 
 def _count(x: Any, axes: list[int]) -> Any:
@@ -107,7 +133,9 @@ def _count(x: Any, axes: list[int]) -> Any:
 
 
 @replaces(aten.var)
-def _var(x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = False, unbiased: Any = None) -> Any:
+def _var(
+    x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = False, unbiased: Any = None
+) -> Any:
     if isinstance(dim, bool):  # var.default(x, unbiased)
         dim, correction = None, int(dim)
     correction = (int(unbiased) if unbiased is not None else 1) if correction is None else correction
@@ -122,7 +150,9 @@ def _var(x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = 
 
 
 @replaces(aten.var_mean)
-def _var_mean(x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = False, unbiased: Any = None) -> Any:
+def _var_mean(
+    x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = False, unbiased: Any = None
+) -> Any:
     variance = _var(x, dim, correction, keepdim, unbiased)
     if variance is NotImplemented:
         return NotImplemented

@@ -6,11 +6,12 @@ symbolic wherever the model allows it.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 from transformers import PreTrainedModel
-from transformers.exporters import DynamoConfig, DynamoExporter
+from transformers.exporters.configs import DynamoConfig
+from transformers.exporters.exporter_dynamo import DynamoExporter
 
 from fxlrp.errors import CaptureError, FxlrpError, InputError
 
@@ -39,14 +41,26 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> ExportedProgram:
         except FxlrpError:
             raise
         except Exception as error:  # torch.export has no common base class of its own
+            if failure is None:
+                check_runs(model, inputs)
             failure = failure or error
     assert failure is not None
-    raise _explain(model, inputs, failure) from failure
+    raise _explain(model, failure) from failure
+
+
+def check_runs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Raises :class:`InputError` with the model's own words if it fails on the inputs."""
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:
+        name = type(model).__name__
+        raise InputError(f"The model {name} itself fails on these inputs: {type(error).__name__}: {error}") from error
 
 
 def _export_once(model: nn.Module, inputs: dict[str, Any], dynamic: bool) -> ExportedProgram:
     shapes = pytree.tree_map(_dynamic_axes if dynamic else _static_axes, inputs)
-    with _quiet(), torch.no_grad(), _plain_attention():
+    with quiet(), torch.no_grad(), _plain_attention(), _without_autocast(), _own_forward(model):
         if isinstance(model, PreTrainedModel):
             config = DynamoConfig(dynamic=dynamic, dynamic_shapes=shapes)
             return DynamoExporter().export(model, inputs, config=config).program
@@ -69,24 +83,34 @@ def _two_samples(inputs: Mapping[str, Any]) -> dict[str, Any]:
     tensors = [leaf for leaf in pytree.tree_leaves(dict(inputs)) if isinstance(leaf, Tensor)]
     if not tensors or any(leaf.ndim == 0 or len(leaf) != 1 for leaf in tensors):
         return dict(inputs)
-    doubled: dict[str, Any] = pytree.tree_map(lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, dict(inputs))
+    doubled: dict[str, Any] = pytree.tree_map(
+        lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, dict(inputs)
+    )
     return doubled
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what the exporters print about themselves; errors still rise."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "torch.export", "torch.fx", "torch._export", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
+def quiet() -> Iterator[None]:
+    """Silences what the exporters print and log about themselves; errors still rise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """The exporter puts the model's forward back as an attribute of the instance; it goes if it was none before."""
+    before = "forward" in vars(model)
+    try:
+        yield
+    finally:
+        if not before:
+            vars(model).pop("forward", None)
 
 
 @contextmanager
@@ -100,12 +124,14 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _explain(model: nn.Module, inputs: Mapping[str, Any], failure: Exception) -> FxlrpError:
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    except Exception as error:
-        return InputError(f"The model {type(model).__name__} itself fails on these inputs: {type(error).__name__}: {error}")
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """The graph is captured in the weights' own types; autocast then acts on it as on the model."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def _explain(model: nn.Module, failure: Exception) -> FxlrpError:
     text = str(failure)
     places = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
     own = [place for place in places if "/torch/" not in place[0]]

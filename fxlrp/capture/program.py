@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import fxlrp.capture.expansions  # fills the table of replacements
 from fxlrp.capture.canonical import Fused, canonicalise
-from fxlrp.capture.export import export
+from fxlrp.capture.export import export, quiet
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Program:
                 if (traced is not None and traced != size) or (traced is None and axis > 0 and size == 1):
                     return False
         scope = {"L": inputs, "torch": torch}
-        return all(eval(code, scope) for code in self._compiled_guards)  # the expressions are torch.export's own
+        return all(
+            eval(code, scope) for code in self._compiled_guards
+        )  # the expressions are torch.export's own
 
     @cached_property
     def _compiled_guards(self) -> tuple[Any, ...]:
@@ -66,7 +68,8 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
     if any(spec.kind is not OutputKind.USER_OUTPUT for spec in signature.output_specs):
         exported = _without_mutations(exported)
         signature = exported.graph_signature
-    graph, fused = canonicalise(exported)
+    with quiet():
+        graph, fused = canonicalise(exported)
     weights, constants, user = {}, {}, []
     for spec in signature.input_specs:
         name = spec.arg.name
@@ -90,7 +93,9 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
         fused=fused,
         guards=tuple(getattr(exported, "_guards_code", None) or ()),
         shapes={
-            leaf: tuple(size if isinstance(size, int) else None for size in names[placeholder].meta["val"].shape)
+            leaf: tuple(
+                size if isinstance(size, int) else None for size in names[placeholder].meta["val"].shape
+            )
             for placeholder, leaf in used.items()
             if isinstance(names[placeholder].meta.get("val"), Tensor) and "." not in leaf
         },
@@ -99,7 +104,9 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
 
 def _leaf_name(path: tuple[Any, ...]) -> str:
     """``inputs["a"]`` is ``a``; a tensor inside a nested input is ``a.0.b``."""
-    return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)
+    return ".".join(
+        str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path
+    )
 
 
 def _without_mutations(exported: Any) -> Any:

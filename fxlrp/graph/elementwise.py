@@ -64,7 +64,11 @@ def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
 def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
     negative = torch.clamp(x, max=0) * input_scale
-    return torch.where(x > 0, torch.full_like(x, scale), scale * alpha * input_scale * sinc_like(torch.expm1(negative), negative, 1.0))
+    return torch.where(
+        x > 0,
+        torch.full_like(x, scale),
+        scale * alpha * input_scale * sinc_like(torch.expm1(negative), negative, 1.0),
+    )
 
 
 def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
@@ -120,4 +124,8 @@ SLOPES: dict[Any, Function | None] = {
 
 def slope_of(target: Any) -> Function | None:
     """The closed-form slope of an activation operator, None where none is known."""
-    return target.closed_slope if isinstance(target, SpelledActivation) else SLOPES.get(getattr(target, "overloadpacket", target))
+    return (
+        target.closed_slope
+        if isinstance(target, SpelledActivation)
+        else SLOPES.get(getattr(target, "overloadpacket", target))
+    )

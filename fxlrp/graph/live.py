@@ -31,7 +31,9 @@ def dependent(graph: fx.Graph, roots: Mapping[str, str]) -> frozenset[fx.Node]:
     """The nodes whose value depends on the user's inputs."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if (node.op == "placeholder" and node.target in roots) or any(n in found for n in node.all_input_nodes):
+        if (node.op == "placeholder" and node.target in roots) or any(
+            n in found for n in node.all_input_nodes
+        ):
             found.add(node)
     return frozenset(found)
 

@@ -119,8 +119,15 @@ _register("selection", Kind.HOMOGENEOUS, "clamp clamp_min clamp_max clip", terms
 _register("selection", Kind.HOMOGENEOUS, "std hypot", terms=(0,))
 _register("selection", Kind.HOMOGENEOUS, "prelu _prelu_kernel", terms=(0,))
 _register("softmax", Kind.SOFTMAX, "softmax _softmax _safe_softmax", terms=(0,))
-_register("general", Kind.GENERAL, "log_softmax _log_softmax logsumexp logcumsumexp glu prod cumprod var", terms=(0,))
-_register("general", Kind.GENERAL, "atan2 fmod remainder linalg_inv_ex cdist _cdist_forward xlogy", terms=(0, 1))
+_register(
+    "general",
+    Kind.GENERAL,
+    "log_softmax _log_softmax logsumexp logcumsumexp glu prod cumprod var",
+    terms=(0,),
+)
+_register(
+    "general", Kind.GENERAL, "atan2 fmod remainder linalg_inv_ex cdist _cdist_forward xlogy", terms=(0, 1)
+)
 _register(
     "constant",
     Kind.CONSTANT,
@@ -181,6 +188,7 @@ def is_float(node: fx.Node) -> bool:
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else (value,)
     return any(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+
 
 register(aten._grouped_mm, Operator(Kind.FACTORS, "matmul", factors=(0, 1)))
 register(torch.ops.transformers.grouped_mm_fallback, Operator(Kind.FACTORS, "matmul", factors=(0, 1)))

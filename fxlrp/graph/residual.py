@@ -33,7 +33,12 @@ def _unmoved(value: object) -> fx.Node | None:
     """What a view, cast or copy is a view of."""
     while isinstance(value, fx.Node):
         operator = operator_of(value)
-        if operator is None or operator.kind is not Kind.TERMS or operator.category != "movement" or operator.terms != (0,):
+        if (
+            operator is None
+            or operator.kind is not Kind.TERMS
+            or operator.category != "movement"
+            or operator.terms != (0,)
+        ):
             return value
         inner = value.args[0]
         if not isinstance(inner, fx.Node):

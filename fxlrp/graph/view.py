@@ -49,5 +49,7 @@ def to_networkx(graph: fx.Graph, nodes: Iterable[fx.Node] | None = None) -> nx.D
     kept = set(graph.nodes if nodes is None else nodes)
     drawn: nx.DiGraph = nx.DiGraph()
     drawn.add_nodes_from(node for node in graph.nodes if node in kept)
-    drawn.add_edges_from((source, node) for node in drawn for source in node.all_input_nodes if source in kept)
+    drawn.add_edges_from(
+        (source, node) for node in drawn for source in node.all_input_nodes if source in kept
+    )
     return drawn

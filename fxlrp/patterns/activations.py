@@ -21,7 +21,11 @@ def _gelu_tanh_slope(x: Tensor) -> Tensor:
 @pattern("activation", slope=_gelu_tanh_slope, x=(2, 3))
 def gelu_tanh(x: Tensor) -> Tensor:
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in the orders of factors that models use."""
-    cubic = either(ROOT * (x + 0.044715 * torch.pow(x, 3.0)), (x * ROOT) * (1 + (0.044715 * x) * x), ROOT * (x + 0.044715 * x * x * x))
+    cubic = either(
+        ROOT * (x + 0.044715 * torch.pow(x, 3.0)),
+        (x * ROOT) * (1 + (0.044715 * x) * x),
+        ROOT * (x + 0.044715 * x * x * x),
+    )
     bracket = either(1.0 + torch.tanh(cubic), 1.0 + torch.tanh(ROOT * x * (1 + 0.044715 * x * x)))
     return either((0.5 * x) * bracket, x * (0.5 * bracket))
 
@@ -75,5 +79,3 @@ def _laplace_slope(x: Tensor) -> Tensor:
 def laplace(x: Tensor) -> Tensor:
     """(1 + erf((x - mu) / (sigma sqrt 2))) / 2, the activation of the Mega family."""
     return 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
-
-

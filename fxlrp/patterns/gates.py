@@ -14,7 +14,13 @@ from fxlrp.patterns.language import either, part, pattern
 def gated(gate: Tensor, signal: Tensor) -> Tensor:
     """activation(gate) * signal: SwiGLU, GeGLU, GLU and gated recurrences."""
     activated = either(
-        F.silu(gate), F.gelu(gate), torch.sigmoid(gate), F.relu(gate), torch.tanh(gate), F.mish(gate), spelled_activation(gate)
+        F.silu(gate),
+        F.gelu(gate),
+        torch.sigmoid(gate),
+        F.relu(gate),
+        torch.tanh(gate),
+        F.mish(gate),
+        spelled_activation(gate),
     )
     return part(part(activated, "gate") * signal, "product")
 

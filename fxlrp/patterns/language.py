@@ -8,7 +8,7 @@ reads like the model code it looks for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -34,7 +34,11 @@ def _chain(x: Tensor) -> Tensor:
     return x.clone()
 
 
-PART, EITHER, CHAIN = torch.ops.fxlrp.part.default, torch.ops.fxlrp.either.default, torch.ops.fxlrp.chain.default
+PART, EITHER, CHAIN = (
+    torch.ops.fxlrp.part.default,
+    torch.ops.fxlrp.either.default,
+    torch.ops.fxlrp.chain.default,
+)
 
 
 def part(x: Tensor, name: str) -> Tensor:
@@ -53,7 +57,7 @@ def chain(x: Tensor) -> Tensor:
     return _chain(x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """A named sub-structure of a graph.
 
@@ -67,7 +71,7 @@ class Pattern:
     examples: Mapping[str, tuple[int, ...]]
     doc: str = ""
     dependent: frozenset[str] = frozenset()
-    slope: Callable[..., Tensor] | None = field(default=None, compare=False)
+    slope: Callable[..., Tensor] | None = None
 
     @cached_property
     def graph(self) -> fx.Graph:
@@ -83,13 +87,15 @@ class Pattern:
 
     @cached_property
     def size(self) -> int:
-        """How many nodes its shortest spelling binds."""
+        """How many operators its shortest spelling has."""
         return len(_shortest(self.root))
 
     @cached_property
     def must_depend(self) -> frozenset[fx.Node]:
         """The pattern's inputs that must depend on the model's inputs."""
-        return frozenset(p for p, name in zip(self.parameters, self.examples, strict=True) if name in self.dependent)
+        return frozenset(
+            p for p, name in zip(self.parameters, self.examples, strict=True) if name in self.dependent
+        )
 
     @cached_property
     def parameters(self) -> tuple[fx.Node, ...]:
@@ -98,20 +104,25 @@ class Pattern:
 
 
 def _shortest(node: Any) -> frozenset[fx.Node]:
-    """The nodes of the shortest spelling of a pattern value."""
-    if not isinstance(node, fx.Node):
+    """The operators of the shortest spelling of a pattern value (markers and inputs are no evidence of a match)."""
+    if not isinstance(node, fx.Node) or node.op == "placeholder":
         return frozenset()
     if node.target is EITHER:
         options: Any = node.args[0]
-        return min((_shortest(option) for option in options), key=len) | {node}
-    return frozenset[fx.Node]({node}).union(*(_shortest(argument) for argument in node.all_input_nodes))
+        return min((_shortest(option) for option in options), key=len)
+    own = frozenset[fx.Node]() if node.target in (PART, CHAIN) else frozenset({node})
+    return own.union(*(_shortest(argument) for argument in node.all_input_nodes))
 
 
 PATTERNS: dict[str, list[Pattern]] = {}
 
 
 def pattern(
-    name: str, *, slope: Callable[..., Tensor] | None = None, dependent: tuple[str, ...] = (), **examples: tuple[int, ...]
+    name: str,
+    *,
+    slope: Callable[..., Tensor] | None = None,
+    dependent: tuple[str, ...] = (),
+    **examples: tuple[int, ...],
 ) -> Callable[..., Pattern]:
     """Register torch code as a pattern: ``@pattern("norm", x=(2, 3), eps=())``.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,10 @@ from fxlrp.patterns.language import CHAIN, EITHER, PART, PATTERNS, Pattern
 
 aten = torch.ops.aten
 COMMUTATIVE = {aten.add, aten.mul}
-_CHAIN_LIMIT = 24  # nodes that a chain may cross; attention with relative positions and masks crosses about a dozen
+_COPIES = {aten.to, aten._to_copy, aten.type_as, aten.clone, aten.contiguous, aten.alias}
+_CHAIN_LIMIT = (
+    24  # nodes that a chain may cross; attention with relative positions and masks crosses about a dozen
+)
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,18 @@ class _Attempt:
     reason: str = ""
 
     def fail(self, bound: Mapping[fx.Node, Any], reason: Callable[[], str]) -> None:
-        if len(bound) >= self.depth:
-            self.depth, self.reason = len(bound), reason()
+        depth = sum(node.op == "call_function" and node.target not in (PART, EITHER, CHAIN) for node in bound)
+        if depth >= self.depth:
+            self.depth, self.reason = depth, reason()
 
 
 Bound = dict[fx.Node, Any]  # pattern node -> graph node (or number)
 
 
 def find(
-    graph: fx.Graph, patterns: Mapping[str, list[Pattern]] | None = None, inside: frozenset[fx.Node] = frozenset()
+    graph: fx.Graph,
+    patterns: Mapping[str, list[Pattern]] | None = None,
+    inside: frozenset[fx.Node] = frozenset(),
 ) -> tuple[list[Match], list[NearMiss]]:
     """All matches, outermost (nearest the output) first, and the best near-miss of each pattern that matched nowhere.
 
@@ -80,11 +86,17 @@ def find(
     for node in reversed(graph.nodes):
         for candidate in anchored.get(packet(node.target), ()):
             attempt = _Attempt()
-            found = (b for b in _match(candidate.root, node, {}, attempt) if all(b[p] in inside for p in candidate.must_depend))
+            found = (
+                b
+                for b in _match(candidate.root, node, {}, attempt)
+                if all(b[p] in inside for p in candidate.must_depend)
+            )
             bound = next(found, None)
             if bound is not None:
                 matches.append(_as_match(candidate, node, bound))
-            elif attempt.depth > 0.6 * candidate.size and attempt.depth > getattr(misses.get(candidate.name), "matched", 0):
+            elif attempt.depth >= 0.7 * candidate.size and attempt.depth > getattr(
+                misses.get(candidate.name), "matched", 0
+            ):
                 misses[candidate.name] = NearMiss(candidate.name, node, attempt.depth, attempt.reason)
     names = {match.pattern.name for match in matches}
     return matches, [miss for name, miss in misses.items() if name not in names]
@@ -108,7 +120,9 @@ def _as_match(found: Pattern, root: fx.Node, bound: Bound) -> Match:
         nodes=frozenset(
             value
             for node, value in bound.items()
-            if node.op == "call_function" and node.target not in (PART, EITHER, CHAIN) and isinstance(value, fx.Node)
+            if node.op == "call_function"
+            and node.target not in (PART, EITHER, CHAIN)
+            and isinstance(value, fx.Node)
         ),
     )
 
@@ -122,7 +136,7 @@ def _match(want: Any, have: Any, bound: Bound, attempt: _Attempt) -> Iterator[Bo
             attempt.fail(bound, lambda: f"expected the constant {want}, found {have}")
         return
     if want in bound:
-        if bound[want] is have or _strip(bound[want]) is _strip(have):
+        if bound[want] is have or _same_entries(bound[want], have):
             yield bound
         return
     if want.op == "placeholder":
@@ -145,11 +159,17 @@ def _match(want: Any, have: Any, bound: Bound, attempt: _Attempt) -> Iterator[Bo
 def _match_operator(want: fx.Node, have: fx.Node, bound: Bound, attempt: _Attempt) -> Iterator[Bound]:
     if packet(want.target) != packet(have.target):
         if is_movement(have):  # movements and casts are transparent unless the pattern asks for them
-            yield from _match_operator(want, have.args[0], bound, attempt) if isinstance(have.args[0], fx.Node) else ()
+            yield from (
+                _match_operator(want, have.args[0], bound, attempt)
+                if isinstance(have.args[0], fx.Node)
+                else ()
+            )
         elif is_movement(want):
             yield from _match(want.args[0], have, bound, attempt)
         else:
-            attempt.fail(bound, lambda: f"expected {_label(want)}, found {_label(have)} ({source_line(have)})")
+            attempt.fail(
+                bound, lambda: f"expected {_label(want)}, found {_label(have)} ({source_line(have)})"
+            )
         return
     ours, theirs = _operands(want), _operands(have)
     if len(ours) > len(theirs):
@@ -174,7 +194,9 @@ def _operands(node: fx.Node) -> list[Any]:
     """Tensors and real-valued constants of a call; axes, shapes and flags do not matter to a pattern."""
     operator = operator_of(node)
     slots = sorted({*operator.factors, *operator.terms}) if operator else range(len(node.args))
-    values: list[Any] = [node.args[slot] for slot in slots if slot < len(node.args) and node.args[slot] is not None]
+    values: list[Any] = [
+        node.args[slot] for slot in slots if slot < len(node.args) and node.args[slot] is not None
+    ]
     if packet(node.target) is aten.pow:
         values = list(node.args)
     flat: list[Any] = []
@@ -191,13 +213,29 @@ def _same_literal(want: Any, have: Any) -> bool:
 def is_movement(node: fx.Node) -> bool:
     """A view, copy, cast or other rearrangement of one tensor."""
     operator = operator_of(node)
-    return operator is not None and operator.category == "movement" and operator.terms == (0,) and isinstance(node.args[0], fx.Node)
+    return (
+        operator is not None
+        and operator.category == "movement"
+        and operator.terms == (0,)
+        and isinstance(node.args[0], fx.Node)
+    )
 
 
-def _strip(value: Any) -> Any:
+def _same_entries(a: Any, b: Any) -> bool:
+    """Whether two values are movements of one value by the same steps, casts and copies aside.
+
+    Two different slices of one value (the halves of a gate) are not the same value.
+    """
+    return _steps(a) == _steps(b)
+
+
+def _steps(value: Any) -> tuple[Any, list[Any]]:
+    steps = []
     while isinstance(value, fx.Node) and is_movement(value):
+        if packet(value.target) not in _COPIES:
+            steps.append((packet(value.target), value.args[1:], dict(value.kwargs)))
         value = value.args[0]
-    return value
+    return value, steps
 
 
 def _along_chain(start: Any) -> Iterator[fx.Node]:

@@ -12,7 +12,11 @@ def _inverse_root(x: Tensor, variance: Tensor, eps: Tensor) -> Tensor:
     """x / sqrt(variance + eps), where the root stands is the part ``scale``."""
     floored = either(variance + eps, variance)
     return either(
-        x * part(either(torch.rsqrt(floored), torch.pow(floored, -0.5), torch.reciprocal(torch.sqrt(floored))), "scale"),
+        x
+        * part(
+            either(torch.rsqrt(floored), torch.pow(floored, -0.5), torch.reciprocal(torch.sqrt(floored))),
+            "scale",
+        ),
         x / part(either(torch.sqrt(floored), torch.sqrt(variance) + eps, torch.pow(floored, 0.5)), "scale"),
     )
 
@@ -42,7 +46,9 @@ def rms_norm(x: Tensor, eps: Tensor) -> Tensor:
 @pattern("unit_norm", x=(2, 3), eps=())
 def unit_norm(x: Tensor, eps: Tensor) -> Tensor:
     """x / ||x||, with a floor under the length or without."""
-    length = either(torch.linalg.vector_norm(x, dim=-1, keepdim=True), torch.pow(x, 2).sum(-1, keepdim=True).sqrt())
+    length = either(
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True), torch.pow(x, 2).sum(-1, keepdim=True).sqrt()
+    )
     return x / part(either(torch.clamp_min(length, 1e-12), length + eps, length), "scale")
 
 

@@ -53,7 +53,9 @@ class Rewritten:
     leaks: tuple[Leak, ...] = ()
 
 
-def rewrite(plan: Plan, taps: Sequence[fx.Node] = (), *, ledger: bool = False, fused: bool = True) -> Rewritten:
+def rewrite(
+    plan: Plan, taps: Sequence[fx.Node] = (), *, ledger: bool = False, fused: bool = True
+) -> Rewritten:
     """Apply ``plan``. ``taps`` are values to return as well; ``ledger`` adds leaves for every source and the operands of leaks.
 
     With ``fused`` the fast kernels stand where they apply; without, and in a ledger, every rule stands in its definition.
@@ -73,6 +75,7 @@ class _Rewriting:
         self.values: dict[fx.Node, fx.Node] = {}
         self.detached: dict[fx.Node, fx.Node] = {}
         self.lookups = {e.node for e in plan.structure.entrances if e.lookup}
+        self.attributed = {e.node for e in plan.structure.entrances}
         self.tables = {node.args[0] for node in self.lookups}
         self.lookup_weights: dict[Any, fx.Node] = {}
         self.sources: list[Source] = []
@@ -110,16 +113,24 @@ class _Rewriting:
         if node in self.regions:
             fused = self.plan.program.fused[node]
             image = self._value if node in self.plan.carrying else self._constant
-            return self.graph.call_function(self.regions[node], fx.map_arg(fused.args, image), fx.map_arg(dict(fused.kwargs), image))
+            return self.graph.call_function(
+                self.regions[node], fx.map_arg(fused.args, image), fx.map_arg(dict(fused.kwargs), image)
+            )
         if node not in self.plan.carrying:
             copied = self.graph.node_copy(node, self._constant)
             # Of several values (split, topk) one may be cut off while others carry on: it is detached after it was taken.
             taken = any(n in self.plan.carrying and not _is_tensor(n) for n in node.all_input_nodes)
-            return self.graph.call_function(aten.detach.default, (copied,)) if taken and _is_tensor(node) else copied
+            return (
+                self.graph.call_function(aten.detach.default, (copied,))
+                if taken and _is_tensor(node)
+                else copied
+            )
         decision = self.plan.decisions.get(node)
         if not self.ledger and (decision is None or decision.rule.name == "gradient"):
             operands = self._operands(node)
-            return self.graph.node_copy(node, lambda n: self.values[n] if n in operands else self._constant(n))
+            return self.graph.node_copy(
+                node, lambda n: self.values[n] if n in operands else self._constant(n)
+            )
         return self._apply(node)
 
     @staticmethod
@@ -135,7 +146,8 @@ class _Rewriting:
         """The value cut off from relevance."""
         if not isinstance(node, fx.Node):
             return node
-        if node not in self.plan.carrying or not _is_tensor(node):
+        # An attributed input is a leaf of the backward pass even where every way from it to the output is cut.
+        if (node not in self.plan.carrying and node not in self.attributed) or not _is_tensor(node):
             return self.values[node]
         if node not in self.detached:
             self.detached[node] = self.graph.call_function(aten.detach.default, (self.values[node],))
@@ -152,7 +164,9 @@ class _Rewriting:
             for index in site.operation.sources:
                 operands[index] = self._leaf(node, site.operands[index], operands[0])
         target = site.operation.target
-        if self.ledger and isinstance(target, torch._ops.OpOverload):  # a number that became a leaf needs another overload
+        if self.ledger and isinstance(
+            target, torch._ops.OpOverload
+        ):  # a number that became a leaf needs another overload
             call = RuleCall(rule, call.params, replace(site.operation, target=target.overloadpacket))
         made = self.graph.call_function(call, (*operands, *extras))
         if self.ledger and decision is not None and rule.leak is not None:
@@ -167,7 +181,9 @@ class _Rewriting:
                 return self.values[value]
         elif value is None or value == 0 or value in (float("inf"), float("-inf")):
             return value
-        leaf = self.graph.call_function(source_leaf, (self.values[value] if isinstance(value, fx.Node) else value, like))
+        leaf = self.graph.call_function(
+            source_leaf, (self.values[value] if isinstance(value, fx.Node) else value, like)
+        )
         self.sources.append(Source(user, value))
         self.leaves.append(leaf)
         return leaf

@@ -50,14 +50,21 @@ class Region:
         """Find the labelled parts among the region's nodes."""
         labels = plan.structure.labels
         parts = {
-            label.split(".", 1)[1]: node for node in fused.members for label in labels.get(node, ()) if "." in label
+            label.split(".", 1)[1]: node
+            for node in fused.members
+            for label in labels.get(node, ())
+            if "." in label
         }
         return Region(plan, fused, parts)
 
     def rule(self, part: str) -> str | None:
         """The name of the rule at a part; None for a plain gradient or where nothing arrives."""
         decision = self.plan.decisions.get(self.parts[part]) if part in self.parts else None
-        return decision.rule.name if decision is not None and decision.rule.name not in ("gradient", "taylor") else None
+        return (
+            decision.rule.name
+            if decision is not None and decision.rule.name not in ("gradient", "taylor")
+            else None
+        )
 
     def param(self, part: str, name: str) -> Any:
         """A parameter of the rule at a part."""
@@ -68,7 +75,9 @@ class Region:
         allowed = {self.parts[part] for part in parts if part in self.parts}
         plain = ("gradient", "taylor")
         return all(
-            node in allowed or self.plan.decisions.get(node) is None or self.plan.decisions[node].rule.name in plain
+            node in allowed
+            or self.plan.decisions.get(node) is None
+            or self.plan.decisions[node].rule.name in plain
             for node in self.fused.members
         )
 
@@ -90,7 +99,9 @@ def choose(plan: Plan, fused: Fused) -> Callable[..., Any] | None:
 
 class _ConstantScaleNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, keep_mean: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, keep_mean: bool
+    ) -> Tensor:
         y, _, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
         ctx.save_for_backward(rstd, weight)
         ctx.axes, ctx.keep_mean = tuple(range(-len(shape), 0)), keep_mean
@@ -112,7 +123,12 @@ def _layer_norm(region: Region) -> Callable[..., Tensor] | None:
     keep_mean = region.rule("mean") != "constant"
 
     def constant_scale_layer_norm(
-        x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True
+        x: Tensor,
+        shape: list[int],
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        _cudnn: bool = True,
     ) -> Tensor:
         result: Any = _ConstantScaleNorm.apply(x, shape, weight, bias, eps, keep_mean)  # type: ignore[no-untyped-call]
         return result  # type: ignore[no-any-return]
@@ -128,7 +144,9 @@ def _only_inner(region: Region) -> bool:
         if node.users and all(user in feeding for user in node.users):
             feeding.add(node)
     mean = region.parts.get("mean")
-    decided = [n for n in region.fused.members if n in region.plan.decisions and n not in feeding and n is not mean]
+    decided = [
+        n for n in region.fused.members if n in region.plan.decisions and n not in feeding and n is not mean
+    ]
     return all(region.plan.decisions[n].rule.name == "gradient" for n in decided)
 
 
@@ -137,7 +155,9 @@ def _only_inner(region: Region) -> bool:
 
 @kernel(aten.scaled_dot_product_attention)
 def _attention(region: Region) -> Callable[..., Tensor] | None:
-    if not {"scores", "weights", "output"} <= set(region.parts) or not region.untouched_but("scores", "weights", "output"):
+    if not {"scores", "weights", "output"} <= set(region.parts) or not region.untouched_but(
+        "scores", "weights", "output"
+    ):
         return None
     if region.rule("weights") == "constant":
         return constant_weights_attention
@@ -161,14 +181,18 @@ def named(function: Any, name: str) -> Callable[..., Tensor]:
     return function  # type: ignore[no-any-return]
 
 
-def _scaled_attention(share_q: float, share_k: float, share_v: float, q: Tensor, k: Tensor, v: Tensor, *a: Any, **o: Any) -> Tensor:
+def _scaled_attention(
+    share_q: float, share_k: float, share_v: float, q: Tensor, k: Tensor, v: Tensor, *a: Any, **o: Any
+) -> Tensor:
     q, k, v = (scale_message(x, s) if s != 1 else x for x, s in ((q, share_q), (k, share_k), (v, share_v)))
     return F.scaled_dot_product_attention(q, k, v, *a, **o)
 
 
 class _ConstantWeights(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale: float | None, gqa: bool) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale: float | None, gqa: bool
+    ) -> Tensor:
         ctx.save_for_backward(q, k, mask)
         ctx.options = (causal, 1 / math.sqrt(q.shape[-1]) if scale is None else scale, v.shape)
         return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
@@ -186,15 +210,22 @@ class _ConstantWeights(torch.autograd.Function):
         return None, None, g_v.sum_to_size(shape), None, None, None, None
 
 
-def _weights_transposed(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor) -> Tensor:
+def _weights_transposed(
+    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor
+) -> Tensor:
     """softmax(scale q k^T + mask)^T g, one sample at a time where the matrix would be large."""
     if q.ndim > 3 and len(q) > 1 and q.numel() // q.shape[-1] * k.shape[-2] > _CHUNK:
         masks = [None] * len(q) if mask is None else list(mask.expand(len(q), *mask.shape[1:]).split(1))
-        parts = [_weights_transposed(*each, causal, scale, c) for *each, c in zip(q.split(1), k.split(1), masks, g.split(1), strict=True)]
+        parts = [
+            _weights_transposed(*each, causal, scale, c)
+            for *each, c in zip(q.split(1), k.split(1), masks, g.split(1), strict=True)
+        ]
         return torch.cat(parts)
     scores = torch.matmul(q, k.mT).mul_(scale)
     if causal:
-        scores.masked_fill_(~torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_(), -math.inf)
+        scores.masked_fill_(
+            ~torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_(), -math.inf
+        )
     if mask is not None:
         scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
     return torch.matmul(aten._safe_softmax(scores, -1).mT, g)

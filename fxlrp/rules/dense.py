@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxlrp.rules.operation import Operation
+from fxlrp.rules.operation import Hole, Operation
 
 
 def matrix(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
@@ -20,11 +20,17 @@ def matrix(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
 
 def without_bias(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
     """The operation with zero in place of its additive constant."""
-    return op(x, weight) - op(torch.zeros_like(x), weight) if len(op.live) == op.factors else op(x, weight, None)
+    if len(op.live) == op.factors:
+        return op(x, weight) - op(torch.zeros_like(x), weight)
+    # addmm cannot do without its additive constant, a convolution takes none but one of full shape
+    needed = op.args[0] == Hole(op.factors)
+    return op(x, weight, x.new_zeros(()) if needed else None)
 
 
 def shares(contributions: Tensor, denominator: Tensor, relevance: Tensor) -> Tensor:
     """R_j = sum_i z_ij / d_i R_i, with 0/0 = 0."""
     safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)
-    weights = torch.where((denominator == 0)[:, None], torch.zeros_like(contributions), contributions / safe[:, None])
+    weights = torch.where(
+        (denominator == 0)[:, None], torch.zeros_like(contributions), contributions / safe[:, None]
+    )
     return torch.einsum("ij,i->j", weights, relevance)

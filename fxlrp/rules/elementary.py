@@ -25,7 +25,8 @@ def _gradient_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Te
         terms = [term for term in operands[op.factors :] if isinstance(term, Tensor)]
         return (1 - count) * (y - _additive(op, operands) if terms else y) * g
     if op.operator.kind is Kind.QUOTIENT:  # degree +1 in the numerator, -1 in the denominator
-        return (1 - op.live[0] + op.live[1] if len(op.live) > 1 else 0) * y * g
+        numerator, denominator = (op.live[place.index] for place in op.args[:2])
+        return (1 - numerator + denominator) * y * g
     if op.operator.kind is Kind.SOFTMAX:
         return _softmax_leak(op, y, g, *operands)
     return _local_defect(op, y, g, *operands)
@@ -41,18 +42,33 @@ def _local_defect(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Ten
     """Euler's defect of the operation itself: sum of y g - sum of x . (df/dx)^T g over its live operands and constants."""
     counted = [i for i, x in enumerate(operands) if isinstance(x, Tensor) and (op.live[i] or i in op.sources)]
     with torch.enable_grad():
-        leaves = {i: operands[i].detach().requires_grad_() for i in counted if operands[i].is_floating_point()}
+        leaves = {
+            i: operands[i].detach().requires_grad_() for i in counted if operands[i].is_floating_point()
+        }
         value = op(*(leaves.get(i, x) for i, x in enumerate(operands)))
     grads = torch.autograd.grad(value, list(leaves.values()), g, allow_unused=True)
-    received = sum((x.detach() * v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None)
+    received = sum(
+        (x.detach() * v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None
+    )
     return (y * g).sum() - received
 
 
+def _axis(op: Operation) -> int:
+    """The axis over which a softmax normalises."""
+    given = (a for a in op.args[1:] if isinstance(a, int) and not isinstance(a, bool))
+    axis: int = next(given, op.kwargs.get("dim", -1))
+    return axis
+
+
 def _softmax_leak(op: Operation, s: Tensor, g: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
-    """Virtual bias B_j = s_j (1 - x_j + sum_k s_k x_k) g_j of the Taylor expansion; entries of -inf carry nothing."""
-    axis = next((a for a in op.args[1:] if isinstance(a, int) and not isinstance(a, bool)), op.kwargs.get("dim", -1))
-    finite = torch.where(torch.isfinite(x), x, torch.zeros_like(x)).to(s.dtype)
-    return s * (1 - finite + (s * finite).sum(axis, keepdim=True)) * g
+    """Virtual bias B_j = s_j (1 - x_j + sum_k s_k x_k) g_j of the Taylor expansion; entries of -inf carry nothing.
+
+    As the s_k sum to one it is the same for x less its maximum, which keeps the huge constants of masks out of the sums.
+    """
+    axis = _axis(op)
+    finite = torch.where(torch.isfinite(x), x, torch.full_like(x, torch.finfo(x.dtype).min)).double()
+    shifted = torch.where(s == 0, 0.0, finite - finite.amax(axis, keepdim=True))
+    return torch.where(s == 0, 0.0, s.double() * (1 - shifted + (s * shifted).sum(axis, keepdim=True)) * g)
 
 
 @rule(
@@ -63,7 +79,7 @@ def _softmax_leak(op: Operation, s: Tensor, g: Tensor, x: Tensor, *rest: Tensor)
     leak_kind="plain gradient",
 )
 def gradient(op: Operation, *operands: Tensor) -> Tensor:
-    """g_x = J^T g, the plain gradient.
+    """g_x = J^T g, the plain gradient.  x: any shape.
 
     Exact where the operation is homogeneous of degree one in its operands (linear maps, ReLU, maxima, norms); elsewhere Euler's
     defect sum(y g) - sum(x . J^T g) is its declared leak.
@@ -77,8 +93,11 @@ def _(op: Operation, relevance: Tensor, *operands: Tensor) -> tuple[Tensor, ...]
     y = op(*operands)
     results = []
     for i, x in enumerate(operands):
+        if not isinstance(x, Tensor):  # a number, or no bias
+            results.append(relevance.new_zeros(()))
+            continue
         rows = torch.autograd.functional.jacobian(lambda v, i=i: op(*operands[:i], v, *operands[i + 1 :]), x)
-        message = (relevance / y).flatten()
+        message = ratio(relevance, y).flatten()
         results.append(x * torch.einsum("ij,i->j", rows.reshape(-1, x.numel()), message).reshape(x.shape))
     return tuple(results)
 
@@ -100,9 +119,9 @@ def taylor(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
 
 
 @taylor.reference
-def _(op: Operation, relevance: Tensor, x: Tensor) -> Tensor:
-    s = op(x)
-    return x * (relevance - s * relevance.sum(-1, keepdim=True))
+def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
+    s = op(x, *rest)
+    return x * (relevance - s * relevance.sum(_axis(op), keepdim=True))
 
 
 def _offset_leak(op: Operation, y: Tensor, g: Tensor, x: Tensor, *, epsilon: float) -> Tensor:
@@ -146,12 +165,16 @@ def _difference_quotient(op: Operation, x: Tensor, y: Tensor) -> Tensor:
 @secant.reference
 def _(op: Operation, relevance: Tensor, x: Tensor, *, epsilon: float) -> Tensor:
     y = op(x)
-    return relevance * (y - value_at_zero(op)) / y * x / (x + epsilon)
+    return ratio(relevance, y) * (y - value_at_zero(op)) * ratio(x, x + epsilon)
 
 
-@rule("any", conserves=Conserves.NOTHING, source=Cite("Ali et al. 2022", "eq. 8-9: gates and scales are constants"))
+@rule(
+    "any",
+    conserves=Conserves.NOTHING,
+    source=Cite("Ali et al. 2022", "eq. 8-9: gates and scales are constants"),
+)
 def constant(op: Operation, *operands: Tensor) -> Tensor:
-    """y.detach(): the value passes no relevance on. Where it then stands as a term of a sum it is a source of the ledger."""
+    """y.detach(), of any shape: the value passes no relevance on. Where it then stands as a term of a sum it is a source of the ledger."""
     result: Tensor = op(*(x.detach() if isinstance(x, Tensor) else x for x in operands))
     return result.detach()
 

@@ -59,7 +59,13 @@ def epsilon(op: Operation, *operands: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 
 @epsilon.reference
-def _(op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float) -> Tensor:
+def _(
+    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float
+) -> Tensor | tuple[Tensor, Tensor]:
+    if not op.factors:  # a sum: each term takes its own part
+        first = op(x, torch.zeros_like(weight))
+        share = relevance / away_from_zero(op(x, weight), epsilon)
+        return first * share, (op(x, weight) - first) * share
     z = op(x, weight, bias).flatten() if op.factors + 1 == len(op.live) else op(x, weight).flatten()
     contributions = matrix(op, x, weight) * x.flatten()[None, :]
     return shares(contributions, away_from_zero(z, epsilon), relevance.flatten()).reshape(x.shape)
@@ -71,7 +77,14 @@ def _call(op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
 
 
 def _gamma_expression(
-    op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None, gamma: float, epsilon: float, form: str, scale_bias: bool
+    op: Operation,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: float,
+    epsilon: float,
+    form: str,
+    scale_bias: bool,
 ) -> Tensor:
     z = _call(op, x, weight, bias)
     bias_gamma = gamma if scale_bias else 0.0
@@ -127,7 +140,7 @@ def gamma(
     scale_bias: bool = True,
     bridge: float = 1e-10,
 ) -> Tensor:
-    """Positive contributions are favoured by 1 + gamma.
+    """Positive contributions are favoured by 1 + gamma.  x: any shape the operation takes.
 
     ``generalised`` (any sign of x): for z_i > 0, R_j = (x_j+ (W + gamma W+)_ij + x_j- (W + gamma W-)_ij) R_i / d_i with d_i the
     sum of the numerators and of the bias b + gamma b+; for z_i < 0 the roles of W+ and W- (and b+, b-) swap.
@@ -167,9 +180,15 @@ def _(
         if form == "ali":
             row, offset = up[i] * flat, constant[i] + bias_gamma * constant[i].clamp(min=0)
         elif z[i] > 0:
-            row, offset = torch.where(flat > 0, up[i], down[i]) * flat, constant[i] + bias_gamma * constant[i].clamp(min=0)
+            row, offset = (
+                torch.where(flat > 0, up[i], down[i]) * flat,
+                constant[i] + bias_gamma * constant[i].clamp(min=0),
+            )
         else:
-            row, offset = torch.where(flat > 0, down[i], up[i]) * flat, constant[i] + bias_gamma * constant[i].clamp(max=0)
+            row, offset = (
+                torch.where(flat > 0, down[i], up[i]) * flat,
+                constant[i] + bias_gamma * constant[i].clamp(max=0),
+            )
         result += row * relevance.flatten()[i] / away_from_zero(row.sum() + offset, epsilon)
     if form == "generalised":
         result = result * flat / away_from_zero(flat, bridge)
@@ -196,12 +215,20 @@ def _alphabeta_expression(
         gain = _call(op, positive(x), up, plus) + _call(op, negative(x), down, _bias_part(bias))
         loss = _call(op, positive(x), down, minus) + _call(op, negative(x), up, _bias_part(bias))
     share = gain * (alpha * ratio(z, away_from_zero(gain, epsilon) if epsilon else gain)).detach()
-    return share - loss * (beta * ratio(z, away_from_zero(loss, epsilon) if epsilon else loss)).detach() if beta else share
+    return (
+        share - loss * (beta * ratio(z, away_from_zero(loss, epsilon) if epsilon else loss)).detach()
+        if beta
+        else share
+    )
 
 
 def _bias_shares(bias: Tensor, share: str) -> tuple[Tensor, Tensor]:
     """What of the bias stands in the positive and in the negative denominator."""
-    shares_by_name = {"signed": (positive(bias), negative(bias)), "whole": (bias, bias), "none": (0 * bias, 0 * bias)}
+    shares_by_name = {
+        "signed": (positive(bias), negative(bias)),
+        "whole": (bias, bias),
+        "none": (0 * bias, 0 * bias),
+    }
     if share not in shares_by_name:
         raise RulesetError(f"A bias has no share '{share}'.{nearest(share, shares_by_name)}")
     return shares_by_name[share]
@@ -215,7 +242,13 @@ def _alphabeta_leak(
     return (y - _alphabeta_expression(op, x, weight, bias, **options)) * g
 
 
-@rule(*LINEAR, conserves=Conserves.WITH_LEAK, source=Cite(BACH, "eq. 60"), leak=_alphabeta_leak, leak_kind="dead output")
+@rule(
+    *LINEAR,
+    conserves=Conserves.WITH_LEAK,
+    source=Cite(BACH, "eq. 60"),
+    leak=_alphabeta_leak,
+    leak_kind="dead output",
+)
 def alphabeta(
     op: Operation,
     x: Tensor,
@@ -230,15 +263,19 @@ def alphabeta(
 ) -> Tensor:
     """R_j = alpha sum_i z_ij+ / Z_i+ R_i - beta sum_i z_ij- / Z_i- R_i with z_ij = W_ij x_j, alpha - beta = 1.
 
-    Contributions are split by the sign of W_ij x_j; Z+ and Z- include b+ and b- (``bias_share``: or the
+    x: any shape the operation takes. Contributions are split by the sign of W_ij x_j; Z+ and Z- include b+ and b- (``bias_share``: or the
     ``whole`` bias, or ``none``). An output with no
     contribution of a sign has nobody to pass that share to: it is the declared leak. ``split_by="weight"`` splits by the sign of
     W_ij alone, as captum's alpha-1-beta-0 rule does (it supposes x >= 0, and takes the whole bias); ``epsilon`` stabilises the denominators (unit of z).
     """
     if split_by not in ("contribution", "weight"):
-        raise RulesetError(f"Rule 'alphabeta' cannot split by '{split_by}'.{nearest(split_by, ('contribution', 'weight'))}")
+        raise RulesetError(
+            f"Rule 'alphabeta' cannot split by '{split_by}'.{nearest(split_by, ('contribution', 'weight'))}"
+        )
     z = _call(op, x, weight, bias)
-    return same_value(z, _alphabeta_expression(op, x, weight, bias, alpha, beta, epsilon, bias_share, split_by))
+    return same_value(
+        z, _alphabeta_expression(op, x, weight, bias, alpha, beta, epsilon, bias_share, split_by)
+    )
 
 
 @alphabeta.reference
@@ -268,14 +305,30 @@ def _(
     return (alpha * shares(gain, above, r) - beta * shares(loss, below, r)).reshape(x.shape)
 
 
-@rule(*LINEAR, conserves=Conserves.WITH_LEAK, source=Cite("Montavon et al. 2017, Deep Taylor", "z+ rule"), leak=_alphabeta_leak, leak_kind="dead output")
-def z_plus(op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, bias_share: str = "signed") -> Tensor:
-    """R_j = sum_i z_ij+ / Z_i+ R_i: alpha-beta with alpha = 1 and beta = 0."""
+@rule(
+    *LINEAR,
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Montavon et al. 2017, Deep Taylor", "z+ rule"),
+    leak=_alphabeta_leak,
+    leak_kind="dead output",
+)
+def z_plus(
+    op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, bias_share: str = "signed"
+) -> Tensor:
+    """R_j = sum_i z_ij+ / Z_i+ R_i: alpha-beta with alpha = 1 and beta = 0.  x: any shape the operation takes."""
     return alphabeta.surrogate(op, x, weight, bias, alpha=1.0, beta=0.0, bias_share=bias_share)
 
 
 @z_plus.reference
-def _(op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, bias_share: str) -> Tensor:
+def _(
+    op: Operation,
+    relevance: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    bias_share: str,
+) -> Tensor:
     contributions = (matrix(op, x, weight) * x.flatten()[None, :]).clamp(min=0)
     constant = _call(op, x, weight, bias).flatten() - matrix(op, x, weight) @ x.flatten()
     total = contributions.sum(1) + _bias_shares(constant, bias_share)[0]
@@ -283,7 +336,15 @@ def _(op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor 
 
 
 def _distribute_leak(
-    op: Operation, y: Tensor, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float, bound: float
+    op: Operation,
+    y: Tensor,
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float,
+    bound: float,
 ) -> Tensor:
     """sum of (z + b - z f) g with the bounded factor f of the rule."""
     z = _call(op, x, weight, _bias_part(bias))
@@ -302,11 +363,17 @@ def _bounded_factor(y: Tensor, z: Tensor, epsilon: float, bound: float) -> Tenso
     leak_kind="bias not distributed",
 )
 def distribute(
-    op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float = 1e-6, bound: float = 10.0
+    op: Operation,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float = 1e-6,
+    bound: float = 10.0,
 ) -> Tensor:
     """g_x = W^T (f g) with f = (z + b) / (z + epsilon sign z), |f| <= bound: the bias is shared out in proportion to W_ij x_j.
 
-    Badly conditioned where z is near 0, hence the bound; what it keeps back is the declared leak.
+    x: any shape the operation takes. Badly conditioned where z is near 0, hence the bound; what it keeps back is the declared leak.
     """
     z = _call(op, x, weight, _bias_part(bias.detach() if bias is not None else None))
     y = _call(op, x, weight, bias)
@@ -315,9 +382,16 @@ def distribute(
 
 @distribute.reference
 def _(
-    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float, bound: float
+    op: Operation,
+    relevance: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float,
+    bound: float,
 ) -> Tensor:
     contributions = matrix(op, x, weight) * x.flatten()[None, :]
     z, y = contributions.sum(1), _call(op, x, weight, bias).flatten()
     factor = (y / away_from_zero(z, epsilon)).clamp(-bound, bound)
-    return torch.einsum("ij,i,i->j", contributions, factor, relevance.flatten() / y).reshape(x.shape)
+    return torch.einsum("ij,i,i->j", contributions, factor, ratio(relevance.flatten(), y)).reshape(x.shape)

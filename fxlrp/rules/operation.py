@@ -121,4 +121,3 @@ def _renumbered(template: Any, rank: dict[int, int]) -> Any:
     if isinstance(template, dict):
         return {key: _renumbered(value, rank) for key, value in template.items()}
     return template
-

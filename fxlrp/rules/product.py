@@ -19,7 +19,7 @@ def split(op: Operation, *operands: Tensor, first: float = -1.0) -> Tensor:
     """g_a = lambda_a VJP_a(g), g_b = lambda_b VJP_b(g) with lambda_a + lambda_b = 1, for a * b, a @ b and any bilinear operation.
 
     Equal shares by default (the *uniform* rule); ``first`` in [0, 1] is the share of the first factor, the rest goes to the
-    others alike. Each factor's relevance sums to its share of sum(y g_y).
+    others alike. Each factor's relevance sums to its share of sum(y g_y). Factors: any shapes the operation takes.
     """
     live = [i for i, alive in enumerate(op.live[: op.factors]) if alive]
     shares = {i: 1 / len(live) for i in live}
@@ -38,14 +38,21 @@ def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, first: float) -
         rows = torch.autograd.functional.jacobian(lambda v, i=index: op(v, b) if i == 0 else op(a, v), x)
         dense = rows.reshape(-1, x.numel())
         contributions = dense * x.flatten()[None, :]
-        results.append(part * torch.einsum("ij,i->j", contributions, (relevance / op(a, b)).flatten()).reshape(x.shape))
+        results.append(
+            part * torch.einsum("ij,i->j", contributions, ratio(relevance, op(a, b)).flatten()).reshape(x.shape)
+        )
     return results[0], results[1]
 
 
 @rule("product", conserves=Conserves.EXACTLY, source=Cite("Arras et al. 2017, WASSA", "signal-take-all"))
 def take_all(op: Operation, *operands: Tensor, signal: int = 0) -> Tensor:
-    """g_signal = VJP(g), the other factors are constants: all relevance of a product goes to factor number ``signal``."""
-    result: Tensor = op(*(x if i == signal or i >= op.factors else x.detach() for i, x in enumerate(operands)))
+    """g_signal = VJP(g), the other factors are constants: all relevance of a product goes to factor number ``signal``.
+
+    Factors: any shapes the operation takes.
+    """
+    result: Tensor = op(
+        *(x if i == signal or i >= op.factors else x.detach() for i, x in enumerate(operands))
+    )
     return result
 
 
@@ -53,14 +60,14 @@ def take_all(op: Operation, *operands: Tensor, signal: int = 0) -> Tensor:
 def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, signal: int) -> tuple[Tensor, Tensor]:
     chosen = (a, b)[signal]
     rows = torch.autograd.functional.jacobian(lambda v: op(v, b) if signal == 0 else op(a, v), chosen)
-    shares = torch.einsum("ij,i->j", rows.reshape(-1, chosen.numel()), (relevance / op(a, b)).flatten())
+    shares = torch.einsum("ij,i->j", rows.reshape(-1, chosen.numel()), ratio(relevance, op(a, b)).flatten())
     taken = chosen * shares.reshape(chosen.shape)
     return (taken, torch.zeros_like(b)) if signal == 0 else (torch.zeros_like(a), taken)
 
 
 @rule("quotient", conserves=Conserves.EXACTLY, source=Cite("Ali et al. 2022", "eq. 9, for any denominator"))
 def detach_denominator(op: Operation, a: Tensor, b: Tensor) -> Tensor:
-    """y = a / b.detach(): R_a = R_y, the denominator is a constant scale."""
+    """y = a / b.detach(): R_a = R_y, the denominator is a constant scale.  a, b: shapes that broadcast."""
     result: Tensor = op(a, b.detach())
     return result
 
@@ -120,9 +127,10 @@ def normalised(y: Tensor, a: Tensor, b: Tensor, sign: float) -> Tensor:
 @normalised_add.reference
 def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     y = op(a, b)
-    first, second = a * relevance / y, (y - a) * relevance / y
+    first, second = a * ratio(relevance, y), (y - a) * ratio(relevance, y)
     axes = tuple(range(1, y.ndim))
     sum_a, sum_b = first.sum(axes, keepdim=True), second.sum(axes, keepdim=True)
     total = relevance.sum(axes, keepdim=True)
-    size_a, size_b = sum_a.abs() / (sum_a.abs() + sum_b.abs()), sum_b.abs() / (sum_a.abs() + sum_b.abs())
-    return first * size_a * total / sum_a, second * size_b * total / sum_b
+    size = sum_a.abs() + sum_b.abs()
+    size_a, size_b = ratio(sum_a.abs(), size), ratio(sum_b.abs(), size)
+    return first * size_a * ratio(total, sum_a), second * size_b * ratio(total, sum_b)

@@ -41,8 +41,8 @@ class Rule:
     """A propagation rule for the operator classes ``on``.
 
     ``surrogate(op, *operands, **parameters)`` takes the operation and its operands, those that carry relevance first.
-    ``leak(op, y, g_y, *operands, live=, **parameters)`` is the sum of y g_y less what the operands receive, ``leak_kind`` its
-    name in the ledger. ``reference(op, R_y, *operands, live=, **parameters)`` is the paper's own relevance form, in plain einsum.
+    ``leak(op, y, g_y, *operands, **parameters)`` is the sum of y g_y less what the operands receive, ``leak_kind`` its
+    name in the ledger. ``reference(op, R_y, *operands, **parameters)`` is the paper's own relevance form, in plain einsum.
     """
 
     name: str
@@ -63,7 +63,9 @@ class Rule:
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The options of the rule, with their defaults."""
         signature = inspect.signature(self.surrogate)
-        return {name: p for name, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return {
+            name: p for name, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
+        }
 
     def fits(self, category: str) -> bool:
         """Whether the rule can take operations of this class."""

@@ -22,7 +22,9 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 import fxlrp
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference results (../shared/golden) are not here")
+pytestmark = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the reference results (../shared/golden) are not here"
+)
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float64_eager": torch.float64}
 
 
@@ -78,14 +80,20 @@ def at_modules(case: str, layers: int = 3) -> dict[str, str]:
     names = {"R_final_norm.out": norm}
     for i in range(layers):
         path = layer.format(i)
-        names |= {f"R_layer{i}.out": path, f"R_layer{i}.attn_out": f"{path}.{attention}", f"R_layer{i}.mlp_out": f"{path}.{mlp}"}
+        names |= {
+            f"R_layer{i}.out": path,
+            f"R_layer{i}.attn_out": f"{path}.{attention}",
+            f"R_layer{i}.mlp_out": f"{path}.{mlp}",
+        }
     return names
 
 
 @pytest.mark.parametrize(("case", "method", "dtype"), CAUSAL)
 def test_causal_language_models(case: str, method: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, inputs, expected = read(case)
-    model = build(case, torch.float32 if dtype == "float32" else torch.float64, "eager" if "eager" in dtype else "sdpa")
+    model = build(
+        case, torch.float32 if dtype == "float32" else torch.float64, "eager" if "eager" in dtype else "sdpa"
+    )
     if dtype == "float64pure":
         pure(model, monkeypatch)
     modules = at_modules(case)
@@ -109,13 +117,20 @@ def test_causal_language_models(case: str, method: str, dtype: str, monkeypatch:
 def test_bert(method: str, dtype: str, mask: str) -> None:
     _, _, inputs, expected = read("attnlrp_bert")
     model = build("attnlrp_bert", DTYPES[dtype], "eager" if "eager" in dtype else "sdpa")
-    given = {k: inputs[k] for k in ("input_ids", "token_type_ids")} | {"attention_mask": inputs[f"attention_mask_{mask}"]}
+    given = {k: inputs[k] for k in ("input_ids", "token_type_ids")} | {
+        "attention_mask": inputs[f"attention_mask_{mask}"]
+    }
     modules = {"R_embeddings.out": "bert.embeddings", "R_pooler.out": "bert.pooler"}
     for i in range(3):
-        modules |= {f"R_layer{i}.out": f"bert.encoder.layer.{i}", f"R_layer{i}.attention.out": f"bert.encoder.layer.{i}.attention"}
+        modules |= {
+            f"R_layer{i}.out": f"bert.encoder.layer.{i}",
+            f"R_layer{i}.attention.out": f"bert.encoder.layer.{i}.attention",
+        }
     lrp = fxlrp.convert(model, RULESETS[method])
     names = sorted({k.split("/")[3] for k in expected if k.startswith(f"{method}/{dtype}/{mask}/target")})
-    targets = json.loads((GOLDEN / "attnlrp_bert" / "meta.json").read_text()).get("targets") or {n: int(n[6:]) for n in names}
+    targets = json.loads((GOLDEN / "attnlrp_bert" / "meta.json").read_text()).get("targets") or {
+        n: int(n[6:]) for n in names
+    }
     tolerance = 1e-9 if dtype != "float32" else 1e-5
     for name in names:
         key = f"{method}/{dtype}/{mask}/{name}"
@@ -127,20 +142,37 @@ def test_bert(method: str, dtype: str, mask: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("method", ["gxi", "cplrp", "zennit.gamma_conv0.25_lin0.05", "zennit.gamma_conv0.1_lin0.0", "zennit.gamma_conv100_lin1"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "gxi",
+        "cplrp",
+        "zennit.gamma_conv0.25_lin0.05",
+        "zennit.gamma_conv0.1_lin0.0",
+        "zennit.gamma_conv100_lin1",
+    ],
+)
 def test_vit(method: str, dtype: str) -> None:
     _, _, inputs, expected = read("cplrp_vit")
     model = build("cplrp_vit", DTYPES[dtype])
     rules = fxlrp.ruleset(RULESETS.get(method, "cp-lrp"))
     if method.startswith("zennit"):
-        convolution, linear = (float(part.lstrip("convlin")) for part in method.removeprefix("zennit.gamma_").split("_"))
+        convolution, linear = (
+            float(part.lstrip("convlin")) for part in method.removeprefix("zennit.gamma_").split("_")
+        )
         for place in ("*.mlp.*", "classifier"):
             rules = rules.override(linear={"rule": "gamma", "gamma": linear}, where=place)
         rules = rules.override(convolution={"rule": "gamma", "gamma": convolution})
     lrp = fxlrp.convert(model, rules)
-    modules = {f"R_layer{i}.out": f"vit.layers.{i}" for i in range(3)} | {"R_embeddings.out": "vit.embeddings"}
+    modules = {f"R_layer{i}.out": f"vit.layers.{i}" for i in range(3)} | {
+        "R_embeddings.out": "vit.embeddings"
+    }
     for name in sorted({k.split("/")[2] for k in expected if k.startswith(f"{dtype}/{method}/target")}):
-        result = lrp.attribute(inputs["pixel_values"].to(DTYPES[dtype]), target=_target("cplrp_vit", name), at=list(modules.values()))
+        result = lrp.attribute(
+            inputs["pixel_values"].to(DTYPES[dtype]),
+            target=_target("cplrp_vit", name),
+            at=list(modules.values()),
+        )
         tolerance = 1e-8 if dtype == "float64" else 1e-4
         close(result.relevance, expected[f"{dtype}/{method}/{name}/R_pixels"], tolerance)
         for label, module in modules.items():
@@ -149,7 +181,11 @@ def test_vit(method: str, dtype: str) -> None:
 
 def _target(case: str, name: str) -> int:
     targets = json.loads((GOLDEN / case / "meta.json").read_text()).get("targets", {})
-    return int(targets.get(name, name.removeprefix("target"))) if isinstance(targets, Mapping) else int(name.removeprefix("target"))
+    return (
+        int(targets.get(name, name.removeprefix("target")))
+        if isinstance(targets, Mapping)
+        else int(name.removeprefix("target"))
+    )
 
 
 class AliBlock(nn.Module):
@@ -160,7 +196,9 @@ class AliBlock(nn.Module):
         self.heads = heads
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = (f(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = (
+            f(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
         context = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
         h = self.output["dense"](context.transpose(1, 2).flatten(2)) + h
         return (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-12)
@@ -172,7 +210,12 @@ class AliBert(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         embeddings = transformers.BertConfig(
-            vocab_size=61, hidden_size=32, num_attention_heads=4, max_position_embeddings=32, type_vocab_size=2, layer_norm_eps=1e-12
+            vocab_size=61,
+            hidden_size=32,
+            num_attention_heads=4,
+            max_position_embeddings=32,
+            type_vocab_size=2,
+            layer_norm_eps=1e-12,
         )
         self.embeds = BertEmbeddings(embeddings)
         self.attention_layers = nn.ModuleList(AliBlock(32, 4) for _ in range(config["n_blocks"]))
@@ -202,14 +245,22 @@ def test_ali(mode: str, dtype: str) -> None:
     config, weights, inputs, expected = read("ali_bert")
     model = AliBert(config)
     missing = model.load_state_dict(weights, strict=False)
-    assert not missing.missing_keys or all("position_ids" in k or "token_type_ids" in k for k in missing.missing_keys)
+    assert not missing.missing_keys or all(
+        "position_ids" in k or "token_type_ids" in k for k in missing.missing_keys
+    )
     lrp = fxlrp.convert(model.to(DTYPES[dtype]).eval(), ALI[mode])
     tolerance = 1e-9 if dtype == "float64" else 1e-4
     for name in sorted({k.split("/")[2] for k in expected if k.startswith(f"{dtype}/{mode}/target")}):
-        result = lrp.attribute(dict(inputs), target=_target("ali_bert", name), at=["embeds", "attention_layers.*"])
+        result = lrp.attribute(
+            dict(inputs), target=_target("ali_bert", name), at=["embeds", "attention_layers.*"]
+        )
         close(result.at["embeds"].sum(-1), expected[f"{dtype}/{mode}/{name}/R_tokens"], tolerance)
         for i in (1, 2):
-            close(result.at[f"attention_layers.{i - 1}"], expected[f"{dtype}/{mode}/{name}/R_layer{i}.in"], tolerance)
+            close(
+                result.at[f"attention_layers.{i - 1}"],
+                expected[f"{dtype}/{mode}/{name}/R_layer{i}.in"],
+                tolerance,
+            )
 
 
 CAPTUM = {
@@ -219,7 +270,16 @@ CAPTUM = {
     "gamma": fxlrp.ruleset("epsilon").override(
         linear={"rule": "gamma", "gamma": 0.25, "form": "ali", "scale_bias": False, "epsilon": 1e-9}
     ),
-    "alpha1beta0": fxlrp.ruleset("epsilon").override(linear={"rule": "alphabeta", "alpha": 1.0, "beta": 0.0, "epsilon": 1e-9, "split_by": "weight", "bias_share": "whole"}),
+    "alpha1beta0": fxlrp.ruleset("epsilon").override(
+        linear={
+            "rule": "alphabeta",
+            "alpha": 1.0,
+            "beta": 0.0,
+            "epsilon": 1e-9,
+            "split_by": "weight",
+            "bias_share": "whole",
+        }
+    ),
 }
 
 

@@ -1,0 +1,64 @@
+"""Conversion against export: how long fxlrp's own passes take beside ``torch.export``, and how both grow with depth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import LlamaForCausalLM
+
+import fxlrp
+from benchmarks.models import Case, llama_config
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Seconds for one model on the meta device: in torch.export, and in everything fxlrp does after it."""
+
+    layers: int
+    nodes: int
+    export_seconds: float
+    passes_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """fxlrp's passes over torch.export."""
+        return self.passes_seconds / self.export_seconds
+
+    @property
+    def passes_per_layer(self) -> float:
+        """Seconds of fxlrp's passes for each layer: constant where growth is linear."""
+        return self.passes_seconds / self.layers
+
+
+def convert_llama(layers: int, ruleset: str = "attnlrp") -> Conversion:
+    """Convert a Llama of this depth, from the model to the rewritten graph of one ruleset."""
+    from fxlrp.capture import program
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(llama_config(Case("Llama", 64, layers=layers))).eval()
+        inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.long)}
+    with mock.patch.object(program, "export", _Timed(program.export)) as export:
+        start = time.perf_counter()
+        converted = fxlrp.convert(model, ruleset, example_inputs=inputs)
+        total = time.perf_counter() - start
+    return Conversion(layers, len(converted.plan.program.graph.nodes), export.seconds, total - export.seconds)
+
+
+class _Timed:
+    """A function that adds up how long it runs."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.seconds = 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - start

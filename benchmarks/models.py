@@ -1,0 +1,73 @@
+"""The models that are measured: Llama-like and BERT-like, with random weights, as transformers makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+VOCABULARY = 8192
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model family at one size and length of input."""
+
+    family: str
+    length: int
+    hidden: int = 512
+    layers: int = 8
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.length} tokens"
+
+    def model(self) -> nn.Module:
+        """The model, the same on every call."""
+        torch.manual_seed(0)
+        made: nn.Module = FAMILIES[self.family](self)
+        return made.eval()
+
+    def inputs(self) -> Tensor:
+        """Embeddings of random tokens, [1, length, hidden]."""
+        return torch.randn(1, self.length, self.hidden, generator=torch.Generator().manual_seed(1))
+
+
+def llama_config(case: Case) -> LlamaConfig:
+    """A Llama with grouped queries, two heads to one key."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=case.hidden,
+        intermediate_size=case.hidden * 11 // 4,
+        num_hidden_layers=case.layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    )
+
+
+def _bert(case: Case) -> nn.Module:
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=case.hidden,
+        intermediate_size=4 * case.hidden,
+        num_hidden_layers=case.layers,
+        num_attention_heads=8,
+    )
+    return BertForSequenceClassification(config)
+
+
+FAMILIES = {"Llama": lambda case: LlamaForCausalLM(llama_config(case)), "BERT": _bert}
+
+
+def best_logit(outputs: object) -> Tensor:
+    """The arg-max logit, of the last position for a language model: what :meth:`ConvertedModel.attribute` explains by default."""
+    logits: Tensor = outputs.logits  # type: ignore[attr-defined]
+    return (logits[0, -1] if logits.ndim == 3 else logits[0]).max()
+
+
+def gradient_times_input(model: nn.Module, embeddings: Tensor) -> Tensor:
+    """Forward pass, plain gradient at the embeddings, product summed over features: [1, length]."""
+    x = embeddings.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(best_logit(model(inputs_embeds=x)), x)
+    return (x.detach() * gradient).sum(-1)

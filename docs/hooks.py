@@ -1,0 +1,278 @@
+"""Writes the reference pages from the package itself, and checks that the built site needs no network.
+
+In: the tables of rules, rulesets, patterns and operators. Out: one generated page for each table, and one
+for each ruleset.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from html import escape
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+import fxlrp
+from fxlrp.graph.operators import OPERATORS, Kind
+from fxlrp.patterns import PATTERNS, Pattern
+from fxlrp.patterns.language import PART
+from fxlrp.rules import RULES, Conserves, Rule, find_rule
+from fxlrp.rules.rule import ALIASES
+from fxlrp.rulesets import Entry, Ruleset, folder
+
+CONSERVES = {
+    Conserves.EXACTLY: "exactly",
+    Conserves.WITH_LEAK: "with a declared leak",
+    Conserves.NOTHING: "passes nothing on",
+}
+
+
+# --- mkdocs events ----------------------------------------------------------------------------------------
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    for path, text in pages():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List every ruleset in the navigation, where it names their folder."""
+    config.nav = [_filled(item) for item in config.nav or []]
+    return config
+
+
+def _filled(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {title: _filled(value) for title, value in item.items()}
+    if isinstance(item, list):
+        return [_filled(value) for value in item]
+    if item == "reference/rulesets/":
+        names = fxlrp.rulesets()
+        return [{"All rulesets": item + "index.md"}, *({name: f"{item}{name}.md"} for name in names)]
+    return item
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site that loads a script, a style, a font or a picture from a network."""
+    for page in Path(config.site_dir).rglob("*.html"):
+        for tag in external(page.read_text(encoding="utf-8")):
+            raise PluginError(f"{page.relative_to(config.site_dir)} needs a network: {tag}")
+
+
+def external(html: str) -> Iterator[str]:
+    """The tags of a page that would load something from another host; links to click on are none."""
+    for tag in re.findall(r"<(?:script|link|img|iframe|source|video)\b[^>]*>", html):
+        if re.search(r"""(?:src|href)=["']?(?:https?:)?//""", tag) and 'rel="canonical"' not in tag:
+            yield tag
+    yield from re.findall(r"@import[^;]*//[^;]*;|url\(['\"]?(?:https?:)?//[^)]*\)", html)
+
+
+# --- pages ------------------------------------------------------------------------------------------------
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Path and Markdown of every generated page."""
+    yield "reference/rules.md", rules_page()
+    yield "reference/patterns.md", patterns_page()
+    yield "reference/operators.md", operators_page()
+    rulesets = [fxlrp.ruleset(name) for name in fxlrp.rulesets()]
+    yield "reference/rulesets/index.md", rulesets_page(rulesets)
+    for each in rulesets:
+        yield f"reference/rulesets/{each.name}.md", ruleset_page(each)
+
+
+def rules_page() -> str:
+    """All rules: a table, then a section each."""
+    rows = [
+        (f"[{r.name}](#{r.name})", ", ".join(r.on), CONSERVES[r.conserves], plain(str(r.source)))
+        for r in RULES.values()
+    ]
+    return joined(
+        "# Rules",
+        "Every rule is one function in `fxlrp/rules/`; this page is written from them. In the formulas x "
+        "is an input of an operation, y its output, R relevance, and g the message with R = x · g.",
+        table(("rule", "for", "conserves", "source"), rows),
+        *(rule_section(each) for each in RULES.values()),
+    )
+
+
+def rule_section(each: Rule) -> str:
+    """One rule: formula, classes, promise, leak, source, parameters, and who uses it."""
+    aliases = [alias for alias, name in ALIASES.items() if name == each.name]
+    users = [name for name in fxlrp.rulesets() if any(e.bound[0] is each for e in fxlrp.ruleset(name).rules)]
+    facts = [
+        ("for operations of class", ", ".join(linked(name, "operators.md") for name in each.on)),
+        ("conserves", f"{CONSERVES[each.conserves]}: {plain(each.conserves.value)}"),
+        ("source", plain(str(each.source))),
+        ("used by", ", ".join(linked(name, f"rulesets/{name}.md") for name in users)),
+        ("also called", ", ".join(f"`{alias}`" for alias in aliases)),
+    ]
+    if each.leak is not None:
+        facts.insert(2, ("leak", f"**{each.leak_kind}** in the ledger. {prose(each.leak.__doc__)}"))
+    options = [(f"`{name}`", f"`{p.default!r}`", str(p.annotation)) for name, p in each.parameters.items()]
+    return joined(
+        f"## {each.name} {{ #{each.name} }}",
+        prose(each.doc),
+        "\n".join(f"- {name}: {text}" for name, text in facts if text),
+        table(("parameter", "default", "type"), options) if options else "It takes no parameters.",
+    )
+
+
+def rulesets_page(all_rulesets: Iterable[Ruleset]) -> str:
+    """The table of rulesets."""
+    rows = [
+        (linked(r.name, f"{r.name}.md"), plain(r.title), prose(r.description), short(r)) for r in all_rulesets
+    ]
+    return joined(
+        "# Rulesets",
+        "A ruleset is a published method as data: which rule at which pattern or operator class. "
+        "`fxlrp.convert(model, name)` takes one by name; [Add a ruleset](../../how-to/add-a-ruleset.md) "
+        "says how to write one.",
+        table(("name", "title", "what it does", "source"), rows),
+    )
+
+
+def short(each: Ruleset) -> str:
+    """First author and year."""
+    if each.citation is None:
+        return ""
+    first, *others = each.citation.authors.split(",")
+    return f"{first}{' et al.' if others else ''} {each.citation.year}"
+
+
+def ruleset_page(each: Ruleset) -> str:
+    """One ruleset: citation, settings, notes, and its lines with the file that each comes from."""
+    cite = each.citation
+    url = f" <{cite.url}>" if cite and cite.url else ""
+    rows = [
+        (*rule_cells(entry), origin) for entry, origin in zip(each.rules, origins(each.name), strict=True)
+    ]
+    settings = [
+        ("bias", f"`{each.bias}`"),
+        ("seed", f"`{each.seed}`"),
+        ("fallback", linked(each.fallback, f"../rules.md#{each.fallback}")),
+    ]
+    return joined(
+        f"# {each.name}",
+        f"**{plain(each.title)}.** {prose(each.description)}",
+        plain(str(cite)) + url if cite else "",
+        "## Rules",
+        "The first line that matches an operation decides. Operations that conserve relevance by "
+        "themselves need none.",
+        table(("match", "where", "rule", "from"), rows),
+        "## Settings",
+        "\n".join(f"- {name}: {value}" for name, value in settings),
+        "## Notes\n\n" + "\n".join(f"- {prose(note)}" for note in each.notes) if each.notes else "",
+    )
+
+
+def rule_cells(entry: Entry) -> tuple[str, str, str]:
+    """One line of a ruleset as table cells."""
+    where = " ".join(
+        f"{k} `{v}`" for k, v in entry.where.model_dump(by_alias=True, exclude_none=True).items()
+    )
+    name = find_rule(entry.rule).name
+    options = ", ".join(f"{key} = {value}" for key, value in entry.params.items())
+    return (
+        f"`{entry.match}`",
+        where,
+        f"[{name}](../rules.md#{name})" + (f" with {options}" if options else ""),
+    )
+
+
+def origins(name: str) -> list[str]:
+    """For each rule of a packaged ruleset the file it stands in: its own lines, then what it extends."""
+    content = yaml.safe_load((folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = [f"`{name}`"] * len(content.get("rules", ()))
+    return own + (origins(content["extends"]) if content.get("extends") else [])
+
+
+def patterns_page() -> str:
+    """All patterns, grouped by the name that rulesets use."""
+    sections = [
+        joined(f"## {name} {{ #{name} }}", *(pattern_text(each) for each in group))
+        for name, group in PATTERNS.items()
+    ]
+    return joined(
+        "# Patterns",
+        "What rulesets can speak of above the operator classes. Each pattern is written as the torch code "
+        "it looks for, in `fxlrp/patterns/`; a ruleset names it (`norm`) or one of its parts (`norm.scale`). "
+        "[Add a pattern](../how-to/add-a-pattern.md) says how to write one. Beside these there is "
+        "`residual`, the sum of a skip connection and what it skips, which is found by the shape of the "
+        "graph.",
+        *sections,
+    )
+
+
+def pattern_text(each: Pattern) -> str:
+    """One pattern: its docstring, its parts and its code."""
+    parts = sorted({str(node.args[1]) for node in each.graph.nodes if node.target is PART})
+    named = "Parts: " + ", ".join(f"`{each.name}.{part}`" for part in parts) + "." if parts else ""
+    code = dedent(inspect.getsource(each.code))
+    return joined(f"**{each.code.__name__}**: {prose(each.doc)} {named}", f"```python\n{code}```")
+
+
+def operators_page() -> str:
+    """The operator classes and the ATen operators in each."""
+    groups: dict[str, tuple[Kind, list[str]]] = {}
+    for target, operator in OPERATORS.items():
+        groups.setdefault(operator.category, (operator.kind, []))[1].append(
+            getattr(target, "__name__", str(target))
+        )
+    rows = [
+        (f'<span id="{name}">`{name}`</span>', plain(kind.value), ", ".join(f"`{op}`" for op in names))
+        for name, (kind, names) in groups.items()
+    ]
+    return joined(
+        "# Operator classes",
+        "What fxlrp knows about single operators: the class by which rulesets name them, and how they "
+        "depend on their arguments. Which class an operation has in a graph also depends on which of its "
+        "arguments carry relevance. An elementwise product of which only one factor does is a `scale`. A "
+        "matrix product of which only one does is `linear` if the other is a weight, and `mixing` if it "
+        "was computed from the inputs. A quotient is a `scale` if only its numerator does, and `singular` "
+        "if only its denominator does.",
+        table(("class", "dependence on its arguments", "ATen operators"), rows),
+    )
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------
+
+
+def joined(*paragraphs: str) -> str:
+    """Paragraphs with an empty line between them."""
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "&#124;").replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    )
+
+
+def linked(name: str, page: str) -> str:
+    """A name in code type, as a link."""
+    return f"[`{name}`]({page})"
+
+
+def plain(text: str) -> str:
+    """Text in which no letter means anything to Markdown."""
+    return re.sub(r"([\\*_\[\]])", r"\\\1", escape(text, quote=False))
+
+
+def prose(text: str | None) -> str:
+    """A docstring as Markdown: double backticks and Sphinx roles are code, all else is plain text."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"``\1``", text or "")
+    pieces = re.split(r"(``.+?``)", text)
+    return "".join(f"`{p.strip('`')}`" if p.startswith("``") else plain(p) for p in pieces).strip()

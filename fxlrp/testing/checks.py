@@ -1,0 +1,138 @@
+"""Checks that a model under a ruleset keeps its promises: values equal, every unit of relevance accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxlrp.attribute import as_inputs
+from fxlrp.errors import FxlrpError
+from fxlrp.graph.view import tensor_value
+from fxlrp.ledger import Ledger
+from fxlrp.model import ConvertedModel, convert
+from fxlrp.plan import Plan
+from fxlrp.rulesets import Ruleset
+from fxlrp.targets import Target
+
+EXACT, ROUNDED = 1e-9, 1e-5
+VALUE_EXACT = 1e-12  # an operation that had to be re-associated
+FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class ConservationReport:
+    """What :func:`check_conservation` found. Print it to see where the relevance went.
+
+    ``gap`` is the largest |explained - sum of ledger entries| of a sample, relative to max(|explained|, 1e-3 sum |entries|): a logit
+    that happens to lie near zero is a sum of large entries that cancel, and such a sum is only as exact as they are.
+    ``max_value_error`` is the largest deviation of an output from the model's own, relative to the largest output.
+    """
+
+    ruleset: str
+    gap: float
+    tolerance: float
+    values_equal: bool
+    max_value_error: float
+    ledger: Ledger
+
+    @property
+    def passed(self) -> bool:
+        """Whether the ledger closes within the tolerance and the outputs are the model's (a NaN is a failure)."""
+        return self.values_equal and self.gap <= self.tolerance
+
+    def raise_if_failed(self) -> None:
+        """Raise :class:`fxlrp.FxlrpError` with the report's text unless the check passed."""
+        if not self.passed:
+            raise FxlrpError(str(self))
+
+    def __str__(self) -> str:
+        verdict = "conserved" if self.passed else "NOT conserved"
+        values = "equal" if self.values_equal else "NOT EQUAL"
+        sums = {"explained": self.ledger.explained, **self.ledger.by_kind(), "gap": self.ledger.gap}
+        width = max(map(len, sums))
+        rows = [
+            f"  {kind.ljust(width)}  " + "  ".join(f"{v:+.6e}" for v in sum_.tolist())
+            for kind, sum_ in sums.items()
+        ]
+        head = f"{verdict} under {self.ruleset}: largest relative gap {self.gap:.2e}, tolerance {self.tolerance:.0e}"
+        return "\n".join(
+            [head, f"outputs {values} to the model's (off by {self.max_value_error:.2e})", *rows]
+        )
+
+
+def check_conservation(
+    model: nn.Module,
+    ruleset: str | Path | Mapping[str, Any] | Ruleset,
+    inputs: Any,
+    *,
+    tolerance: float | None = None,
+    target: Target = None,
+) -> ConservationReport:
+    """Check that no relevance is lost in ``model`` on ``inputs`` under ``ruleset``, and that its outputs stay what they are.
+
+        sum of input relevance + sum of constant relevance + declared leaks = explained output,   per sample
+
+    inputs: as :meth:`ConvertedModel.attribute` takes them. tolerance: of the relative gap; None is 1e-9 where every value that carries
+    relevance is float64, 1e-5 where one is of lower precision (a float32 cast inside rounds, and no sum can undo that). Outputs
+    must agree to 1e-12 in float64, else to 1e-5, relative to the largest. Use float64 where you can: there a wrong rule shows.
+    Raises :class:`fxlrp.FxlrpError` for whatever conversion refuses; a gap is no error but a report that did not pass.
+    """
+    lrp = convert(model, ruleset)
+    with torch.no_grad():
+        expected = model(**as_inputs(lrp, inputs))
+    result = lrp.attribute(inputs, target=target, ledger=True)
+    assert result.ledger is not None
+    if tolerance is None:
+        tolerance = EXACT if all(map(is_double, carried_types(lrp.plan))) else ROUNDED
+    error = value_error(expected, result.outputs)
+    bound = VALUE_EXACT if all(map(is_double, float_types(lrp))) else ROUNDED
+    return ConservationReport(
+        ruleset=lrp.ruleset.name,
+        gap=relative_gap(result.ledger),
+        tolerance=tolerance,
+        values_equal=error <= bound,
+        max_value_error=error,
+        ledger=result.ledger,
+    )
+
+
+def relative_gap(ledger: Ledger) -> float:
+    """The largest |gap| of a sample, relative to max(|explained|, 1e-3 sum |entries|); NaN and infinity stay what they are."""
+    size = torch.stack([entry.amount.abs() for entry in ledger.entries]).sum(0)
+    scale = torch.maximum(ledger.explained.abs(), FLOOR * size)
+    return float((ledger.gap.abs() / torch.where(scale == 0, torch.ones_like(scale), scale)).max())
+
+
+def value_error(expected: Any, found: Any) -> float:
+    """The largest deviation among the float tensors of two output objects, relative to the largest entry of each."""
+    errors = [0.0]
+    for ours, theirs in zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True):
+        if isinstance(ours, Tensor) and ours.is_floating_point() and ours.numel():
+            largest = ours.abs().max().clamp_min(torch.finfo(ours.dtype).tiny)
+            errors.append(
+                float((ours - theirs).abs().max() / largest) if not torch.equal(ours, theirs) else 0.0
+            )
+    return float(torch.tensor(errors, dtype=torch.float64).max())
+
+
+def carried_types(plan: Plan) -> set[torch.dtype]:
+    """The types of the values that carry relevance."""
+    values = [tensor_value(node) for node in plan.carrying]
+    return {value.dtype for value in values if value is not None and value.is_floating_point()}
+
+
+def float_types(lrp: ConvertedModel) -> set[torch.dtype]:
+    """The types of all floating point values in the graph captured last."""
+    values = [tensor_value(node) for node in lrp.plan.program.graph.nodes]
+    return {value.dtype for value in values if value is not None and value.is_floating_point()}
+
+
+def is_double(dtype: torch.dtype) -> bool:
+    """Whether a type has the precision of float64."""
+    return torch.finfo(dtype).eps <= torch.finfo(torch.float64).eps

@@ -1,0 +1,157 @@
+"""Small random operations of every class that a rule can stand on: written as torch code, traced and taken apart as a plan does it.
+
+In: the name of an operator class. Out: :class:`Sample` values with their operands, for :func:`fxlrp.testing.check_rule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+
+from fxlrp.capture.canonical import canonical_function
+from fxlrp.rules.operation import Operation, take_apart
+
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An operation as torch code. ``shapes`` are those of its arguments; the first ``live`` of them carry relevance.
+
+    ``signed=False`` draws positive arguments. ``referenced=False``: the operation has more operands than the references of rules
+    take, or an infinite one; value and conservation are checked all the same.
+    """
+
+    name: str
+    code: Callable[..., Tensor]
+    shapes: tuple[tuple[int, ...], ...]
+    live: int = 1
+    signed: bool = True
+    referenced: bool = True
+
+    def draw(self, seed: int) -> tuple[Operation, tuple[Any, ...]]:
+        """The operation and its operands, float64, drawn from ``seed``; the operands that carry relevance require gradients."""
+        rng = torch.Generator().manual_seed(seed)
+        values = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in self.shapes]
+        values = values if self.signed else [value.abs() + 0.5 for value in values]
+        graph = canonical_function(make_fx(lambda *given: self.code(*given), pre_dispatch=True)(*values))
+        holders = [node for node in graph.nodes if node.op == "placeholder"]
+        given = dict(zip(holders, values, strict=True))
+        root = graph.output_node().args[0]
+        site = take_apart(root, holders[: self.live].__contains__)  # type: ignore[arg-type]
+        operands = tuple(given.get(operand, operand) for operand in site.operands)
+        for operand, live in zip(operands, site.operation.live, strict=True):
+            if live:
+                operand.requires_grad_()
+        return site.operation.bind([given[extra] for extra in site.extras]), operands
+
+
+def _hidden(x: Tensor) -> Tensor:
+    """Scores of which one is masked."""
+    return torch.ops.aten._safe_softmax.default(x, -1)
+
+
+ROWS, SQUARE = (BATCH, 3, 4), (BATCH, 4, 4)
+IMAGE, KERNEL = (BATCH, 2, 5), (3, 2, 3)
+LINEAR = (
+    Sample("linear", F.linear, (ROWS, (5, 4), (5,))),
+    Sample("linear without bias", F.linear, (ROWS, (5, 4))),
+    Sample("addmm", lambda x, w, b: torch.addmm(b, x, w), ((BATCH, 4), (4, 3), (3,))),
+)
+CONVOLUTION = (
+    Sample("conv1d", F.conv1d, (IMAGE, KERNEL, (3,))),
+    Sample("conv1d without bias, strided", lambda x, w: F.conv1d(x, w, stride=2, padding=1), (IMAGE, KERNEL)),
+    Sample("conv1d by groups", lambda x, w, b: F.conv1d(x, w, b, groups=2), (IMAGE, (2, 1, 2), (2,))),
+    Sample("conv2d", F.conv2d, ((BATCH, 2, 3, 3), (2, 2, 2, 2), (2,))),
+    Sample("conv_transpose1d", F.conv_transpose1d, (IMAGE, (2, 3, 2), (3,))),
+)
+MIXING = (
+    Sample("values mixed by constant weights", lambda x, a: torch.matmul(a, x), (ROWS, (BATCH, 2, 3))),
+    Sample("values times a constant matrix", torch.matmul, (ROWS, (BATCH, 4, 2))),
+)
+PRODUCT = (
+    Sample("mul", lambda a, b: a * b, (ROWS, ROWS), live=2),
+    Sample("mul with broadcasting", lambda a, b: a * b, (ROWS, (BATCH, 1, 4)), live=2),
+    Sample("matmul", torch.matmul, (ROWS, (BATCH, 4, 2)), live=2),
+    Sample("einsum", lambda a, b: torch.einsum("btd,bsd->bts", a, b), (ROWS, ROWS), live=2),
+    Sample("bilinear", F.bilinear, (ROWS, ROWS, (2, 4, 4), (2,)), live=2, referenced=False),
+    Sample("addcmul", lambda a, b, c: torch.addcmul(c, a, b), (ROWS, ROWS, ROWS), live=2, referenced=False),
+)
+QUOTIENT = (
+    Sample("div", lambda a, b: a / b, (ROWS, ROWS), live=2),
+    Sample("div with broadcasting", lambda a, b: a / b, (ROWS, (BATCH, 3, 1)), live=2),
+)
+ACTIVATION = (
+    *(
+        Sample(function.__name__, function, (ROWS,))
+        for function in (F.silu, F.gelu, F.mish, F.elu, F.hardswish, torch.tanh, torch.expm1, torch.sin, torch.atan)
+    ),
+    Sample("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), (ROWS,)),
+    Sample("square", lambda x: x.pow(2), (ROWS,)),
+    Sample("cube", lambda x: x.pow(3), (ROWS,)),
+    Sample("elu with alpha", lambda x: F.elu(x, 0.7), (ROWS,)),
+    # f(0) is not zero
+    Sample("sigmoid", torch.sigmoid, (ROWS,)),
+    Sample("softplus", F.softplus, (ROWS,)),
+    Sample("softplus with beta", lambda x: F.softplus(x, beta=2.0), (ROWS,)),
+    Sample("exp", torch.exp, (ROWS,)),
+    Sample("cos", torch.cos, (ROWS,)),
+    Sample("hardsigmoid", F.hardsigmoid, (ROWS,)),
+)
+SOFTMAX = (
+    Sample("softmax", lambda x: x.softmax(-1), (ROWS,)),
+    Sample("softmax of the middle axis", lambda x: x.softmax(1), (ROWS,)),
+    Sample("safe softmax", _hidden, (ROWS,)),
+)
+ADD = (
+    Sample("add", lambda a, b: a + b, (ROWS, ROWS), live=2),
+    Sample("sub", lambda a, b: a - b, (ROWS, ROWS), live=2),
+    Sample("add scaled", lambda a, b: torch.add(a, b, alpha=0.5), (ROWS, ROWS), live=2),
+    Sample("add broadcast", lambda a, b: a + b, (ROWS, (BATCH, 1, 4)), live=2, referenced=False),
+    Sample("add a constant", lambda a, c: a + c, (ROWS, ROWS), referenced=False),
+)
+SELECTION = (
+    Sample("relu", torch.relu, (ROWS,)),
+    Sample("abs", torch.abs, (ROWS,)),
+    Sample("maximum", torch.maximum, (ROWS, ROWS), live=2),
+    Sample("amax", lambda x: x.amax(-1), (ROWS,)),
+    Sample("norm", lambda x: torch.linalg.vector_norm(x, dim=-1), (ROWS,)),
+)
+SINGULAR = (
+    Sample("log", torch.log, (ROWS,), signed=False),
+    Sample("rsqrt", torch.rsqrt, (ROWS,), signed=False),
+    Sample("reciprocal", torch.reciprocal, (ROWS,), signed=False),
+    Sample("constant over value", lambda b, a: torch.div(a, b), (ROWS, ROWS), signed=False, referenced=False),
+)
+GENERAL = (
+    Sample("logsumexp", lambda x: x.logsumexp(-1), (ROWS,)),
+    Sample("log_softmax", lambda x: x.log_softmax(-1), (ROWS,)),
+    Sample("prod", lambda x: x.prod(-1), (ROWS,)),
+)
+SUM = (Sample("sum", lambda x: x.sum(1), (ROWS,)), Sample("cumsum", lambda x: x.cumsum(1), (ROWS,)))
+SCALE = (Sample("mul by a constant", lambda x, w: x * w, (ROWS, ROWS)),)
+MOVEMENT = (Sample("transpose", lambda x: x.transpose(1, 2), (ROWS,)), Sample("flip", lambda x: x.flip(1), (ROWS,)))
+
+#: Samples of each operator class that rulesets can name.
+OPERATIONS: dict[str, tuple[Sample, ...]] = {
+    "linear": LINEAR,
+    "convolution": CONVOLUTION,
+    "mixing": MIXING,
+    "scale": SCALE,
+    "product": PRODUCT,
+    "quotient": QUOTIENT,
+    "activation": ACTIVATION,
+    "singular": SINGULAR,
+    "softmax": SOFTMAX,
+    "selection": SELECTION,
+    "sum": SUM,
+    "add": ADD,
+    "movement": MOVEMENT,
+    "general": GENERAL,
+}

@@ -1,0 +1,194 @@
+"""A second, slow propagation that shares no code with the fast one: relevance itself, carried backwards node by node.
+
+In: a converted model, inputs, a target. Out: the relevance of each input. The canonical graph is run in float64 with every value
+kept; then each node hands its relevance R to its operands by the *reference* of the rule that the plan chose for it (the paper's
+own R-form in plain loops), or, where the plan keeps the plain gradient, by R_x = x * J^T (R_y / y). No surrogate, no kernel, no
+rewritten graph takes part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.attribute import as_inputs
+from fxlrp.capture import Program
+from fxlrp.capture.program import flatten
+from fxlrp.graph.operators import nodes_in, operator_of
+from fxlrp.model import ConvertedModel
+from fxlrp.plan import Plan
+from fxlrp.rules import Conserves, Rule, take_apart
+from fxlrp.rules.primitives import ratio
+from fxlrp.targets import Target, resolve
+
+#: Two numbers that agree but for rounding: relative to the largest relevance.
+AGREEMENT = 1e-8
+
+
+def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[str, Tensor]:
+    """The relevance of every attributed input by the naive propagation: [batch, tokens] for ids, the input's shape for floats.
+
+    target: an int, one int per sample, a position or None, as in :meth:`ConvertedModel.attribute` (not a callable).
+    To compare: ``lrp.attribute(inputs, target=target).inputs`` agrees to about 1e-8 of the largest entry.
+
+    Relevance is x * g, so where a value is exactly 0 its message g is lost. That changes nothing where the operation's
+    contributions vanish with its value (products, ReLU, masks, maxima); it supposes that no sum of nonzero terms is exactly 0,
+    true of random weights. Raises :class:`fxlrp.FxlrpError` for whatever attribution refuses.
+    """
+    given = lrp.bind((), as_inputs(lrp, inputs))
+    captured = lrp.captured(given)
+    plan = lrp.plan
+    values = _run(lrp, captured.program, given)
+    arrived: dict[tuple[fx.Node, int], Tensor] = {}
+    output = plan.program.graph.output_node()
+    for node, relevance in zip(output.args[0], _seed(lrp, plan, values, given, target), strict=True):  # type: ignore[arg-type]
+        if relevance is not None and isinstance(node, fx.Node):
+            _arrive(arrived, node, 0, relevance)
+    entrances = {entrance.node for entrance in plan.structure.entrances}
+    for node in reversed(plan.program.graph.nodes):
+        if node.op == "call_function" and node in plan.carrying and node not in entrances:
+            _step(plan, node, values, arrived)
+    result: dict[str, Tensor] = {}
+    for entrance in plan.structure.entrances:
+        value = arrived.get((entrance.node, 0), torch.zeros_like(values[entrance.node]))
+        value = value.sum(-1) if entrance.lookup else value
+        result[entrance.name] = result[entrance.name] + value if entrance.name in result else value
+    return result
+
+
+def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest deviation between two answers, relative to the largest entry; NaN if either holds one."""
+    size = max(float(value.abs().max()) for value in expected.values())
+    errors = [float((found[name].double() - value.double()).abs().max()) for name, value in expected.items()]
+    return math.nan if any(map(math.isnan, errors)) else max(errors) / (size or 1.0)
+
+
+@torch.no_grad()
+def _run(lrp: ConvertedModel, program: Program, given: Mapping[str, Any]) -> dict[fx.Node, Any]:
+    """The value of every node, floats as float64 (after any rounding that a cast in the graph asks for)."""
+    leaves = flatten(given)
+    values: dict[fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        name = str(node.target)
+        if node.op == "output":
+            continue
+        if node.op == "call_function":
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+            value = node.target(*args, **kwargs)
+        elif name in program.weights:
+            value = lrp.model.state_dict(keep_vars=True).get(program.weights[name])
+            value = lrp._weight(program.weights[name]) if value is None else value
+        else:
+            value = program.constants[name] if name in program.constants else leaves[program.inputs[name]]
+        values[node] = _double(value)
+    return values
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_double(item) for item in value)
+    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _seed(
+    lrp: ConvertedModel, plan: Plan, values: Mapping[fx.Node, Any], given: Mapping[str, Any], target: Target
+) -> list[Tensor | None]:
+    """R = y de/dy of each flat output y, for the explained scalar e."""
+    output = plan.program.graph.output_node()
+    flat = [values[node] if isinstance(node, fx.Node) else node for node in output.args[0]]  # type: ignore[union-attr]
+    cut = [y.clone().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in flat]
+    outputs = plan.program.unpack(tuple(cut))
+    decoder = given.get("decoder_attention_mask")
+    mask = decoder if decoder is not None or "decoder_input_ids" in given else given.get("attention_mask")
+    can_generate = getattr(lrp.model, "can_generate", None)
+    chosen = resolve(target, outputs, mask, bool(can_generate and can_generate()))
+    leaves = [y for y in cut if isinstance(y, Tensor) and y.requires_grad]
+    with torch.enable_grad():
+        explained = chosen(outputs, lrp.ruleset.seed).sum()
+    grads = iter(torch.autograd.grad(explained, leaves, allow_unused=True))
+    seeds: list[Tensor | None] = []
+    for y in cut:
+        message = next(grads) if isinstance(y, Tensor) and y.requires_grad else None
+        seeds.append(None if message is None else y.detach() * message)
+    return seeds
+
+
+def _arrive(arrived: dict[tuple[fx.Node, int], Tensor], node: fx.Node, index: int, relevance: Tensor) -> None:
+    key = (node, index)
+    arrived[key] = arrived[key] + relevance if key in arrived else relevance
+
+
+def _step(
+    plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dict[tuple[fx.Node, int], Tensor]
+) -> None:
+    """Hand on what arrived at ``node`` to those of its operands that carry relevance."""
+    decision = plan.decisions.get(node)
+    parts = values[node] if isinstance(values[node], (tuple, list)) else [values[node]]
+    relevance = [arrived.get((node, index)) for index in range(len(parts))]
+    if all(r is None for r in relevance) or (decision and decision.rule.conserves is Conserves.NOTHING):
+        return
+    if decision is None or decision.rule.name == "gradient" or _is_plain_sum(plan, node, decision.rule):
+        _by_gradient(plan, node, values, relevance, arrived)
+        return
+    site = take_apart(node, plan.carrying.__contains__)
+    operands = [values[operand] if isinstance(operand, fx.Node) else operand for operand in site.operands]
+    operation = site.operation.bind([values[extra] for extra in site.extras])
+    with torch.no_grad():
+        slow = decision.rule.references[0](operation, relevance[0], *operands, **decision.params)
+    for index, share in enumerate(slow if isinstance(slow, tuple) else (slow,)):
+        if site.operation.live[index]:
+            x = operands[index]
+            _arrive(arrived, site.operands[index], 0, _finite(x, share.sum_to_size(x.shape)))
+
+
+def _is_plain_sum(plan: Plan, node: fx.Node, rule: Rule) -> bool:
+    """Whether a rule for two terms stands on a sum of a value and a constant: relevance is then shared in proportion."""
+    terms = nodes_in(node, (0, 1))
+    return rule.name == "normalised_add" and not (len(terms) == 2 and all(t in plan.carrying for t in terms))
+
+
+def _by_gradient(
+    plan: Plan,
+    node: fx.Node,
+    values: Mapping[fx.Node, Any],
+    relevance: list[Tensor | None],
+    arrived: dict[tuple[fx.Node, int], Tensor],
+) -> None:
+    """R_x = x * J^T (R_y / y) with the Jacobian of this one operation."""
+    operator = operator_of(node)
+    assert operator is not None
+    live = [n for n in dict.fromkeys(nodes_in(node, operator.factors + operator.terms)) if n in plan.carrying]
+    leaves: dict[tuple[fx.Node, int], Tensor] = {}
+    replaced = dict(values)
+    for operand in live:
+        whole = values[operand]
+        parts = list(whole) if isinstance(whole, (tuple, list)) else [whole]
+        for index, part in enumerate(parts):
+            if isinstance(part, Tensor) and part.is_floating_point():
+                parts[index] = leaves[operand, index] = part.clone().requires_grad_()
+        replaced[operand] = type(whole)(parts) if isinstance(whole, (tuple, list)) else parts[0]
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), replaced.__getitem__)
+    with torch.enable_grad():
+        made = node.target(*args, **kwargs)  # type: ignore[operator]
+    pairs = [
+        (y, _finite(y.detach(), ratio(r, y.detach().double())).to(y.dtype))
+        for y, r in zip(made if isinstance(made, (tuple, list)) else [made], relevance, strict=True)
+        if r is not None and isinstance(y, Tensor) and y.requires_grad
+    ]
+    if not pairs:
+        return
+    outputs, messages = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(outputs, list(leaves.values()), messages, allow_unused=True)
+    for (operand, index), grad in zip(leaves, grads, strict=True):
+        if grad is not None:
+            x = leaves[operand, index].detach()
+            _arrive(arrived, operand, index, _finite(x, x * grad))
+
+
+def _finite(x: Tensor, amount: Tensor) -> Tensor:
+    """A mask of -inf carries nothing."""
+    return torch.where(torch.isfinite(x), amount, torch.zeros_like(amount))

@@ -1,0 +1,146 @@
+"""The checks that every registered rule owes: derived from its declaration, so that registering a rule is enough to test it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import FxlrpError
+from fxlrp.rules.operation import Operation
+from fxlrp.rules.rule import Conserves, Rule
+from fxlrp.testing.operations import OPERATIONS, Sample
+
+TOLERANCE = 1e-9  # relative to the size of the terms of a sum
+SHAPES = re.compile(r"\[.*\]|\b[Aa]ny shape\b|\bsame shape\b|\bshape")
+
+
+@dataclass(frozen=True)
+class RuleReport:
+    """What :func:`check_rule` found: ``failures`` in words, each with the operation and seed, and how many operations were tried."""
+
+    rule: str
+    operations: int
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every promise was kept, on at least one operation."""
+        return not self.failures and self.operations > 0
+
+    def raise_if_failed(self) -> None:
+        """Raise :class:`fxlrp.FxlrpError` with the report's text unless the check passed."""
+        if not self.passed:
+            raise FxlrpError(str(self))
+
+    def __str__(self) -> str:
+        verdict = "keeps its promises" if self.passed else "BREAKS its promises"
+        head = f"rule '{self.rule}' {verdict} ({self.operations} operations tried)"
+        return "\n  ".join([head, *self.failures])
+
+
+def check_rule(rule: Rule, seeds: Iterable[int] = (0, 1, 2), parameters: Mapping[str, Any] | None = None) -> RuleReport:
+    """Check one rule on small random operations of every class it stands on, with ``parameters`` (else its defaults).
+
+    Of each operation y = f(x1..xn) and a random message g_y:
+
+    - the surrogate's value is the operation's, bit for bit;
+    - sum of x g_x over live operands and additive constants = sum of y g_y (``EXACTLY``), or that less the declared leak
+      (``WITH_LEAK``), to 1e-9 of the terms' size; a rule that conserves ``NOTHING`` passes no message;
+    - x g_x agrees with the rule's slow reference given R_y = y g_y.
+
+    And the rule states a source, a formula and shapes. Raises :class:`fxlrp.RulesetError` for unknown parameters.
+    """
+    bound = rule.bind(parameters or {})
+    failures = list(_documentation(rule))
+    categories = OPERATIONS if "any" in rule.on else rule.on
+    tried = 0
+    for category in categories:
+        for sample in OPERATIONS[category]:
+            for seed in seeds:
+                tried += 1
+                failures.extend(f"{sample.name} ({category}), seed {seed}: {fault}" for fault in _faults(rule, sample, seed, bound))
+    return RuleReport(rule.name, tried, tuple(failures))
+
+
+def _documentation(rule: Rule) -> Iterable[str]:
+    if not ({"=", "detach"} & set(re.findall(r"=|detach", rule.doc))):
+        yield "its docstring states no formula"
+    if not SHAPES.search(rule.doc):
+        yield "its docstring mentions no shapes"
+    if not rule.source.work:
+        yield "it states no source"
+    if not rule.references:
+        yield "it has no slow reference"
+    if (rule.conserves is Conserves.WITH_LEAK) != (rule.leak is not None):
+        yield "it declares a leak without a formula, or a formula without a leak"
+
+
+def _faults(rule: Rule, sample: Sample, seed: int, parameters: Mapping[str, Any]) -> Iterable[str]:
+    operation, drawn = sample.draw(seed)
+    counted = [i for i, live in enumerate(operation.live) if live or i in operation.sources]
+    operands = [x.detach().requires_grad_() if i in counted and isinstance(x, Tensor) else x for i, x in enumerate(drawn)]
+    with torch.no_grad():
+        expected = operation(*drawn)
+    value = rule.surrogate(operation, *operands, **parameters)
+    if not torch.equal(value, expected):
+        yield f"the value is off by {float((value - expected).abs().max()):.1e}"
+    if rule.conserves is Conserves.NOTHING:
+        if value.requires_grad:
+            yield "it promises to pass nothing on, but its value is connected"
+        return
+    rng = torch.Generator().manual_seed(seed + 1000)
+    message = torch.randn(value.shape, generator=rng, dtype=value.dtype)
+    leaves = {i: operands[i] for i in counted if isinstance(operands[i], Tensor)}
+    grads = torch.autograd.grad(value, list(leaves.values()), message, allow_unused=True)
+    relevance = {
+        i: torch.zeros_like(x) if g is None else x.detach() * g for (i, x), g in zip(leaves.items(), grads, strict=True)
+    }
+    yield from _conservation(rule, operation, operands, expected, message, relevance, parameters)
+    if sample.referenced:
+        yield from _reference(rule, operation, drawn, expected * message, relevance, parameters)
+
+
+def _conservation(
+    rule: Rule,
+    operation: Operation,
+    operands: list[Any],
+    y: Tensor,
+    message: Tensor,
+    relevance: Mapping[int, Tensor],
+    parameters: Mapping[str, Any],
+) -> Iterable[str]:
+    leak = torch.zeros(())
+    if rule.leak is not None:
+        with torch.no_grad():
+            leak = rule.leak(operation, y, message, *operands, **parameters).sum()
+    arrived, passed = (y * message).sum(), torch.stack([r.sum() for r in relevance.values()]).sum()
+    leak = leak.detach()
+    gap = float((arrived - passed - leak).abs())
+    size = float((y * message).abs().sum() + sum(r.abs().sum() for r in relevance.values()))
+    if not gap <= TOLERANCE * size:
+        yield f"conserves {rule.conserves.name}: {float(arrived):.6g} arrived, {float(passed):.6g} passed on, {float(leak):.6g} leaked"
+
+
+def _reference(
+    rule: Rule,
+    operation: Operation,
+    operands: tuple[Any, ...],
+    arrived: Tensor,
+    relevance: Mapping[int, Tensor],
+    parameters: Mapping[str, Any],
+) -> Iterable[str]:
+    for reference in rule.references:
+        with torch.no_grad():
+            slow = reference(operation, arrived, *(x.detach() if isinstance(x, Tensor) else x for x in operands), **parameters)
+        # References of linear maps give the relevance of the first operand alone, the others that of each operand in order.
+        for index, wanted in enumerate(slow if isinstance(slow, tuple) else (slow,)):
+            if index not in relevance:
+                continue
+            error = float((relevance[index] - wanted).abs().max())
+            if not error <= TOLERANCE * float(1 + wanted.abs().max()):
+                yield f"x g_x differs from the reference by {error:.1e}"

@@ -1,0 +1,72 @@
+"""The manual has a place for every rule, ruleset, pattern and public name, and needs no network."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from types import ModuleType
+
+import pages
+import pytest
+
+import fxlrp
+from fxlrp.graph.operators import OPERATORS
+from fxlrp.patterns import PATTERNS
+from fxlrp.rules import RULES
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    pytest.importorskip(
+        "mkdocs", reason="the generator of the manual is not installed: pip install -e '.[docs]'"
+    )
+    spec = importlib.util.spec_from_file_location("hooks", pages.ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_table_is_rendered_whole(hooks: ModuleType) -> None:
+    made = dict(hooks.pages())
+    assert all(f"{{ #{name} }}" in made["reference/rules.md"] for name in RULES)
+    assert all(f"{{ #{name} }}" in made["reference/patterns.md"] for name in PATTERNS)
+    assert all(
+        f'id="{operator.category}"' in made["reference/operators.md"] for operator in OPERATORS.values()
+    )
+    assert all(f"reference/rulesets/{name}.md" in made for name in fxlrp.rulesets())
+
+
+def test_a_ruleset_page_says_where_each_line_stands(hooks: ModuleType) -> None:
+    page = dict(hooks.pages())["reference/rulesets/attnlrp.md"]
+    assert re.search(r"\| `softmax` \|  \| \[taylor\]\S+ \| `attnlrp` \|", page)
+    assert re.search(r"\| `quotient` \|  \| \[detach_denominator\]\S+ \| `_base` \|", page)
+
+
+def test_formulas_survive_markdown(hooks: ModuleType) -> None:
+    assert hooks.plain("sum_j W_ij * x_j < [1]") == r"sum\_j W\_ij \* x\_j &lt; \[1\]"
+    assert hooks.prose("``a_b`` is :class:`Plan` x_i") == r"`a_b` is `Plan` x\_i"
+
+
+def test_a_page_that_needs_a_network_is_found(hooks: ModuleType) -> None:
+    assert not list(hooks.external('<a href="https://arxiv.org">x</a><script src="assets/x.js"></script>'))
+    for bad in (
+        '<script src="https://unpkg.com/x"></script>',
+        "<link rel=stylesheet href=//fonts.x>",
+        "<style>@import '//x.y/z.css';</style>",
+    ):
+        assert list(hooks.external(bad))
+
+
+def test_every_public_name_has_a_place_in_the_interface() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (pages.ROOT / "docs" / "api").glob("*.md"))
+    listed = set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
+    missing = [name for name in fxlrp.__all__ if not {*_places(name)} & listed]
+    assert not missing
+
+
+def _places(name: str) -> tuple[str, ...]:
+    """Where a public name may be documented: in the package, at its definition, or with its module."""
+    home = getattr(fxlrp, name).__module__
+    return f"fxlrp.{name}", f"fxlrp.{name}()", f"{home}.{name}", home

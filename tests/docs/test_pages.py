@@ -1,0 +1,108 @@
+"""The code in README.md and in the manual runs, and prints what the page says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pages
+import pytest
+
+import fxlrp
+from fxlrp.patterns import PATTERNS
+from fxlrp.rules import RULES
+from fxlrp.rulesets import labels
+
+PAGES = [
+    "README.md",
+    *sorted(str(path.relative_to(pages.ROOT)) for path in (pages.ROOT / "docs").rglob("*.md")),
+]
+WITH_CODE = [name for name in PAGES if "```python" in (pages.ROOT / name).read_text(encoding="utf-8")]
+
+
+def _forget_labels() -> None:
+    getattr(labels, "cache_clear", lambda: None)()
+
+
+@pytest.fixture
+def tables_restored() -> Iterator[None]:
+    """What a page registers is gone afterwards."""
+    rules, patterns = dict(RULES), {name: list(group) for name, group in PATTERNS.items()}
+    yield
+    for table, before in ((RULES, rules), (PATTERNS, patterns)):
+        table.clear()
+        table.update(before)  # type: ignore[arg-type]
+    _forget_labels()
+
+
+@pytest.mark.usefixtures("tables_restored")
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_code_runs_and_prints_what_the_page_says(name: str, tmp_path: Path) -> None:
+    _forget_labels()
+    for block, printed, expected in pages.run(pages.ROOT / name, tmp_path):
+        if expected is not None:
+            assert pages.same_output(printed, expected), f"{name}:{block.line} prints:\n{printed}"
+
+
+def test_blocks_are_found_with_title_and_line() -> None:
+    first, second = pages.blocks('a\n\n```yaml title="x.yaml"\nname: x\n```\n\n```python\nprint(1)\n```\n')
+    assert (first.language, first.title, first.line) == ("yaml", "x.yaml", 4)
+    assert (second.language, second.text, second.line, second.directly_after_previous) == (
+        "python",
+        "print(1)\n",
+        8,
+        True,
+    )
+
+
+def test_a_failing_block_fails_with_its_line(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("text\n\n```python\nx = 1\nassert x == 2\n```\n")
+    with pytest.raises(AssertionError) as failure:
+        list(pages.run(page, tmp_path))
+    assert failure.traceback[-1].lineno + 1 == 5
+
+
+@pytest.mark.parametrize(
+    ("printed", "same"),
+    [
+        ("input +0.50  32 %", True),
+        ("input   −0.50 32 %", False),
+        ("inputs +0.50 32 %", False),
+        ("input +0.50", False),
+        ("input +0.53 32 %", False),
+    ],
+)
+def test_output_is_compared_word_by_word(printed: str, same: bool) -> None:
+    assert pages.same_output(printed, "input +0.50 32%") is same
+
+
+def test_the_quick_start_is_the_example() -> None:
+    readme = pages.blocks((pages.ROOT / "README.md").read_text(encoding="utf-8"))
+    first = next(block for block in readme if block.language == "python")
+    script = (pages.ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+    assert script.split('"""\n', 1)[1].strip() == first.text.strip()
+    assert len([line for line in first.text.splitlines() if line]) <= 10
+
+
+def test_the_readme_lists_every_ruleset() -> None:
+    section = (pages.ROOT / "README.md").read_text(encoding="utf-8").split("## Rulesets")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    assert sorted(re.findall(r"`([^`]+)`", " ".join(cells))) == fxlrp.rulesets()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_inside_the_repository_lead_somewhere(name: str) -> None:
+    page = pages.ROOT / name
+    generated = ("reference/",)
+    for link in re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
+        if not link.removeprefix("../").startswith(generated):
+            assert (page.parent / link).exists(), f"{name} links to {link}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_name_no_folder_of_the_authors_machine(name: str) -> None:
+    assert not re.search(
+        r"(?<![\w.])/(home|work|tmp|root|Users)/", (pages.ROOT / name).read_text(encoding="utf-8")
+    )

@@ -1,0 +1,37 @@
+"""Relevance is conserved over every cut between input and output, not only in sum."""
+
+from __future__ import annotations
+
+import pytest
+from cuts import worst_cut
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fxlrp
+from fxlrp.testing import KINDS, RandomGraph, graphs
+from fxlrp.testing.graphs import Step
+
+
+@given(graphs(max_blocks=5), st.sampled_from(["conservative", "conservative-residual", "attnlrp", "gradient"]))
+@settings(max_examples=20)
+def test_random_graphs(graph: RandomGraph, ruleset: str) -> None:
+    gap, before = worst_cut(fxlrp.convert(graph.module(), ruleset), graph.inputs())
+    assert gap < 1e-9, f"the cut after {sorted(before)}"
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.exact and name not in ("lstm", "gru")])
+def test_every_kind(kind: str) -> None:
+    graph = RandomGraph((Step(kind, ("x", "y")[: KINDS[kind].arity]), Step("residual", ("v1",))))
+    gap, before = worst_cut(fxlrp.convert(graph.module(), "attnlrp"), graph.inputs(), orders=1, most=12)
+    assert gap < 1e-9, f"the cut after {sorted(before)}"
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
+def test_models(name: str) -> None:
+    from zoo import ZOO
+
+    inputs = ZOO[name].inputs(length=5, padding=None)
+    model = ZOO[name].build()
+    lrp = fxlrp.convert(model, "conservative")
+    gap, before = worst_cut(lrp, inputs, orders=1, most=10)
+    assert gap < 1e-9, f"the cut after {sorted(before)}"

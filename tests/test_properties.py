@@ -1,0 +1,119 @@
+"""What must hold for any model: values, ledger, independence of samples, determinism, kernels equal to their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fxlrp
+from fxlrp.rewrite import rewrite
+from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs, largest_difference
+from fxlrp.testing.graphs import Step
+
+RULESETS = st.sampled_from(fxlrp.rulesets())
+CONSERVING = st.sampled_from(["conservative", "conservative-residual", "attnlrp", "ali2022"])
+
+
+def single(kind: str) -> RandomGraph:
+    return RandomGraph((Step(kind, ("x", "y")[: KINDS[kind].arity]),))
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=40)
+def test_values_stay_and_the_ledger_closes(graph: RandomGraph, ruleset: str) -> None:
+    check_conservation(graph.module(), ruleset, graph.inputs(), target=1).raise_if_failed()
+
+
+@given(graphs(kinds=list(KINDS)), CONSERVING)
+@settings(max_examples=10)
+def test_float32_casts_close_to_their_precision(graph: RandomGraph, ruleset: str) -> None:
+    check_conservation(graph.module(), ruleset, graph.inputs(), target=1).raise_if_failed()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_closes(kind: str) -> None:
+    graph = single(kind)
+    for ruleset in ("conservative", "conservative-residual", "cp-lrp", "gradient"):
+        check_conservation(graph.module(), ruleset, graph.inputs(), target=1).raise_if_failed()
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=15)
+def test_samples_are_independent(graph: RandomGraph, ruleset: str) -> None:
+    inputs = graph.inputs(batch=3)
+    lrp = fxlrp.convert(graph.module(), ruleset)
+    together = lrp.attribute(inputs, target=[0, 1, 2]).inputs
+    for sample in range(3):
+        alone = lrp.attribute({name: value[sample : sample + 1] for name, value in inputs.items()}, target=sample).inputs
+        expected = {name: value[sample : sample + 1] for name, value in together.items()}
+        assert largest_difference(alone, expected) < 1e-9
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=10)
+def test_two_runs_are_bit_equal(graph: RandomGraph, ruleset: str) -> None:
+    first, second = (
+        fxlrp.convert(graph.module(), ruleset).attribute(graph.inputs(), target=1, ledger=True) for _ in range(2)
+    )
+    assert first.ledger is not None
+    assert second.ledger is not None
+    assert all(torch.equal(first.inputs[name], second.inputs[name]) for name in first.inputs)
+    assert [e.source for e in first.ledger.entries] == [e.source for e in second.ledger.entries]
+    assert all(torch.equal(a.amount, b.amount) for a, b in zip(first.ledger.entries, second.ledger.entries, strict=True))
+
+
+@given(graphs(), CONSERVING)
+@settings(max_examples=10)
+def test_the_raw_path_gives_the_same(graph: RandomGraph, ruleset: str) -> None:
+    inputs = {name: value.requires_grad_() for name, value in graph.inputs().items()}
+    lrp = fxlrp.convert(graph.module(), ruleset)
+    expected = lrp.attribute(inputs, target=1).inputs
+    explained = lrp(**inputs)[:, 1].sum()
+    grads = torch.autograd.grad(explained, list(inputs.values()), allow_unused=True) if explained.requires_grad else [None] * 2
+    for (name, x), grad in zip(inputs.items(), grads, strict=False):
+        assert torch.equal(expected[name], torch.zeros_like(x) if grad is None else (x * grad).detach())
+
+
+FUSED = [name for name in KINDS if name.startswith(("sdpa", "layer_norm", "rms_norm", "group_norm", "batch_norm", "cross"))]
+FUSED += ["multihead_attention_module", "attention_rotary", "attention_fused_qkv", "residual_post_norm"]
+
+
+def by_both(graph: RandomGraph, ruleset: str) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Outputs and input relevance from the kernels, and from the definitions they stand for."""
+    inputs = graph.inputs(batch=3)
+    lrp = fxlrp.convert(graph.module(), ruleset, example_inputs=inputs)
+    captured = lrp.captured(inputs)
+    results = []
+    for fused in (True, False):
+        rewritten = rewrite(lrp.plan, fused=fused)
+        fresh = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+        outputs, values, _ = rewritten.module(*lrp.arguments(captured.program, rewritten, inputs, fresh))
+        explained = outputs[0][:, 1].sum()
+        grads = torch.autograd.grad(explained, values, allow_unused=True) if explained.requires_grad else [None] * 2
+        relevance = {
+            entrance.name: torch.zeros_like(x) if grad is None else (x * grad).detach()
+            for entrance, x, grad in zip(captured.structure.entrances, values, grads, strict=False)
+        }
+        results.append((outputs[0].detach(), relevance))
+    return results
+
+
+@pytest.mark.parametrize("ruleset", ["attnlrp", "cp-lrp", "ali2022", "ali2022-ah", "ali2022-ln", "gradient"])
+@pytest.mark.parametrize("kind", FUSED)
+def test_kernels_equal_their_definitions(kind: str, ruleset: str) -> None:
+    steps = (Step("linear", ("x",)), Step(kind, ("v1", "y")[: KINDS[kind].arity]), Step("gelu", ("v2",)))
+    (fast, relevance), (slow, expected) = by_both(RandomGraph(steps), ruleset)
+    bound = 1e-6 if not KINDS[kind].exact else 1e-11
+    torch.testing.assert_close(fast, slow, rtol=bound, atol=bound)
+    assert largest_difference(relevance, expected) < bound
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=15)
+def test_kernels_equal_their_definitions_in_random_graphs(graph: RandomGraph, ruleset: str) -> None:
+    (fast, relevance), (slow, expected) = by_both(graph, ruleset)
+    torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-11)
+    assert largest_difference(relevance, expected) < 1e-9

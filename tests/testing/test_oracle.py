@@ -1,0 +1,67 @@
+"""The naive oracle agrees with the rewritten graph, on every operator kind and on random graphs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fxlrp
+from fxlrp.testing import KINDS, RandomGraph, graphs, largest_difference, propagate, realistic
+from fxlrp.testing.graphs import Step
+from fxlrp.testing.oracle import AGREEMENT
+
+#: Rulesets that differ in what they do; the others combine the same rules.
+RULESETS = ("conservative-residual", "attnlrp", "cp-lrp", "epsilon", "gradient", "libragrad")
+
+
+def single(kind: str) -> RandomGraph:
+    return RandomGraph((Step(kind, ("x", "y")[: KINDS[kind].arity], option=1),))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(kind: str) -> None:
+    graph = single(kind)
+    inputs = graph.inputs()
+    first = fxlrp.convert(graph.module(), "conservative", example_inputs=inputs)
+    for name in RULESETS[:3] if kind in ("lstm", "gru") else RULESETS:
+        lrp = first.with_ruleset(name)
+        found = lrp.attribute(inputs, target=1).inputs
+        assert largest_difference(found, propagate(lrp, inputs, 1)) < (AGREEMENT if KINDS[kind].exact else 1e-6), name
+
+
+@given(graphs(max_blocks=4), st.sampled_from(RULESETS))
+@settings(max_examples=25)
+def test_random_graphs(graph: RandomGraph, ruleset: str) -> None:
+    inputs = graph.inputs()
+    lrp = fxlrp.convert(graph.module(), ruleset)
+    found = lrp.attribute(inputs, target=1).inputs
+    assert largest_difference(found, propagate(lrp, inputs, 1)) < AGREEMENT
+
+
+@pytest.mark.parametrize("linear", [{"rule": "gamma"}, {"rule": "alphabeta"}, {"rule": "z_plus"}, {"rule": "distribute"}], ids=str)
+def test_rules_of_linear_layers(linear: dict[str, str]) -> None:
+    graph = RandomGraph.parse("v1 = mlp(x)\nv2 = conv1d(v1, seed=1)\nv3 = gelu(v2)\nv4 = residual(v3, seed=2)")
+    inputs = graph.inputs()
+    rules = fxlrp.ruleset("conservative").override(linear=linear, convolution=linear)
+    lrp = fxlrp.convert(realistic(graph.module()), rules)
+    assert largest_difference(lrp.attribute(inputs, target=2).inputs, propagate(lrp, inputs, 2)) < AGREEMENT
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5", "vit"])
+def test_models(name: str) -> None:
+    from zoo import ZOO
+
+    model, inputs = ZOO[name].build(), ZOO[name].inputs(length=5)
+    lrp = fxlrp.convert(model, "conservative")
+    found = lrp.attribute(inputs)
+    bound = 1e-6 if name in ("llama", "t5") else AGREEMENT  # their norms round to float32
+    assert largest_difference(found.inputs, propagate(lrp, inputs)) < bound
+
+
+def test_a_difference_is_seen() -> None:
+    graph = single("product")
+    inputs = graph.inputs()
+    lrp = fxlrp.convert(graph.module(), "conservative")
+    found = lrp.attribute(inputs, target=1).inputs
+    assert largest_difference({**found, "x": 1.2 * found["x"]}, propagate(lrp, inputs, 1)) > 0.1
