@@ -132,9 +132,7 @@ def drop_words(ids: Tensor) -> Tensor:
 def accuracy(model: nn.Module, ids: list[list[int]], labels: list[int]) -> float:
     """Return the share of sentences whose larger logit is that of their label."""
     model.eval()
-    hits = [
-        model(input_ids=x, attention_mask=mask).logits.argmax(-1) == y for x, mask, y in batches(ids, labels)
-    ]
+    hits = [model(input_ids=x, attention_mask=mask).logits.argmax(-1) == y for x, mask, y in batches(ids, labels)]
     return torch.cat(hits).float().mean().item()
 
 
@@ -169,8 +167,7 @@ def train(
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with train.tsv and dev.tsv.")] = REPOSITORY
-    / "../shared/data/sst2",
+    data: Annotated[Path, typer.Option(help="Folder with train.tsv and dev.tsv.")] = REPOSITORY / "../shared/data/sst2",
     out: Annotated[Path, typer.Option(help="Folder to write.")] = REPOSITORY / "fxlrp/demo_model",
     epochs: Annotated[int, typer.Option(help="Passes over the training phrases.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,

@@ -1,4 +1,6 @@
-"""fxlrp explains any PyTorch model: it rewrites the model's graph so that one backward pass is layer-wise relevance propagation."""
+"""fxlrp explains any PyTorch model: it rewrites the model's graph so that one backward pass is layer-wise
+relevance propagation.
+"""
 
 from __future__ import annotations
 

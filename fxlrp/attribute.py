@@ -44,9 +44,9 @@ class RulesetInfo:
 class Attribution:
     """Relevance of the inputs to one output per sample.
 
-    ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs`` holds every
-    attributed input. ``features`` is unsummed ([batch, tokens, hidden] for ids). ``explained`` [batch] is the scalar that was
-    explained. Relevance has the unit of the explained output.
+    ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs``
+    holds every attributed input. ``features`` is unsummed ([batch, tokens, hidden] for ids). ``explained``
+    [batch] is the scalar that was explained. Relevance has the unit of the explained output.
     """
 
     relevance: Tensor
@@ -131,8 +131,7 @@ class Attribution:
         ledger = None
         if about["entries"] is not None:
             entries = tuple(
-                Entry(s, k, tensors[f"ledger/{i}"], bool(leak))
-                for i, (s, k, leak) in enumerate(about["entries"])
+                Entry(s, k, tensors[f"ledger/{i}"], bool(leak)) for i, (s, k, leak) in enumerate(about["entries"])
             )
             ledger = Ledger(entries, tensors["ledger/explained"])
         return Attribution(
@@ -195,14 +194,12 @@ def as_inputs(lrp: ConvertedModel, inputs: Any) -> dict[str, Any]:
     if isinstance(inputs, Tensor):
         import inspect
 
-        name = getattr(lrp.model, "main_input_name", None)
+        name: Any = getattr(lrp.model, "main_input_name", None)
         parameters = inspect.signature(lrp.model.forward).parameters
-        return {name if name in parameters else next(iter(parameters)): inputs}
+        return {str(name) if name in parameters else next(iter(parameters)): inputs}
     if isinstance(inputs, Mapping):
         return dict(inputs)
-    raise InputError(
-        f"Inputs are a dict of tensors, a BatchEncoding or one tensor, not {type(inputs).__name__}."
-    )
+    raise InputError(f"Inputs are a dict of tensors, a BatchEncoding or one tensor, not {type(inputs).__name__}.")
 
 
 def attribute(
@@ -214,18 +211,16 @@ def attribute(
     ledger: bool,
     tokenizer: Any,
 ) -> Attribution:
-    """One forward and one backward pass of the rewritten model (and, for a ledger, one more backward pass per sample)."""
+    """One forward and one backward pass of the rewritten model (and, for a ledger, one more backward pass per
+    sample).
+    """
     given = lrp.bind((), as_inputs(lrp, inputs))
     captured = lrp.captured(given)
     program = captured.program
     taps = lrp.taps(captured, at) if at else {}
     plan, rewritten = lrp._rewrite(captured, tuple(taps.values()), ledger=False)
     with torch.enable_grad():
-        fresh = {
-            e.name: _leaf(given[e.name])
-            for e in captured.structure.entrances
-            if not e.lookup and e.name in given
-        }
+        fresh = {e.name: _leaf(given[e.name]) for e in captured.structure.entrances if not e.lookup and e.name in given}
         flat, values, tapped = lrp.run(rewritten, lrp.arguments(program, rewritten, given, fresh), given)
         outputs = program.unpack(flat)
         explain = _Explained(lrp, given, target, contrast, outputs)
@@ -240,9 +235,7 @@ def attribute(
     features: dict[str, Tensor] = {}
     summed: dict[str, Tensor] = {}
     for entrance, relevance in zip(captured.structure.entrances, unsummed, strict=False):
-        features[entrance.name] = (
-            features[entrance.name] + relevance if entrance.name in features else relevance
-        )
+        features[entrance.name] = features[entrance.name] + relevance if entrance.name in features else relevance
         total = relevance.sum(-1) if entrance.lookup else relevance
         summed[entrance.name] = summed[entrance.name] + total if entrance.name in summed else total
     main = _main_input(lrp, list(given), list(summed))

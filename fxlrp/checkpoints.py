@@ -61,19 +61,13 @@ def load_checkpoint(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     folder = Path(source).expanduser()
     local = folder.is_dir()
     if not local and (folder.exists() or _looks_like_path(str(source))):
-        raise CheckpointError(
-            f"'{source}' is no folder. Give a folder that holds config.json, or a hub name."
-        )
+        raise CheckpointError(f"'{source}' is no folder. Give a folder that holds config.json, or a hub name.")
     name = str(folder) if local else str(source)
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
-        model_class = (
-            AutoModelForSequenceClassification if _is_classifier(config, name) else AutoModelForCausalLM
-        )
-        loaded: Any = (
-            model_class.from_pretrained(  # typed as a model, but output_loading_info makes it a pair
-                name, config=config, local_files_only=local, dtype=torch.float32, output_loading_info=True
-            )
+        model_class = AutoModelForSequenceClassification if _is_classifier(config, name) else AutoModelForCausalLM
+        loaded: Any = model_class.from_pretrained(  # typed as a model, but output_loading_info makes it a pair
+            name, config=config, local_files_only=local, dtype=torch.float32, output_loading_info=True
         )
         model, loading = loaded
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
@@ -93,9 +87,7 @@ def _looks_like_path(source: str) -> bool:
     """Hub names are ``name`` or ``owner/name``; whatever else has separators or dots in front was meant as a
     path.
     """
-    return (
-        source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1 or source.endswith("/")
-    )
+    return source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1 or source.endswith("/")
 
 
 def _is_classifier(config: PreTrainedConfig, source: str) -> bool:

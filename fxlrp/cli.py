@@ -48,9 +48,7 @@ class _ErrorsAsPanels(TyperGroup):
         try:
             return super().invoke(ctx)
         except FxlrpError as error:
-            _stderr().print(
-                Panel(Text(str(error)), title=type(error).__name__, title_align="left", style="red")
-            )
+            _stderr().print(Panel(Text(str(error)), title=type(error).__name__, title_align="left", style="red"))
             raise typer.Exit(2) from error
 
 
@@ -110,16 +108,12 @@ OutOption = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="FILE.html", help="Write an HTML report.", dir_okay=False),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON for machines instead of tables and colours.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables and colours.")]
 
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where the HTML report goes.", dir_okay=False)
-    ] = DEMO_REPORT,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the HTML report goes.", dir_okay=False)] = DEMO_REPORT,
     as_json: JsonOption = False,
 ) -> None:
     """Explain two built-in sentences with a small built-in model, under several rulesets."""
@@ -183,9 +177,7 @@ def compare(
 
 
 @app.command()
-def plan(
-    model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_json: JsonOption = False
-) -> None:
+def plan(model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_json: JsonOption = False) -> None:
     """Show which rule applies where in a model."""
     import fxlrp
     from fxlrp.checkpoints import encode
@@ -208,9 +200,7 @@ def plan(
 
 @app.command()
 def rulesets(
-    name: Annotated[
-        str | None, typer.Argument(help="Show this ruleset's rules.", show_default="list all")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this ruleset's rules.", show_default="list all")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the rulesets, or show the rules of one."""
@@ -246,9 +236,7 @@ def rulesets(
 def check(
     model: ModelArgument = None,
     ruleset: RulesetOption = "conservative",
-    text: Annotated[
-        list[str] | None, typer.Option("--text", "-t", help="Text to check on; repeatable.")
-    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="Text to check on; repeatable.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that no relevance is lost in a model under a ruleset; exit with code 1 if some is.
@@ -266,9 +254,7 @@ def check(
         _print_json({"ruleset": ruleset, "passed": bool(report.passed), "gap": float(report.gap)})
     else:
         verdict = ("conserved", "bold green") if report.passed else ("NOT conserved", "bold red")
-        _stdout().print(
-            Text.assemble(verdict, f" under {ruleset}; largest relative gap {float(report.gap):.2e}")
-        )
+        _stdout().print(Text.assemble(verdict, f" under {ruleset}; largest relative gap {float(report.gap):.2e}"))
     if not report.passed:
         raise typer.Exit(1)
 
@@ -316,9 +302,7 @@ def _attribute(
 
     chosen = [fxlrp.ruleset(name) for name in rulesets]  # a misspelt name is reported before any work is done
     inputs = encode(texts, tokenizer, network)
-    wanted, other = (
-        None if name is None else class_index(name, network, tokenizer) for name in (target, contrast)
-    )
+    wanted, other = (None if name is None else class_index(name, network, tokenizer) for name in (target, contrast))
     taps = [tap for layer in layers for tap in (block_names(network) if layer == BLOCKS else [layer])]
     attributions: list[Attribution] = []
     converted: ConvertedModel | None = None
@@ -327,9 +311,7 @@ def _attribute(
             # Captured once, however many rulesets explain it.
             converted = converted.with_ruleset(ruleset) if converted else fxlrp.convert(network, ruleset)
             attributions.append(
-                converted.attribute(
-                    inputs, target=wanted, contrast=other, at=taps, ledger=ledger, tokenizer=tokenizer
-                )
+                converted.attribute(inputs, target=wanted, contrast=other, at=taps, ledger=ledger, tokenizer=tokenizer)
             )
     return attributions
 

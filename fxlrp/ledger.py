@@ -1,7 +1,7 @@
 """The ledger: where every unit of relevance went, source by source and leak by leak, and the gap that should be none.
 
-In: a plan, the model's arguments, the explained scalars. Out: a :class:`Ledger`. The rewritten graph is run once more with each
-additive constant as a leaf of its own; sums are in float64.
+In: a plan, the model's arguments, the explained scalars. Out: a :class:`Ledger`. The rewritten graph is run
+once more with each additive constant as a leaf of its own; sums are in float64.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def compute_ledger(
     for index, row in enumerate(rows):
         for key, amount in row.items():
             merged.setdefault(key, [torch.zeros((), dtype=torch.float64)] * len(rows))[index] = amount
-    entries = tuple(
-        Entry(source, kind, torch.stack(amounts), leak) for (source, kind, leak), amounts in merged.items()
-    )
+    entries = tuple(Entry(source, kind, torch.stack(amounts), leak) for (source, kind, leak), amounts in merged.items())
     return Ledger(entries, explained.detach().double())
 
 
@@ -133,12 +131,10 @@ def _not_carried(
 ) -> tuple[Tensor, Tensor]:
     """What of each scalar e no relevance flows from, [batch] each.
 
-    First sum of y de/dy over the outputs y that the rules made constant, then e - sum of y de/dy over all outputs: zero for a logit,
-    not so for a probability.
+    First sum of y de/dy over the outputs y that the rules made constant, then e - sum of y de/dy over all
+    outputs: zero for a logit, not so for a probability.
     """
-    cut = [
-        y.detach().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in outputs
-    ]
+    cut = [y.detach().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in outputs]
     leaves = {i: y for i, y in enumerate(cut) if isinstance(y, Tensor) and y.requires_grad}
     with torch.enable_grad():
         scalars = explain(tuple(cut))
@@ -171,9 +167,7 @@ def describe(plan: Plan, source: Source) -> tuple[str, str]:
     return path, _kind(plan, node, user, weights, depends, labels)
 
 
-def _kind(
-    plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends: bool, labels: tuple[str, ...]
-) -> str:
+def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends: bool, labels: tuple[str, ...]) -> str:
     name = weights[0].lower() if len(weights) == 1 else ""
     if packet(node.target) is aten.embedding and _counts_positions(node.args[1]):
         return "position embedding"
@@ -211,7 +205,7 @@ def _from_relevance(plan: Plan, node: fx.Node) -> bool:
 
 def _weights_behind(plan: Plan, node: fx.Node) -> list[str]:
     """The parameters and buffers that a constant is made of, nearest first."""
-    queue, seen, found = [node], set(), []
+    queue, seen, found = [node], set[fx.Node](), list[str]()
     while queue and len(seen) < 64:
         current = queue.pop(0)
         if current in seen or current in plan.carrying:

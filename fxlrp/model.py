@@ -1,7 +1,7 @@
 """The converted model: the original's signature, outputs and weights, with a backward pass that carries relevance.
 
-In: a model and a ruleset. Out: :class:`ConvertedModel`. Capture is lazy and cached by input signature; programs are shared between
-conversions of one model with different rulesets.
+In: a model and a ruleset. Out: :class:`ConvertedModel`. Capture is lazy and cached by input signature; programs
+are shared between conversions of one model with different rulesets.
 """
 
 from __future__ import annotations
@@ -48,15 +48,13 @@ class Cache:
 class ConvertedModel(nn.Module):
     """The model with a backward pass that computes relevance.
 
-    Call it like the original; ``(x * x.grad).sum(-1)`` after an ordinary backward pass is the relevance of a float input x.
-    :meth:`attribute` does that and more. ``message`` names what ``x.grad`` holds.
+    Call it like the original; ``(x * x.grad).sum(-1)`` after an ordinary backward pass is the relevance of a
+    float input x. :meth:`attribute` does that and more. ``message`` names what ``x.grad`` holds.
     """
 
     message = "gradient"
 
-    def __init__(
-        self, model: nn.Module, rules: Ruleset, strict: bool = True, cache: Cache | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, rules: Ruleset, strict: bool = True, cache: Cache | None = None) -> None:
         super().__init__()
         self.model = model
         self.ruleset = rules
@@ -106,7 +104,7 @@ class ConvertedModel(nn.Module):
         # Moving the conversion must not move the user's model, whose weights it shares until then.
         self.model = copy.deepcopy(self.model)
         self._cache, self._rewrites, self._last = Cache(), {}, None
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,25 +135,22 @@ class ConvertedModel(nn.Module):
     ) -> Attribution:
         """The relevance of every input to one output per sample.
 
-        inputs: as the model takes them, a dict, a BatchEncoding, or one tensor. target: see :mod:`fxlrp.targets`; ``contrast`` is a
-        second one, and target - contrast is explained. at: globs of module paths whose outputs' relevance is wanted as well
-        (``"model.layers.*"``). ledger: account for every unit of relevance. tokenizer: names the tokens of integer inputs.
-        Raises :class:`fxlrp.FxlrpError` for anything that does not fit.
+        inputs: as the model takes them, a dict, a BatchEncoding, or one tensor. target: see
+        :mod:`fxlrp.targets`; ``contrast`` is a second one, and target - contrast is explained. at: globs of
+        module paths whose outputs' relevance is wanted as well (``"model.layers.*"``). ledger: account for
+        every unit of relevance. tokenizer: names the tokens of integer inputs. Raises :class:`fxlrp.FxlrpError`
+        for anything that does not fit.
         """
-        return attribute(
-            self, inputs, target, contrast, (at,) if isinstance(at, str) else tuple(at), ledger, tokenizer
-        )
+        return attribute(self, inputs, target, contrast, (at,) if isinstance(at, str) else tuple(at), ledger, tokenizer)
 
-    # --- from inputs to a program -------------------------------------------------------------------------------------------
+    # --- from inputs to a program ---------------------------------------------------------------------------
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name. Raises :class:`InputError` for names the model does not take, NaN and mixed devices."""
         self._check_mode()
         parameters = inspect.signature(self.model.forward).parameters
         if len(args) > len(parameters):
-            raise InputError(
-                f"{type(self.model).__name__} takes {len(parameters)} inputs, {len(args)} were given."
-            )
+            raise InputError(f"{type(self.model).__name__} takes {len(parameters)} inputs, {len(args)} were given.")
         inputs = dict(zip(parameters, args, strict=False)) | dict(kwargs)
         open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         named = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
@@ -167,12 +162,11 @@ class ConvertedModel(nn.Module):
         return inputs
 
     def _check_mode(self) -> None:
-        training = next(
-            (name or type(m).__name__ for name, m in self.model.named_modules() if m.training), None
-        )
+        training = next((name or type(m).__name__ for name, m in self.model.named_modules() if m.training), None)
         if training is not None:
             raise TrainingModeError(
-                f"The model is in training mode (module '{training}'): dropout would make relevance random. Call model.eval() first."
+                f"The model is in training mode (module '{training}'): dropout would make relevance random. "
+                "Call model.eval() first."
             )
 
     def _check_values(self, inputs: Mapping[str, Any]) -> None:
@@ -189,13 +183,14 @@ class ConvertedModel(nn.Module):
             if value.ndim and value.device.type not in places:
                 other, where = next(iter(places.items()))
                 raise InputError(
-                    f"Input '{name}' is on '{value.device}' but {where} are on '{other}'. Move them together with .to(device)."
+                    f"Input '{name}' is on '{value.device}' but {where} are on '{other}'. "
+                    "Move them together with .to(device)."
                 )
 
     def captured(self, inputs: Mapping[str, Any]) -> Captured:
         """The program that stands for the model on these inputs, captured now if there is none yet."""
         leaves = flatten(inputs)
-        key = tuple((name, _kind(value)) for name, value in leaves.items()) + (self.dtype, self.device)
+        key = (self.dtype, self.device, *((name, _kind(value)) for name, value in leaves.items()))
         known = self._cache.programs.setdefault(key, [])
         found = next((c for c in known if c.program.accepts(leaves)), None)
         if found is None:
@@ -252,9 +247,8 @@ class ConvertedModel(nn.Module):
         for pattern in globs:
             fitting = {path: node for path, node in carried.items() if glob(pattern).fullmatch(path)}
             if not fitting:
-                raise InputError(
-                    f"at='{pattern}' fits no module whose output carries relevance.{nearest(pattern, list(carried)[:40])}"
-                )
+                known = nearest(pattern, list(carried)[:40])
+                raise InputError(f"at='{pattern}' fits no module whose output carries relevance.{known}")
             chosen |= fitting
         return chosen
 
@@ -288,9 +282,7 @@ def module_outputs(program: Program) -> dict[str, fx.Node]:
     for path, nodes in inside.items():
         members = set(nodes)
         leaving = [
-            n
-            for n in nodes
-            if any(user not in members for user in n.users) and isinstance(n.meta.get("val"), Tensor)
+            n for n in nodes if any(user not in members for user in n.users) and isinstance(n.meta.get("val"), Tensor)
         ]
         floats = [n for n in leaving if n.meta["val"].is_floating_point()]
         if floats:
@@ -307,9 +299,10 @@ def convert(
 ) -> ConvertedModel:
     """``model`` with a backward pass that computes relevance under ``ruleset``.
 
-    The model stays as it is; weights are shared. Capture happens at the first call, or now on ``example_inputs``. With
-    ``strict=False`` an operation that no rule covers takes the ruleset's fallback, and the plan says so.
-    Raises :class:`fxlrp.FxlrpError`: unknown ruleset, training mode, a model that cannot be exported, an uncovered operation.
+    The model stays as it is; weights are shared. Capture happens at the first call, or now on
+    ``example_inputs``. With ``strict=False`` an operation that no rule covers takes the ruleset's fallback, and
+    the plan says so. Raises :class:`fxlrp.FxlrpError`: unknown ruleset, training mode, a model that cannot be
+    exported, an uncovered operation.
     """
     from fxlrp.attribute import as_inputs
 

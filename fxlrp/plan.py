@@ -1,7 +1,7 @@
 """The plan: which rule at which node, and which values carry relevance.
 
-In: a captured program, a ruleset, the attributed values. Out: a frozen :class:`Plan`. One pass in the order of the graph decides
-both at once: a rule that makes a value constant ends the life of what only it fed.
+In: a captured program, a ruleset, the attributed values. Out: a frozen :class:`Plan`. One pass in the order of
+the graph decides both at once: a rule that makes a value constant ends the life of what only it fed.
 """
 
 from __future__ import annotations
@@ -113,8 +113,7 @@ class Plan:
         table = [head, *((r.pattern, r.rule, str(r.count), r.modules, r.note) for r in self.rows)]
         widths = [max(len(line[i]) for line in table) for i in range(4)]
         lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip()
-            for line in table
+            "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip() for line in table
         ]
         lines.insert(1, "  ".join("-" * w for w in widths))
         return "\n".join(
@@ -137,8 +136,8 @@ def compact(paths: list[str]) -> str:
 def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: bool = True) -> Plan:
     """Choose a rule for every operation that needs one.
 
-    Raises :class:`UncoveredOperatorError` for a live operation that does not keep relevance by itself and that no rule covers;
-    with ``strict=False`` the ruleset's fallback takes it and the plan says so.
+    Raises :class:`UncoveredOperatorError` for a live operation that does not keep relevance by itself and that
+    no rule covers; with ``strict=False`` the ruleset's fallback takes it and the plan says so.
     """
     decisions: dict[fx.Node, Decision] = {}
     refused: dict[fx.Node, UncoveredOperatorError] = {}
@@ -147,12 +146,8 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         if node in carrying or node.op != "call_function" or not is_float(node):
             continue
         operator = operator_of(node)
-        feeding = (
-            node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
-        )
-        if not any(n in carrying for n in feeding) or (
-            operator is not None and operator.kind is Kind.CONSTANT
-        ):
+        feeding = node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
+        if not any(n in carrying for n in feeding) or (operator is not None and operator.kind is Kind.CONSTANT):
             continue  # nothing arrives, or only as a condition or an index
         try:
             decision = _decide(node, operator, carrying, ruleset, structure, strict)
@@ -163,9 +158,9 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         if decision is None or decision.rule.conserves is not Conserves.NOTHING:
             carrying.add(node)
     useful = _useful(program.graph, carrying)
-    for node, error in refused.items():
+    for node, refusal in refused.items():
         if node in useful:
-            raise error
+            raise refusal
     kept = {node: decision for node, decision in decisions.items() if node in useful or node not in carrying}
     return Plan(program, structure, ruleset, kept, frozenset(carrying & useful))
 
@@ -176,11 +171,7 @@ def _useful(graph: fx.Graph, carrying: set[fx.Node]) -> set[fx.Node]:
     for node in reversed(graph.nodes):
         operator = operator_of(node)
         if node in useful and node.op == "call_function":
-            feeding = (
-                node.all_input_nodes
-                if operator is None
-                else nodes_in(node, operator.factors + operator.terms)
-            )
+            feeding = node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
             useful.update(n for n in feeding if n in carrying)
     return useful
 
@@ -236,14 +227,10 @@ def _decide(
     return _uncovered(node, category, ruleset, structure, strict)
 
 
-def _uncovered(
-    node: fx.Node, category: str, ruleset: Ruleset, structure: Structure, strict: bool
-) -> Decision:
+def _uncovered(node: fx.Node, category: str, ruleset: Ruleset, structure: Structure, strict: bool) -> Decision:
     if not strict and operator_of(node) is not None:
         rule = find_rule(ruleset.fallback)
-        return Decision(
-            rule, rule.bind({}), category, category, note="fallback: no rule of the ruleset covers it"
-        )
+        return Decision(rule, rule.bind({}), category, category, note="fallback: no rule of the ruleset covers it")
     place = module_path(node) or "the top level"
     nearest_rule = next((e for e in ruleset.rules if e.match.split(".")[0] == category), None)
     hint = f" Its nearest rule is '{nearest_rule.rule}' for '{nearest_rule.match}'." if nearest_rule else ""
@@ -252,7 +239,8 @@ def _uncovered(
         f"Add a rule for '{category}' to the ruleset (for example "
         f"ruleset('{ruleset.name}').override({category}='gradient')), or convert with strict=False."
         if operator_of(node) is not None
-        else "fxlrp does not know this operator: tell it with fxlrp.graph.operators.register(operator, Operator(kind, category, slots))."
+        else "fxlrp does not know this operator: tell it with fxlrp.graph.operators.register(operator, Operator(kind, "
+        "category, slots))."
     )
     raise UncoveredOperatorError(
         f"No rule of '{ruleset.name}' covers {packet(node.target)} ({category}) in module '{place}' "

@@ -1,6 +1,7 @@
 """Rulesets: which rule for which pattern or operator class, as validated YAML.
 
-In: a packaged name, a path, a dictionary. Out: a frozen :class:`Ruleset`. Errors give file, line, column and the nearest name.
+In: a packaged name, a path, a dictionary. Out: a frozen :class:`Ruleset`. Errors give file, line, column and
+the nearest name.
 """
 
 from __future__ import annotations
@@ -121,9 +122,7 @@ class Ruleset(BaseModel):
     @property
     def hash(self) -> str:
         """Twelve hex digits of the ruleset's content."""
-        return hashlib.sha256(
-            json.dumps(self.model_dump(by_alias=True), sort_keys=True).encode()
-        ).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.model_dump(by_alias=True), sort_keys=True).encode()).hexdigest()[:12]
 
     @cached_property
     def mentions(self) -> frozenset[str]:
@@ -131,32 +130,28 @@ class Ruleset(BaseModel):
         return frozenset(entry.match for entry in self.rules)
 
     def choose(self, labels: Iterable[str], stack: Sequence[tuple[str, str]], category: str) -> Entry | None:
-        """The first entry that matches one of a node's labels in its enclosing modules with a rule for its operator class.
+        """The first entry that matches one of a node's labels in its enclosing modules with a rule for its
+        operator class.
 
         A rule for products is thus passed over where a product turned out linear, one factor being constant.
         """
         names = set(labels)
         return next(
-            (
-                e
-                for e in self.rules
-                if e.match in names and e.bound[0].fits(category) and e.where.accepts(stack)
-            ),
+            (e for e in self.rules if e.match in names and e.bound[0].fits(category) and e.where.accepts(stack)),
             None,
         )
 
     def override(self, where: str | Mapping[str, str] | None = None, **changes: Any) -> Ruleset:
         """A copy with some choices changed.
 
-        Each keyword is a field of the ruleset (``bias="distribute"``), a pattern or operator class with its new rule
-        (``linear={"rule": "gamma", "gamma": 0.05}``, ``activation="gradient"``; write ``**{"norm.mean": "constant"}`` for a
-        part), or a parameter's name, set on all rules that take it (``epsilon=0.1``). ``where`` limits rules to modules:
-        ``"*.mlp.*"`` or ``{"module": ..., "class": ...}``. Raises :class:`RulesetError` for unknown names.
+        Each keyword is a field of the ruleset (``bias="distribute"``), a pattern or operator class with its new
+        rule (``linear={"rule": "gamma", "gamma": 0.05}``, ``activation="gradient"``; write ``**{"norm.mean":
+        "constant"}`` for a part), or a parameter's name, set on all rules that take it (``epsilon=0.1``).
+        ``where`` limits rules to modules: ``"*.mlp.*"`` or ``{"module": ..., "class": ...}``. Raises
+        :class:`RulesetError` for unknown names.
         """
         place = {"module": where} if isinstance(where, str) else dict(where or {})
-        fields = {
-            k: v for k, v in changes.items() if k in type(self).model_fields and k not in ("rules", "name")
-        }
+        fields = {k: v for k, v in changes.items() if k in type(self).model_fields and k not in ("rules", "name")}
         new: list[dict[str, Any]] = []
         rules = [entry.model_dump(by_alias=True) for entry in self.rules]
         for key, value in changes.items():
@@ -175,7 +170,7 @@ class Ruleset(BaseModel):
 
 
 def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
-    spec = {"rule": value} if isinstance(value, str) else dict(value)
+    spec: dict[str, Any] = {"rule": value} if isinstance(value, str) else dict(value)
     known = {key: spec.pop(key) for key in ("rule", "params", "where") if key in spec}
     return {
         "match": CLASS_ALIASES.get(match, match),
@@ -296,9 +291,7 @@ def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> 
 def _check_entry(entry: Entry, index: int, origin: str, node: yaml.Node | None) -> None:
     if entry.match not in labels():
         place = _position(node, ("rules", index, "match"))
-        raise RulesetError(
-            f"{origin}{place}: nothing is called '{entry.match}'.{nearest(entry.match, labels())}"
-        )
+        raise RulesetError(f"{origin}{place}: nothing is called '{entry.match}'.{nearest(entry.match, labels())}")
     try:
         chosen, _ = entry.bound
     except RulesetError as error:

@@ -1,6 +1,7 @@
 """What is explained: from a user's target to one scalar per sample.
 
-In: the model's output object and a target in any of its forms. Out: the scalars, the resolved target and readable labels.
+In: the model's output object and a target in any of its forms. Out: the scalars, the resolved target and
+readable labels.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def logits_of(outputs: Any) -> Tensor:
         found = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
     if not isinstance(found, Tensor) or found.ndim == 0:
         raise TargetError(
-            f"The model's output ({type(outputs).__name__}) holds no logits. Pass target=callable, a function of the output that returns "
-            "one scalar per sample."
+            f"The model's output ({type(outputs).__name__}) holds no logits. Pass target=callable, a function of the "
+            "output that returns one scalar per sample."
         )
     return found
 
@@ -53,8 +54,8 @@ def logits_of(outputs: Any) -> Tensor:
 def resolve(target: Target, outputs: Any, mask: Tensor | None, generates: bool) -> Selection:
     """Turn a target into one entry of the logits per sample.
 
-    ``None`` is the arg-max: of the last position that is not padding where the model generates text, else over everything.
-    Raises :class:`TargetError` if out of range or of the wrong shape.
+    ``None`` is the arg-max: of the last position that is not padding where the model generates text, else over
+    everything. Raises :class:`TargetError` if out of range or of the wrong shape.
     """
     logits = logits_of(outputs).detach()
     if logits.ndim == 1:
@@ -94,7 +95,7 @@ def last_position(mask: Tensor | None, sample: int, length: int) -> int:
 
 
 def _argmax(logits: Tensor, mask: Tensor | None, generates: bool) -> Selection:
-    index = []
+    index: list[tuple[int, ...]] = []
     for sample, scores in enumerate(logits):
         if scores.ndim == 2 and generates:
             position = last_position(mask, sample, len(scores))
@@ -114,12 +115,8 @@ def _place(one: Any, sample: int, logits: Tensor, mask: Tensor | None, generates
     if not all(_is_index(i) for i in place):
         raise TargetError(f"Target {one!r} is not an int or a tuple of ints.")
     if len(place) != len(axes):
-        form = (
-            "(position, class)" if len(axes) == 2 else "a class" if len(axes) == 1 else f"{len(axes)} indices"
-        )
-        raise TargetError(
-            f"Target {one!r} does not fit logits of shape {tuple(logits.shape)}: it must be {form}."
-        )
+        form = "(position, class)" if len(axes) == 2 else "a class" if len(axes) == 1 else f"{len(axes)} indices"
+        raise TargetError(f"Target {one!r} does not fit logits of shape {tuple(logits.shape)}: it must be {form}.")
     for index, size, name in zip(
         place, axes, ("position", "class") if len(axes) == 2 else ("class",) * len(axes), strict=True
     ):
@@ -131,7 +128,9 @@ def _place(one: Any, sample: int, logits: Tensor, mask: Tensor | None, generates
 
 
 def call_target(function: Callable[[Any], Tensor], outputs: Any, batch: int) -> Tensor:
-    """The scalars of a callable target. Raises :class:`TargetError` unless it gives one differentiable scalar per sample."""
+    """The scalars of a callable target. Raises :class:`TargetError` unless it gives one differentiable scalar
+    per sample.
+    """
     value = function(outputs)
     if not isinstance(value, Tensor) or value.shape != (batch,) or not value.requires_grad:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -1,7 +1,9 @@
-"""Conservation over cuts: whatever set of values separates the inputs from the output, the same relevance passes through it.
+"""Conservation over cuts: whatever set of values separates the inputs from the output, the same relevance
+passes through it.
 
-A cut is given by the values on its input side, closed under ancestors. Everything beyond is run again from those values as leaves:
-their x * g, plus the additive constants and leaks beyond the cut, must be the explained output.
+A cut is given by the values on its input side, closed under ancestors. Everything beyond is run again from
+those values as leaves: their x * g, plus the additive constants and leaks beyond the cut, must be the explained
+output.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from fxlrp.plan import Plan
 from fxlrp.rewrite import Rewritten, rewrite
 
 
-def worst_cut(lrp: ConvertedModel, inputs: Mapping[str, Tensor], orders: int = 2, most: int = 24) -> tuple[float, frozenset[str]]:
+def worst_cut(
+    lrp: ConvertedModel, inputs: Mapping[str, Tensor], orders: int = 2, most: int = 24
+) -> tuple[float, frozenset[str]]:
     """The largest relative gap over cuts of the graph, and the names of the values before that cut.
 
-    Cuts are the prefixes (``most`` of them, evenly spread) of ``orders`` random topological orders of the carrying values.
+    Cuts are the prefixes (``most`` of them, evenly spread) of ``orders`` random topological orders of the
+    carrying values.
     """
     lrp(**inputs)
     plan = lrp.plan
@@ -35,7 +40,9 @@ def worst_cut(lrp: ConvertedModel, inputs: Mapping[str, Tensor], orders: int = 2
     assert captured.program is plan.program
     worst = (0.0, frozenset[str]())
     for before in _prefixes(plan, carrying, orders, most):
-        worst = max(worst, (_gap(plan, rewritten, carrying, before, arguments), frozenset(n.name for n in before)), key=_badness)
+        worst = max(
+            worst, (_gap(plan, rewritten, carrying, before, arguments), frozenset(n.name for n in before)), key=_badness
+        )
     return worst
 
 

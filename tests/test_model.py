@@ -30,7 +30,14 @@ def test_one_conversion_serves_other_lengths_batches_and_paddings(name: str) -> 
     case = ZOO[name]
     model = case.build()
     lrp = fxlrp.convert(model, "attnlrp")
-    for batch, length, padding in [(2, 7, "right"), (3, 9, "right"), (1, 9, None), (1, 1, None), (4, 12, "left"), (2, 30, None)]:
+    for batch, length, padding in [
+        (2, 7, "right"),
+        (3, 9, "right"),
+        (1, 9, None),
+        (1, 1, None),
+        (4, 12, "left"),
+        (2, 30, None),
+    ]:
         if padding is not None and padding not in case.paddings:
             continue
         inputs = case.inputs(batch=batch, length=length, padding=padding)
@@ -122,7 +129,9 @@ def test_targets(bert: fxlrp.ConvertedModel, llama: fxlrp.ConvertedModel) -> Non
     rows = chosen.outputs.logits[torch.arange(2), last]
     assert chosen.target == [(int(p), int(c)) for p, c in zip(last, rows.argmax(-1), strict=True)]
     assert torch.equal(llama.attribute(words, target=(2, 5)).explained, chosen.outputs.logits[:, 2, 5])
-    assert torch.equal(llama.attribute(words, target=[(2, 5), (1, 4)]).explained, chosen.outputs.logits[[0, 1], [2, 1], [5, 4]])
+    assert torch.equal(
+        llama.attribute(words, target=[(2, 5), (1, 4)]).explained, chosen.outputs.logits[[0, 1], [2, 1], [5, 4]]
+    )
     assert torch.equal(llama.attribute(words, target=5).explained, rows[:, 5])
 
 
@@ -159,7 +168,9 @@ def test_batches_agree_with_single_samples(llama: fxlrp.ConvertedModel) -> None:
     for row in range(3):
         kept = int(inputs["attention_mask"][row].sum())
         alone = llama.attribute({"input_ids": inputs["input_ids"][row : row + 1, :kept]})
-        assert torch.allclose(whole.relevance[row, :kept], alone.relevance[0], rtol=0, atol=1e-7)  # float32 norms inside
+        assert torch.allclose(
+            whole.relevance[row, :kept], alone.relevance[0], rtol=0, atol=1e-7
+        )  # float32 norms inside
         assert not whole.relevance[row, kept:].any()
 
 
@@ -258,7 +269,11 @@ ERRORS: dict[str, tuple[Any, type[fxlrp.FxlrpError], str]] = {
     "no module": (lambda b, x: fxlrp.convert("bert"), fxlrp.InputError, "takes a torch.nn.Module"),
     "training": (lambda b, x: fxlrp.convert(nn.Sequential(nn.Dropout())), fxlrp.TrainingModeError, r"model.eval\(\)"),
     "later training": (lambda b, x: fxlrp.convert(linear()).train(), fxlrp.TrainingModeError, "original model"),
-    "branch on data": (lambda b, x: fxlrp.convert(Branch().eval()).attribute(torch.randn(2, 3)), fxlrp.CaptureError, "test_model.py"),
+    "branch on data": (
+        lambda b, x: fxlrp.convert(Branch().eval()).attribute(torch.randn(2, 3)),
+        fxlrp.CaptureError,
+        "test_model.py",
+    ),
     "uncovered": (
         lambda b, x: fxlrp.convert(Unknown().eval()).attribute(torch.randn(2, 3)),
         fxlrp.UncoveredOperatorError,
@@ -271,19 +286,35 @@ ERRORS: dict[str, tuple[Any, type[fxlrp.FxlrpError], str]] = {
     ),
     "target range": (lambda b, x: fxlrp.convert(b).attribute(x, target=7), fxlrp.TargetError, "there are 5"),
     "target shape": (lambda b, x: fxlrp.convert(b).attribute(x, target=(1, 2)), fxlrp.TargetError, r"\(2, 5\)"),
-    "target count": (lambda b, x: fxlrp.convert(b).attribute(x, target=[1, 2, 3]), fxlrp.TargetError, "3 targets for 2"),
+    "target count": (
+        lambda b, x: fxlrp.convert(b).attribute(x, target=[1, 2, 3]),
+        fxlrp.TargetError,
+        "3 targets for 2",
+    ),
     "target type": (lambda b, x: fxlrp.convert(b).attribute(x, target="good"), fxlrp.TargetError, "not str"),
-    "callable": (lambda b, x: fxlrp.convert(b).attribute(x, target=lambda o: o.logits.sum()), fxlrp.TargetError, r"\[2\]"),
+    "callable": (
+        lambda b, x: fxlrp.convert(b).attribute(x, target=lambda o: o.logits.sum()),
+        fxlrp.TargetError,
+        r"\[2\]",
+    ),
     "integers": (lambda b, x: fxlrp.convert(linear()).attribute(IDS), fxlrp.InputError, "embed"),
     "nan": (lambda b, x: fxlrp.convert(linear()).attribute(torch.full((2, 3), torch.nan)), fxlrp.InputError, "NaN"),
     "name": (lambda b, x: fxlrp.convert(b).attribute({"input_id": IDS}), fxlrp.InputError, "Did you mean 'input_ids'"),
     "missing": (lambda b, x: fxlrp.convert(b).attribute({"attention_mask": IDS}), fxlrp.InputError, "input_ids"),
     "list": (lambda b, x: fxlrp.convert(b).attribute([1, 2]), fxlrp.InputError, "not list"),
-    "devices": (lambda b, x: fxlrp.convert(linear()).attribute(torch.empty(2, 3, device="meta")), fxlrp.InputError, "meta"),
+    "devices": (
+        lambda b, x: fxlrp.convert(linear()).attribute(torch.empty(2, 3, device="meta")),
+        fxlrp.InputError,
+        "meta",
+    ),
     "width": (lambda b, x: fxlrp.convert(linear()).attribute(torch.randn(2, 4)), fxlrp.InputError, "2x4"),
     "dtype": (lambda b, x: fxlrp.convert(linear()).attribute(torch.randn(2, 3).double()), fxlrp.InputError, "dtype"),
     "empty": (lambda b, x: fxlrp.convert(linear()).attribute(torch.randn(0, 3)), fxlrp.InputError, "no sample"),
-    "vocabulary": (lambda b, x: fxlrp.convert(b).attribute({"input_ids": IDS + 999}), fxlrp.InputError, "index out of range"),
+    "vocabulary": (
+        lambda b, x: fxlrp.convert(b).attribute({"input_ids": IDS + 999}),
+        fxlrp.InputError,
+        "index out of range",
+    ),
     "tap": (lambda b, x: fxlrp.convert(b).attribute(x, at=["bert.encodr"]), fxlrp.InputError, "bert.encoder"),
     "no plan yet": (lambda b, x: fxlrp.convert(b).plan, fxlrp.InputError, "example_inputs"),
 }

@@ -1,7 +1,7 @@
 """Every model of the zoo under every ruleset: converts strictly, keeps its values, closes its ledger.
 
-Models with casts to float32 inside close to 1e-5 of the explained value (the casts are not invertible to rounding), all others to
-1e-9; a re-associated operation may move an output by 1e-12.
+Models with casts to float32 inside close to 1e-5 of the explained value (the casts are not invertible to
+rounding), all others to 1e-9; a re-associated operation may move an output by 1e-12.
 """
 
 from __future__ import annotations

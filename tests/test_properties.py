@@ -1,4 +1,6 @@
-"""What must hold for any model: values, ledger, independence of samples, determinism, kernels equal to their definitions."""
+"""What must hold for any model: values, ledger, independence of samples, determinism, kernels equal to their
+definitions.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_samples_are_independent(graph: RandomGraph, ruleset: str) -> None:
     lrp = fxlrp.convert(graph.module(), ruleset)
     together = lrp.attribute(inputs, target=[0, 1, 2]).inputs
     for sample in range(3):
-        alone = lrp.attribute({name: value[sample : sample + 1] for name, value in inputs.items()}, target=sample).inputs
+        alone = lrp.attribute(
+            {name: value[sample : sample + 1] for name, value in inputs.items()}, target=sample
+        ).inputs
         expected = {name: value[sample : sample + 1] for name, value in together.items()}
         assert largest_difference(alone, expected) < 1e-9
 
@@ -62,7 +66,9 @@ def test_two_runs_are_bit_equal(graph: RandomGraph, ruleset: str) -> None:
     assert second.ledger is not None
     assert all(torch.equal(first.inputs[name], second.inputs[name]) for name in first.inputs)
     assert [e.source for e in first.ledger.entries] == [e.source for e in second.ledger.entries]
-    assert all(torch.equal(a.amount, b.amount) for a, b in zip(first.ledger.entries, second.ledger.entries, strict=True))
+    assert all(
+        torch.equal(a.amount, b.amount) for a, b in zip(first.ledger.entries, second.ledger.entries, strict=True)
+    )
 
 
 @given(graphs(), CONSERVING)
@@ -72,12 +78,18 @@ def test_the_raw_path_gives_the_same(graph: RandomGraph, ruleset: str) -> None:
     lrp = fxlrp.convert(graph.module(), ruleset)
     expected = lrp.attribute(inputs, target=1).inputs
     explained = lrp(**inputs)[:, 1].sum()
-    grads = torch.autograd.grad(explained, list(inputs.values()), allow_unused=True) if explained.requires_grad else [None] * 2
+    grads = (
+        torch.autograd.grad(explained, list(inputs.values()), allow_unused=True)
+        if explained.requires_grad
+        else [None] * 2
+    )
     for (name, x), grad in zip(inputs.items(), grads, strict=False):
         assert torch.equal(expected[name], torch.zeros_like(x) if grad is None else (x * grad).detach())
 
 
-FUSED = [name for name in KINDS if name.startswith(("sdpa", "layer_norm", "rms_norm", "group_norm", "batch_norm", "cross"))]
+FUSED = [
+    name for name in KINDS if name.startswith(("sdpa", "layer_norm", "rms_norm", "group_norm", "batch_norm", "cross"))
+]
 FUSED += ["multihead_attention_module", "attention_rotary", "attention_fused_qkv", "residual_post_norm"]
 
 

@@ -9,7 +9,8 @@ import fxlrp
 from fxlrp.testing import RandomGraph, check_conservation, largest_difference, propagate, spellings
 
 FOUND = {
-    # every way from y to the output is cut: y was a leaf of the backward pass and received a message through the cut gate
+    # every way from y to the output is cut: y was a leaf of the backward pass and received a message through
+    # the cut gate
     "input cut off behind a gate": ("cp-lrp", "v1 = gate(x, y)"),
     "queries cut off in cross attention": ("conservative", "v1 = cross_attention(x, y)"),
     # all rules together make the output a constant: the explained value had no entry
@@ -43,4 +44,4 @@ def test_what_is_cut_off_receives_nothing() -> None:
 def test_infinite_mask() -> None:
     """A mask of -inf is added: its message is zero, and its entry is zero, not NaN."""
     pair = next(pair for pair in spellings() if pair.name == "causal_filled_added")
-    check_conservation(pair.second, "conservative", pair.inputs, target=1).raise_if_failed()
+    check_conservation(pair.second, "attnlrp", pair.inputs, target=1).raise_if_failed()

@@ -87,3 +87,16 @@ def test_one_conversion_serves_other_lengths_and_batches() -> None:
         inputs = case.inputs(batch, length, padding=None)
         fresh = fxlrp.convert(model, "attnlrp").attribute(inputs, target=1).inputs
         assert largest_difference(lrp.attribute(inputs, target=1).inputs, fresh) < 1e-12
+
+
+def test_a_branch_on_the_length_is_captured_anew() -> None:
+    class Branch(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :3].sum(1) if x.shape[1] > 4 else 2 * x.sum(1)
+
+    lrp = fxlrp.convert(Branch().double().eval(), "conservative")
+    for length in (6, 3, 5, 4):
+        x = torch.randn(2, length, 4, dtype=torch.float64)
+        expected = torch.where(torch.arange(length)[:, None] < 3, 1.0, 0.0) * x if length > 4 else 2 * x
+        relevance = lrp.attribute(x, target=1).relevance
+        assert torch.allclose(relevance[..., 1], expected[..., 1])

@@ -226,15 +226,11 @@ ZOO: dict[str, Case] = {
             share_att_key=True,
             conv_kernel_size=3,
         ),
-        _case(
-            "modernbert", "encoder", WORDS, local_attention=4, global_attn_every_n_layers=2, cls_token_id=0
-        ),
+        _case("modernbert", "encoder", WORDS, local_attention=4, global_attn_every_n_layers=2, cls_token_id=0),
         _case("mpnet", "encoder", WORDS),
         _case("gpt2", "decoder", SPECIAL, n_embd=HIDDEN, n_layer=2, n_head=HEADS, n_positions=64),
         _case("gpt_neox", "decoder", WORDS),
-        _case(
-            "gptj", "decoder", SPECIAL, n_embd=HIDDEN, n_layer=2, n_head=HEADS, n_positions=64, rotary_dim=4
-        ),
+        _case("gptj", "decoder", SPECIAL, n_embd=HIDDEN, n_layer=2, n_head=HEADS, n_positions=64, rotary_dim=4),
         _case("opt", "decoder", WORDS, ffn_dim=48, word_embed_proj_dim=HIDDEN),
         _case("bloom", "decoder", SPECIAL, NO_LEFT, hidden_size=HIDDEN, n_layer=2, n_head=HEADS),
         _case("falcon", "decoder", WORDS, alibi=False),

@@ -1,7 +1,7 @@
 """From a model and example inputs to a canonical graph of ATen operators.
 
-:func:`capture` is the only entry: it exports (:mod:`.export`), rewrites to one spelling per operation (:mod:`.canonical`,
-:mod:`.expansions`) and returns a frozen :class:`Program`.
+:func:`capture` is the only entry: it exports (:mod:`.export`), rewrites to one spelling per operation
+(:mod:`.canonical`, :mod:`.expansions`) and returns a frozen :class:`Program`.
 """
 
 from fxlrp.capture.program import Program, capture

@@ -1,7 +1,7 @@
 """One spelling per operation: a table of operator -> replacement and one walk over the exported graph.
 
-Replacements are written in ATen operators on proxies, as a model would write them. Weights are shared and the order of the
-graph is kept; each new node inherits module path and source line of the node it replaces.
+Replacements are written in ATen operators on proxies, as a model would write them. Weights are shared and the
+order of the graph is kept; each new node inherits module path and source line of the node it replaces.
 """
 
 from __future__ import annotations
@@ -61,10 +61,8 @@ class _Builder(GraphAppendingTracer):
         self.origin: Mapping[str, Any] = {}
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta.update(
-            {key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin}
-        )
+        node: Any = super().create_node(*args, **kwargs)
+        node.meta.update({key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin})
         if self.mode is not None:
             values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
             with self.mode, torch.no_grad():
@@ -115,7 +113,9 @@ def _mutates(graph: fx.Graph) -> bool:
 
 
 def _unknown(graph: fx.Graph) -> set[Any]:
-    """Operators that neither the table of operators nor that of replacements has: to be decomposed into ones that it has."""
+    """Operators that neither the table of operators nor that of replacements has: to be decomposed into ones
+    that it has.
+    """
     return {
         node.target
         for node in graph.nodes
@@ -144,7 +144,7 @@ class _Walk:
             values[node] = self._one(module, node, values)
         return None
 
-    def _one(self, module: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    def _one(self, module: fx.GraphModule, node: fx.Node, values: dict[Any, Any]) -> Any:
         name = getattr(node.target, "__name__", "")
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._inline(module, node, name, values)
@@ -156,7 +156,7 @@ class _Walk:
         self.builder.origin = node.meta
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         before = next(iter(reversed(self.graph.nodes)), None)
-        wrapped = fx.map_arg((args, kwargs), lambda n: Proxy(n, self.builder))
+        wrapped: Any = fx.map_arg((args, kwargs), self._proxy)
         made = replacement(*wrapped[0], **wrapped[1])
         if made is NotImplemented:
             return self.graph.node_copy(node, lambda n: values[n])
@@ -165,12 +165,15 @@ class _Walk:
             self.fused[made] = Fused(node.target, args, kwargs, _since(self.graph, before))
         return made
 
+    def _proxy(self, node: fx.Node) -> Any:
+        return Proxy(node, self.builder)
+
     def _inline(self, module: fx.GraphModule, node: fx.Node, name: str, values: dict[fx.Node, Any]) -> Any:
         place = _INLINED.get(name)
         if place is None or (name == "wrap_with_autocast" and node.args[2]):
             raise CaptureError(
-                f"The model uses '{name}' in module '{module_path(node)}' ({source_line(node)}), which fxlrp cannot look into. "
-                "Express it with ordinary operators (torch.where for a choice, a loop of fixed length)."
+                f"The model uses '{name}' in module '{module_path(node)}' ({source_line(node)}), which fxlrp cannot "
+                "look into. Express it with ordinary operators (torch.where for a choice, a loop of fixed length)."
             )
         inner = getattr(module, str(node.args[place].target))  # type: ignore[union-attr]
         holders = [n for n in inner.graph.nodes if n.op == "placeholder"]

@@ -1,7 +1,7 @@
 """The replacements: fused operations spelled out, and one spelling for each of the others.
 
-Each function has the signature of the ATen operator it stands for. The expansions are the definitions of these operations, so
-their values agree with the fused kernels to rounding.
+Each function has the signature of the ATen operator it stands for. The expansions are the definitions of these
+operations, so their values agree with the fused kernels to rounding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _affine(y: Any, weight: Any, bias: Any) -> Any:
     return y if bias is None else aten.add.Tensor(y, bias)
 
 
-# --- normalisations -----------------------------------------------------------------------------------------------------
+# --- normalisations -----------------------------------------------------------------------------------------
 
 
 def _standardise(x: Any, axes: list[int], eps: float) -> Any:
@@ -70,9 +70,7 @@ def _group_norm(
 ) -> Any:
     ndim = _value(x).ndim
     grouped = aten.reshape.default(x, [_size(x, 0), groups, -1])
-    standard = aten.reshape.default(
-        _standardise(grouped, [-1], eps), [_size(x, axis) for axis in range(ndim)]
-    )
+    standard = aten.reshape.default(_standardise(grouped, [-1], eps), [_size(x, axis) for axis in range(ndim)])
     return _affine(standard, _per_channel(weight, ndim), _per_channel(bias, ndim))
 
 
@@ -102,9 +100,7 @@ def _batch_norm(
 
 
 @replaces(aten._native_batch_norm_legit_no_training)
-def _native_batch_norm(
-    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float
-) -> Any:
+def _native_batch_norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float) -> Any:
     return (_fixed_statistics(x, weight, bias, mean, variance, eps), None, None)
 
 
@@ -123,9 +119,7 @@ def _instance_norm(
     ndim = _value(x).ndim
     if not use_input:
         return _fixed_statistics(x, weight, bias, mean, variance, eps)
-    return _affine(
-        _standardise(x, list(range(2 - ndim, 0)), eps), _per_channel(weight, ndim), _per_channel(bias, ndim)
-    )
+    return _affine(_standardise(x, list(range(2 - ndim, 0)), eps), _per_channel(weight, ndim), _per_channel(bias, ndim))
 
 
 def _count(x: Any, axes: list[int]) -> Any:
@@ -133,9 +127,7 @@ def _count(x: Any, axes: list[int]) -> Any:
 
 
 @replaces(aten.var)
-def _var(
-    x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = False, unbiased: Any = None
-) -> Any:
+def _var(x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = False, unbiased: Any = None) -> Any:
     if isinstance(dim, bool):  # var.default(x, unbiased)
         dim, correction = None, int(dim)
     correction = (int(unbiased) if unbiased is not None else 1) if correction is None else correction
@@ -160,7 +152,7 @@ def _var_mean(
     return (variance, aten.mean.dim(x, axes, keepdim))
 
 
-# --- attention ----------------------------------------------------------------------------------------------------------
+# --- attention ----------------------------------------------------------------------------------------------
 
 
 @replaces(aten.scaled_dot_product_attention, fused=True)
@@ -190,7 +182,7 @@ def _attention(
     return aten.matmul.default(aten._safe_softmax.default(scores, -1), v)
 
 
-# --- one spelling each --------------------------------------------------------------------------------------------------
+# --- one spelling each --------------------------------------------------------------------------------------
 
 
 @replaces(aten.bmm, aten.mm, aten.mv)

@@ -1,7 +1,7 @@
 """Exports a model with torch.export: a transformers model through its own exporter, any other module directly.
 
-In: a module in eval mode and a dictionary of keyword inputs. Out: an ``ExportedProgram`` whose batch and sequence axes are
-symbolic wherever the model allows it.
+In: a module in eval mode and a dictionary of keyword inputs. Out: an ``ExportedProgram`` whose batch and
+sequence axes are symbolic wherever the model allows it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fxlrp.errors import CaptureError, FxlrpError, InputError
 def export(model: nn.Module, inputs: Mapping[str, Any]) -> ExportedProgram:
     """The exported program of ``model`` on ``inputs``: dynamic axes first, the inputs' own shapes where that fails.
 
-    Raises :class:`InputError` if the model itself cannot run on the inputs, :class:`CaptureError` if it runs but cannot be
-    exported (a branch on data, an operator without a fake implementation ...).
+    Raises :class:`InputError` if the model itself cannot run on the inputs, :class:`CaptureError` if it runs
+    but cannot be exported (a branch on data, an operator without a fake implementation ...).
     """
     # One sample is shown as two: torch.export would specialise an axis of length one.
     attempts = [(_two_samples(inputs), True), (inputs, True), (inputs, False)]
@@ -68,7 +68,9 @@ def _export_once(model: nn.Module, inputs: dict[str, Any], dynamic: bool) -> Exp
 
 
 def _dynamic_axes(value: Any) -> Any:
-    """The batch axis, and the sequence axis of [batch, sequence] and [batch, sequence, features], as free as the model allows."""
+    """The batch axis, and the sequence axis of [batch, sequence] and [batch, sequence, features], as free as
+    the model allows.
+    """
     if not isinstance(value, Tensor):
         return None
     free = 2 if value.ndim in (2, 3) else 1
@@ -83,9 +85,7 @@ def _two_samples(inputs: Mapping[str, Any]) -> dict[str, Any]:
     tensors = [leaf for leaf in pytree.tree_leaves(dict(inputs)) if isinstance(leaf, Tensor)]
     if not tensors or any(leaf.ndim == 0 or len(leaf) != 1 for leaf in tensors):
         return dict(inputs)
-    doubled: dict[str, Any] = pytree.tree_map(
-        lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, dict(inputs)
-    )
+    doubled: dict[str, Any] = pytree.tree_map(lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, dict(inputs))
     return doubled
 
 
@@ -138,10 +138,11 @@ def _explain(model: nn.Module, failure: Exception) -> FxlrpError:
     where = "".join(f" at {file}:{line} (in {function})" for file, line, function in own[-1:])
     branch = "data-dependent" in text or "GuardOnDataDependent" in type(failure).__name__
     remedy = (
-        "Its control flow depends on the values of tensors. Replace the branch by torch.where or torch.cond, or pass the choice "
-        "as a Python value."
+        "Its control flow depends on the values of tensors. Replace the branch by torch.where or torch.cond, or "
+        "pass the choice as a Python value."
         if branch
-        else "Try torch.export.export(model, (), inputs, strict=False) on its own: it must succeed before fxlrp can explain the model."
+        else "Try torch.export.export(model, (), inputs, strict=False) on its own: it must succeed before fxlrp can "
+        "explain the model."
     )
     first = next((line for line in text.splitlines() if line.strip()), type(failure).__name__)
     return CaptureError(f"{type(model).__name__} cannot be exported{where}: {first.strip()}\n{remedy}")

@@ -12,17 +12,18 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-import fxlrp.capture.expansions  # fills the table of replacements
+import fxlrp.capture.expansions  # noqa: F401  (fills the table of replacements)
 from fxlrp.capture.canonical import Fused, canonicalise
 from fxlrp.capture.export import export, quiet
 
 
 @dataclass(frozen=True)
 class Program:
-    """A model as a graph. Placeholders are weights (by their path in the model), lifted constants, then the user's inputs.
+    """A model as a graph. Placeholders are weights (by their path in the model), lifted constants, then the
+    user's inputs.
 
-    ``fused`` tells, for the exit node of each expanded operator, which operator it was. ``guards`` are the conditions on input
-    shapes under which the graph stands for the model; :meth:`accepts` evaluates them.
+    ``fused`` tells, for the exit node of each expanded operator, which operator it was. ``guards`` are the
+    conditions on input shapes under which the graph stands for the model; :meth:`accepts` evaluates them.
     """
 
     graph: fx.Graph
@@ -43,9 +44,7 @@ class Program:
                 if (traced is not None and traced != size) or (traced is None and axis > 0 and size == 1):
                     return False
         scope = {"L": inputs, "torch": torch}
-        return all(
-            eval(code, scope) for code in self._compiled_guards
-        )  # the expressions are torch.export's own
+        return all(eval(code, scope) for code in self._compiled_guards)  # the expressions are torch.export's own
 
     @cached_property
     def _compiled_guards(self) -> tuple[Any, ...]:
@@ -93,9 +92,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
         fused=fused,
         guards=tuple(getattr(exported, "_guards_code", None) or ()),
         shapes={
-            leaf: tuple(
-                size if isinstance(size, int) else None for size in names[placeholder].meta["val"].shape
-            )
+            leaf: tuple(size if isinstance(size, int) else None for size in names[placeholder].meta["val"].shape)
             for placeholder, leaf in used.items()
             if isinstance(names[placeholder].meta.get("val"), Tensor) and "." not in leaf
         },
@@ -104,9 +101,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
 
 def _leaf_name(path: tuple[Any, ...]) -> str:
     """``inputs["a"]`` is ``a``; a tensor inside a nested input is ``a.0.b``."""
-    return ".".join(
-        str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path
-    )
+    return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)
 
 
 def _without_mutations(exported: Any) -> Any:

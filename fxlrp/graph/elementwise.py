@@ -41,6 +41,7 @@ class SpelledActivation:
         return self.name
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The activation's value, by the model's own arithmetic."""
         value: Tensor = self.arithmetic(x)
         return value
 
@@ -80,7 +81,8 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     return torch.pow(x, exponent - 1)
 
 
-#: Every elementwise operator with its slope ``(f(x) - f(0)) / x``, or None where no closed form is known: then the difference
+#: Every elementwise operator with its slope ``(f(x) - f(0)) / x``, or None where no closed form is known: then
+#: the difference
 #: quotient is taken. Where f(0) is infinite (log, reciprocal, rsqrt) there is no secant.
 SLOPES: dict[Any, Function | None] = {
     aten.silu: torch.sigmoid,

@@ -1,6 +1,7 @@
 """Where relevance enters a graph, and which values depend on the inputs at all.
 
-In: a captured program. Out: the attributed nodes (float inputs, look-ups of integer ids) and the set of input-dependent nodes.
+In: a captured program. Out: the attributed nodes (float inputs, look-ups of integer ids) and the set of
+input-dependent nodes.
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ def dependent(graph: fx.Graph, roots: Mapping[str, str]) -> frozenset[fx.Node]:
     """The nodes whose value depends on the user's inputs."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if (node.op == "placeholder" and node.target in roots) or any(
-            n in found for n in node.all_input_nodes
-        ):
+        if (node.op == "placeholder" and node.target in roots) or any(n in found for n in node.all_input_nodes):
             found.add(node)
     return frozenset(found)
 
@@ -58,13 +57,14 @@ def entrances(program: Program, model: nn.Module) -> tuple[Entrance, ...]:
         target = program.weights.get(str(weight.target), "")
         if tables and not any(_same(model, target, table) for table in tables):
             continue
-        name = _input_behind(ids, program)
-        if name is not None and (tables or name in program.inputs.values()):
-            found.append(Entrance(name, node, lookup=True))
+        behind = _input_behind(ids, program)
+        if behind is not None:
+            found.append(Entrance(behind, node, lookup=True))
     if not found:
+        given = ", ".join(program.inputs.values())
         raise InputError(
-            f"Nothing to explain: {type(model).__name__} was given only integer inputs ({', '.join(program.inputs.values())}) and they "
-            "are not looked up in an embedding. Pass a float tensor, or embed the ids with nn.Embedding."
+            f"Nothing to explain: {type(model).__name__} was given only integer inputs ({given}) and they are not looked up "
+            "in an embedding. Pass a float tensor, or embed the ids with nn.Embedding."
         )
     return tuple(found)
 

@@ -7,13 +7,13 @@ One table, :data:`OPERATORS`, is all that fxlrp knows about single operators. Th
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
-import transformers.integrations.moe  # defines the grouped product of experts as an operator
+import transformers.integrations.moe  # noqa: F401  (defines the grouped product of experts as an operator)
 from torch import fx
 
 from fxlrp.graph.elementwise import SLOPES, SPELLED
@@ -38,8 +38,9 @@ class Kind(Enum):
 class Operator:
     """An operator's kind, its class as rulesets name it, and its slots (positions of arguments).
 
-    ``factors`` are the multilinear arguments of FACTORS, the numerator and denominator of a QUOTIENT; ``terms`` enter by
-    addition or concatenation, so a constant among them is a source. A slot may hold a list of tensors (``cat``) or a number.
+    ``factors`` are the multilinear arguments of FACTORS, the numerator and denominator of a QUOTIENT; ``terms``
+    enter by addition or concatenation, so a constant among them is a source. A slot may hold a list of tensors
+    (``cat``) or a number.
     """
 
     kind: Kind
@@ -61,16 +62,17 @@ def _register(category: str, kind: Kind, names: str, **slots: Any) -> None:
 _register(
     "movement",
     Kind.TERMS,
-    """view reshape _unsafe_view transpose permute t mT numpy_T expand expand_as slice select index unsqueeze squeeze flip roll
-    split split_with_sizes chunk unbind unsafe_split unsafe_chunk tensor_split contiguous clone alias to _to_copy type_as
-    narrow repeat repeat_interleave index_select gather tril triu unfold im2col pixel_shuffle pixel_unshuffle flatten unflatten
-    view_as reshape_as diagonal diag_embed movedim swapaxes lift_fresh_copy lift_fresh broadcast_to tile channel_shuffle
-    masked_select take_along_dim rot90 as_strided constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d
-    replication_pad2d atleast_1d atleast_2d squeeze_ dropout feature_dropout alpha_dropout native_dropout conj
-    real view_as_real upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler unsafe_split_with_sizes split_copy expand_copy
-    hsplit vsplit ravel matrix_H adjoint fft_fft fft_fft2 fft_fftn fft_ifft fft_rfft fft_irfft upsample_nearest3d
-    upsample_trilinear3d""",
+    """view reshape _unsafe_view transpose permute t mT numpy_T expand expand_as slice select index unsqueeze
+    squeeze flip roll split split_with_sizes chunk unbind unsafe_split unsafe_chunk tensor_split contiguous
+    clone alias to _to_copy type_as narrow repeat repeat_interleave index_select gather tril triu unfold im2col
+    pixel_shuffle pixel_unshuffle flatten unflatten view_as reshape_as diagonal diag_embed movedim swapaxes
+    lift_fresh_copy lift_fresh broadcast_to tile channel_shuffle masked_select take_along_dim rot90 as_strided
+    constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d atleast_1d
+    atleast_2d squeeze_ dropout feature_dropout alpha_dropout native_dropout conj real view_as_real
+    upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler unsafe_split_with_sizes
+    split_copy expand_copy hsplit vsplit ravel matrix_H adjoint fft_fft fft_fft2 fft_fftn fft_ifft fft_rfft
+    fft_irfft upsample_nearest3d upsample_trilinear3d""",
     terms=(0,),
 )
 _register("movement", Kind.TERMS, "cat concat concatenate stack hstack vstack", terms=(0,))
@@ -108,8 +110,9 @@ _register("quotient", Kind.QUOTIENT, "div true_divide divide", factors=(0, 1))
 _register(
     "selection",
     Kind.HOMOGENEOUS,
-    """relu abs max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d amax amin topk sort
-    leaky_relu rrelu kthvalue median norm linalg_vector_norm frobenius_norm cummax cummin mode nan_to_num max_pool3d_with_indices""",
+    """relu abs max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d
+    amax amin topk sort leaky_relu rrelu kthvalue median norm linalg_vector_norm frobenius_norm cummax cummin
+    mode nan_to_num max_pool3d_with_indices""",
     terms=(0,),
 )
 _register("selection", Kind.HOMOGENEOUS, "max min maximum minimum fmax fmin", terms=(0, 1))
@@ -125,17 +128,16 @@ _register(
     "log_softmax _log_softmax logsumexp logcumsumexp glu prod cumprod var",
     terms=(0,),
 )
-_register(
-    "general", Kind.GENERAL, "atan2 fmod remainder linalg_inv_ex cdist _cdist_forward xlogy", terms=(0, 1)
-)
+_register("general", Kind.GENERAL, "atan2 fmod remainder linalg_inv_ex cdist _cdist_forward xlogy", terms=(0, 1))
 _register(
     "constant",
     Kind.CONSTANT,
-    """eq ne lt le gt ge logical_and logical_or logical_not logical_xor sign sgn round floor ceil trunc argmax argmin argsort
-    isnan isinf isfinite isposinf isneginf floor_divide bitwise_and bitwise_or bitwise_not bitwise_xor zeros_like ones_like
-    full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty sym_size sym_numel sym_stride arange full
-    zeros ones scalar_tensor heaviside signbit any all nonzero searchsorted bucketize multinomial bernoulli item detach
-    _local_scalar_dense histc bincount one_hot equal""",
+    """eq ne lt le gt ge logical_and logical_or logical_not logical_xor sign sgn round floor ceil trunc argmax
+    argmin argsort isnan isinf isfinite isposinf isneginf floor_divide bitwise_and bitwise_or bitwise_not
+    bitwise_xor zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
+    new_empty sym_size sym_numel sym_stride arange full zeros ones scalar_tensor heaviside signbit any all
+    nonzero searchsorted bucketize multinomial bernoulli item detach _local_scalar_dense histc bincount one_hot
+    equal""",
 )
 for _packet in (*SLOPES, SPELLED):
     OPERATORS[_packet] = Operator(Kind.ACTIVATION, "activation", terms=(0,))
@@ -173,7 +175,7 @@ def in_slots(node: fx.Node, slots: tuple[int, ...]) -> Iterator[Any]:
             yield value
 
 
-def _parameter_names(target: Callable[..., Any]) -> tuple[str, ...]:
+def _parameter_names(target: Any) -> tuple[str, ...]:
     schema = getattr(target, "_schema", None)
     return tuple(argument.name for argument in schema.arguments) if schema is not None else ()
 

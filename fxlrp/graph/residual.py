@@ -15,7 +15,8 @@ aten = torch.ops.aten
 def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[fx.Node]:
     """The additions whose one term is an ancestor of the other.
 
-    The search from the later term never goes behind the earlier one, so the cost over the whole graph is that of its blocks.
+    The search from the later term never goes behind the earlier one, so the cost over the whole graph is that
+    of its blocks.
     """
     position = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:

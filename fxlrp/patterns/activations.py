@@ -1,4 +1,6 @@
-"""Activations that models spell out in arithmetic, each folded into one operator with its slope f(x)/x in closed form."""
+"""Activations that models spell out in arithmetic, each folded into one operator with its slope f(x)/x in
+closed form.
+"""
 
 from __future__ import annotations
 

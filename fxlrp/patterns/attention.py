@@ -15,7 +15,9 @@ def softmax(x: Tensor) -> Tensor:
 
 @pattern("attention", q=(2, 4, 3), k=(2, 4, 3), v=(2, 4, 3))
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(scale * q k^T + masks and biases) v; between the products any scaling, soft-capping, masking, casting, sinks."""
+    """softmax(scale * q k^T + masks and biases) v; between the products any scaling, soft-capping, masking,
+    casting, sinks.
+    """
     scores = chain(part(torch.matmul(q, k.mT), "scores"))
     capped = chain(torch.tanh(scores))
     weights = part(softmax(either(scores, capped)), "weights")

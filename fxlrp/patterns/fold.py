@@ -18,7 +18,9 @@ __all__ = ["activations", "fold_activations"]
 
 
 def fold_activations(program: Program) -> Program:
-    """A copy of ``program`` in which each match of an ``activation`` pattern is one call with the same arithmetic inside."""
+    """A copy of ``program`` in which each match of an ``activation`` pattern is one call with the same
+    arithmetic inside.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, values))
@@ -56,7 +58,7 @@ def _between(source: fx.Node, root: fx.Node) -> fx.Graph:
             for argument in node.all_input_nodes:
                 copy(argument)
             values[node] = graph.node_copy(node, lambda n: values[n])
-        return values[node]  # type: ignore[no-any-return]
+        return values[node]
 
     graph.output(copy(root))
     return graph

@@ -1,8 +1,8 @@
 """The language in which patterns are written: ordinary torch code plus three markers.
 
-``part(x, "name")`` labels a value, ``either(a, b)`` offers spellings of one value, and ``chain(x)`` stands for x after any
-scaling, masking, adding of a bias, casting and moving. A pattern is traced with the same operators as a captured model, so it
-reads like the model code it looks for.
+``part(x, "name")`` labels a value, ``either(a, b)`` offers spellings of one value, and ``chain(x)`` stands for
+x after any scaling, masking, adding of a bias, casting and moving. A pattern is traced with the same operators
+as a captured model, so it reads like the model code it looks for.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ def chain(x: Tensor) -> Tensor:
 class Pattern:
     """A named sub-structure of a graph.
 
-    ``code`` is torch code over example tensors; ``examples`` gives them (by parameter name: a shape, or a number for a scalar
-    that may be anything); those in ``dependent`` must depend on the model's inputs, so that a product with a weight is no gate.
-    ``slope`` makes the pattern an activation: a function of one tensor with ``f(x)/x`` in closed form.
+    ``code`` is torch code over example tensors; ``examples`` gives them (by parameter name: a shape, or a
+    number for a scalar that may be anything); those in ``dependent`` must depend on the model's inputs, so that
+    a product with a weight is no gate. ``slope`` makes the pattern an activation: a function of one tensor with
+    ``f(x)/x`` in closed form.
     """
 
     name: str
@@ -83,7 +84,7 @@ class Pattern:
     def root(self) -> fx.Node:
         """The node whose value the pattern computes; matching is anchored there."""
         result: Any = self.graph.output_node().args[0]
-        return result  # type: ignore[no-any-return]
+        return result
 
     @cached_property
     def size(self) -> int:
@@ -93,9 +94,7 @@ class Pattern:
     @cached_property
     def must_depend(self) -> frozenset[fx.Node]:
         """The pattern's inputs that must depend on the model's inputs."""
-        return frozenset(
-            p for p, name in zip(self.parameters, self.examples, strict=True) if name in self.dependent
-        )
+        return frozenset(p for p, name in zip(self.parameters, self.examples, strict=True) if name in self.dependent)
 
     @cached_property
     def parameters(self) -> tuple[fx.Node, ...]:

@@ -1,6 +1,7 @@
 """Finds patterns in a canonical graph: anchored at their root, outputs first, linear in the graph.
 
-In: a graph. Out: :class:`Match` values (which node is which part) and, for the report, the best near-miss of each pattern.
+In: a graph. Out: :class:`Match` values (which node is which part) and, for the report, the best near-miss of
+each pattern.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ from fxlrp.patterns.language import CHAIN, EITHER, PART, PATTERNS, Pattern
 aten = torch.ops.aten
 COMMUTATIVE = {aten.add, aten.mul}
 _COPIES = {aten.to, aten._to_copy, aten.type_as, aten.clone, aten.contiguous, aten.alias}
-_CHAIN_LIMIT = (
-    24  # nodes that a chain may cross; attention with relative positions and masks crosses about a dozen
-)
+_CHAIN_LIMIT = 24  # nodes that a chain may cross; attention with relative positions and masks crosses about a dozen
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class _Attempt:
             self.depth, self.reason = depth, reason()
 
 
-Bound = dict[fx.Node, Any]  # pattern node -> graph node (or number)
+Bound = dict[Any, Any]  # pattern node -> graph node (or number)
 
 
 def find(
@@ -115,14 +114,12 @@ def _as_match(found: Pattern, root: fx.Node, bound: Bound) -> Match:
     return Match(
         pattern=found,
         root=root,
-        parts={node.args[1]: value for node, value in bound.items() if node.target is PART},
+        parts={str(node.args[1]): value for node, value in bound.items() if node.target is PART},
         inputs={node.name: bound.get(node) for node in found.parameters},
         nodes=frozenset(
             value
             for node, value in bound.items()
-            if node.op == "call_function"
-            and node.target not in (PART, EITHER, CHAIN)
-            and isinstance(value, fx.Node)
+            if node.op == "call_function" and node.target not in (PART, EITHER, CHAIN) and isinstance(value, fx.Node)
         ),
     )
 
@@ -160,16 +157,12 @@ def _match_operator(want: fx.Node, have: fx.Node, bound: Bound, attempt: _Attemp
     if packet(want.target) != packet(have.target):
         if is_movement(have):  # movements and casts are transparent unless the pattern asks for them
             yield from (
-                _match_operator(want, have.args[0], bound, attempt)
-                if isinstance(have.args[0], fx.Node)
-                else ()
+                _match_operator(want, have.args[0], bound, attempt) if isinstance(have.args[0], fx.Node) else ()
             )
         elif is_movement(want):
             yield from _match(want.args[0], have, bound, attempt)
         else:
-            attempt.fail(
-                bound, lambda: f"expected {_label(want)}, found {_label(have)} ({source_line(have)})"
-            )
+            attempt.fail(bound, lambda: f"expected {_label(want)}, found {_label(have)} ({source_line(have)})")
         return
     ours, theirs = _operands(want), _operands(have)
     if len(ours) > len(theirs):
@@ -194,9 +187,7 @@ def _operands(node: fx.Node) -> list[Any]:
     """Tensors and real-valued constants of a call; axes, shapes and flags do not matter to a pattern."""
     operator = operator_of(node)
     slots = sorted({*operator.factors, *operator.terms}) if operator else range(len(node.args))
-    values: list[Any] = [
-        node.args[slot] for slot in slots if slot < len(node.args) and node.args[slot] is not None
-    ]
+    values: list[Any] = [node.args[slot] for slot in slots if slot < len(node.args) and node.args[slot] is not None]
     if packet(node.target) is aten.pow:
         values = list(node.args)
     flat: list[Any] = []
@@ -240,7 +231,7 @@ def _steps(value: Any) -> tuple[Any, list[Any]]:
 
 def _along_chain(start: Any) -> Iterator[fx.Node]:
     """Values that ``start`` is a scaled, masked, shifted, cast or moved form of, nearest first."""
-    queue, seen = [start], set()
+    queue, seen = [start], set[fx.Node]()
     while queue and len(seen) < _CHAIN_LIMIT:
         value = queue.pop(0)
         if not isinstance(value, fx.Node) or value in seen or value.op != "call_function":

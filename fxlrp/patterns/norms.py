@@ -46,9 +46,7 @@ def rms_norm(x: Tensor, eps: Tensor) -> Tensor:
 @pattern("unit_norm", x=(2, 3), eps=())
 def unit_norm(x: Tensor, eps: Tensor) -> Tensor:
     """x / ||x||, with a floor under the length or without."""
-    length = either(
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True), torch.pow(x, 2).sum(-1, keepdim=True).sqrt()
-    )
+    length = either(torch.linalg.vector_norm(x, dim=-1, keepdim=True), torch.pow(x, 2).sum(-1, keepdim=True).sqrt())
     return x / part(either(torch.clamp_min(length, 1e-12), length + eps, length), "scale")
 
 

@@ -17,9 +17,7 @@ from fxlrp.patterns.language import part, pattern
     signal=(2, 3, 4),
     read=(2, 4, 1),
 )
-def selective_scan(
-    rate: Tensor, before: Tensor, step: Tensor, gain: Tensor, signal: Tensor, read: Tensor
-) -> Tensor:
+def selective_scan(rate: Tensor, before: Tensor, step: Tensor, gain: Tensor, signal: Tensor, read: Tensor) -> Tensor:
     """y = (exp(rate) * before + (step * gain) * signal) @ read: decay, input and read depend on the data (Mamba)."""
     state = part(torch.exp(rate), "decay") * before + part(step * gain, "input") * signal
     return part(torch.matmul(state, part(read, "read")), "output")

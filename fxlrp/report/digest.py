@@ -245,9 +245,7 @@ def _largest_first(sources: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which ``layer.10`` comes after ``layer.9``."""
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part
-    ]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _common_prefix(names: Sequence[str]) -> str:

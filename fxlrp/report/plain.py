@@ -66,6 +66,4 @@ def _ledger(sheet: LedgerSheet) -> dict[str, Any]:
 
 
 def _layers(layers: LayerMap) -> dict[str, list[Any]]:
-    return {
-        layers.prefix + name: _numbers(row) for name, row in zip(layers.names, layers.values, strict=True)
-    }
+    return {layers.prefix + name: _numbers(row) for name, row in zip(layers.names, layers.values, strict=True)}

@@ -77,9 +77,7 @@ def _style(value: float, scale: float) -> Style:
     if not strength > FAINT:  # also for NaN
         return Style()
     end = NEGATIVE if value < 0 else POSITIVE
-    red, green, blue = (
-        round(grey + strength * (full - grey)) for grey, full in zip(NEUTRAL, end, strict=True)
-    )
+    red, green, blue = (round(grey + strength * (full - grey)) for grey, full in zip(NEUTRAL, end, strict=True))
     return Style(color="#ffffff", bgcolor=f"rgb({red},{green},{blue})")
 
 

@@ -25,6 +25,7 @@ class RuleCall:
         return self.rule.name
 
     def __call__(self, *values: Any) -> Any:
+        """The operation's value, with the rule's backward pass."""
         count = len(self.operation.live)
         return self.rule.surrogate(self.operation.bind(values[count:]), *values[:count], **self.params)
 

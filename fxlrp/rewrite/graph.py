@@ -1,7 +1,7 @@
 """The rewriting itself: a plan becomes a new graph whose plain backward pass is the propagation of relevance.
 
-Values stay equal. A rule stands at its node as a :class:`RuleCall`; wherever a value that carries relevance feeds one that does
-not, the edge is detached, so nothing is saved or computed for branches that a rule cut off.
+Values stay equal. A rule stands at its node as a :class:`RuleCall`; wherever a value that carries relevance
+feeds one that does not, the edge is detached, so nothing is saved or computed for branches that a rule cut off.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Source:
-    """An additive constant: the node it feeds and, as a node of the canonical graph or a number, the constant itself."""
+    """An additive constant: the node it feeds and, as a node of the canonical graph or a number, the constant
+    itself.
+    """
 
     user: fx.Node
     value: fx.Node | float
@@ -40,10 +42,12 @@ class Leak:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A module that returns the model's flat outputs, the attributed values, the tapped values and, for a ledger, the leaves.
+    """A module that returns the model's flat outputs, the attributed values, the tapped values and, for a
+    ledger, the leaves.
 
-    It takes weights, constants, inputs and the weights of attributed look-ups, by the names in ``arguments``. In a ledger graph
-    each source is followed by its leaf and each leak by the value and operands that its formula needs.
+    It takes weights, constants, inputs and the weights of attributed look-ups, by the names in ``arguments``.
+    In a ledger graph each source is followed by its leaf and each leak by the value and operands that its
+    formula needs.
     """
 
     module: fx.GraphModule
@@ -53,12 +57,12 @@ class Rewritten:
     leaks: tuple[Leak, ...] = ()
 
 
-def rewrite(
-    plan: Plan, taps: Sequence[fx.Node] = (), *, ledger: bool = False, fused: bool = True
-) -> Rewritten:
-    """Apply ``plan``. ``taps`` are values to return as well; ``ledger`` adds leaves for every source and the operands of leaks.
+def rewrite(plan: Plan, taps: Sequence[fx.Node] = (), *, ledger: bool = False, fused: bool = True) -> Rewritten:
+    """Apply ``plan``. ``taps`` are values to return as well; ``ledger`` adds leaves for every source and the
+    operands of leaks.
 
-    With ``fused`` the fast kernels stand where they apply; without, and in a ledger, every rule stands in its definition.
+    With ``fused`` the fast kernels stand where they apply; without, and in a ledger, every rule stands in its
+    definition.
     """
     return _Rewriting(plan, ledger, fused and not ledger).run(taps)
 
@@ -92,7 +96,7 @@ class _Rewriting:
         for node in (n for n in nodes if n.op == "call_function"):
             self.values[node] = self._emit(node)
             self.values[node].meta = dict(node.meta)
-        outputs = fx.map_arg(self.plan.program.graph.output_node().args[0], lambda n: self.values[n])
+        outputs: Any = fx.map_arg(self.plan.program.graph.output_node().args[0], lambda n: self.values[n])
         entrances = tuple(self.values[e.node] for e in self.plan.structure.entrances)
         extra = (tuple(self.leaves), tuple(self.operands)) if self.ledger else ()
         self.graph.output((tuple(outputs), entrances, tuple(self.values[n] for n in taps), *extra))
@@ -109,7 +113,8 @@ class _Rewriting:
     def _emit(self, node: fx.Node) -> fx.Node:
         if node in self.lookups:
             args = (self.lookup_weights[node.args[0]], *(self._constant(a) for a in node.args[1:]))
-            return self.graph.call_function(node.target, args, fx.map_arg(dict(node.kwargs), self._constant))
+            target: Any = node.target
+            return self.graph.call_function(target, args, fx.map_arg(dict(node.kwargs), self._constant))
         if node in self.regions:
             fused = self.plan.program.fused[node]
             image = self._value if node in self.plan.carrying else self._constant
@@ -118,19 +123,14 @@ class _Rewriting:
             )
         if node not in self.plan.carrying:
             copied = self.graph.node_copy(node, self._constant)
-            # Of several values (split, topk) one may be cut off while others carry on: it is detached after it was taken.
+            # Of several values (split, topk) one may be cut off while others carry on: it is detached after it
+            # was taken.
             taken = any(n in self.plan.carrying and not _is_tensor(n) for n in node.all_input_nodes)
-            return (
-                self.graph.call_function(aten.detach.default, (copied,))
-                if taken and _is_tensor(node)
-                else copied
-            )
+            return self.graph.call_function(aten.detach.default, (copied,)) if taken and _is_tensor(node) else copied
         decision = self.plan.decisions.get(node)
         if not self.ledger and (decision is None or decision.rule.name == "gradient"):
             operands = self._operands(node)
-            return self.graph.node_copy(
-                node, lambda n: self.values[n] if n in operands else self._constant(n)
-            )
+            return self.graph.node_copy(node, lambda n: self.values[n] if n in operands else self._constant(n))
         return self._apply(node)
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Fast forms of fused operations under a combination of rules; the expanded graph stays their definition.
 
-Each kernel says for which decisions on the operation's parts it stands, or returns None. Tests compare each with the definition.
+Each kernel says for which decisions on the operation's parts it stands, or returns None. Tests compare each
+with the definition.
 """
 
 from __future__ import annotations
@@ -50,21 +51,14 @@ class Region:
         """Find the labelled parts among the region's nodes."""
         labels = plan.structure.labels
         parts = {
-            label.split(".", 1)[1]: node
-            for node in fused.members
-            for label in labels.get(node, ())
-            if "." in label
+            label.split(".", 1)[1]: node for node in fused.members for label in labels.get(node, ()) if "." in label
         }
         return Region(plan, fused, parts)
 
     def rule(self, part: str) -> str | None:
         """The name of the rule at a part; None for a plain gradient or where nothing arrives."""
         decision = self.plan.decisions.get(self.parts[part]) if part in self.parts else None
-        return (
-            decision.rule.name
-            if decision is not None and decision.rule.name not in ("gradient", "taylor")
-            else None
-        )
+        return decision.rule.name if decision is not None and decision.rule.name not in ("gradient", "taylor") else None
 
     def param(self, part: str, name: str) -> Any:
         """A parameter of the rule at a part."""
@@ -75,9 +69,7 @@ class Region:
         allowed = {self.parts[part] for part in parts if part in self.parts}
         plain = ("gradient", "taylor")
         return all(
-            node in allowed
-            or self.plan.decisions.get(node) is None
-            or self.plan.decisions[node].rule.name in plain
+            node in allowed or self.plan.decisions.get(node) is None or self.plan.decisions[node].rule.name in plain
             for node in self.fused.members
         )
 
@@ -89,19 +81,17 @@ def choose(plan: Plan, fused: Fused) -> Callable[..., Any] | None:
     """
     region = Region.of(plan, fused)
     if region.untouched_but():
-        return fused.target  # type: ignore[no-any-return]
+        return fused.target
     made = KERNELS.get(packet(fused.target))
     return made(region) if made is not None else None
 
 
-# --- normalisations with a constant scale -----------------------------------------------------------------------------------
+# --- normalisations with a constant scale -------------------------------------------------------------------
 
 
 class _ConstantScaleNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, keep_mean: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, keep_mean: bool) -> Tensor:
         y, _, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
         ctx.save_for_backward(rstd, weight)
         ctx.axes, ctx.keep_mean = tuple(range(-len(shape), 0)), keep_mean
@@ -131,7 +121,7 @@ def _layer_norm(region: Region) -> Callable[..., Tensor] | None:
         _cudnn: bool = True,
     ) -> Tensor:
         result: Any = _ConstantScaleNorm.apply(x, shape, weight, bias, eps, keep_mean)  # type: ignore[no-untyped-call]
-        return result  # type: ignore[no-any-return]
+        return result
 
     return constant_scale_layer_norm
 
@@ -144,13 +134,11 @@ def _only_inner(region: Region) -> bool:
         if node.users and all(user in feeding for user in node.users):
             feeding.add(node)
     mean = region.parts.get("mean")
-    decided = [
-        n for n in region.fused.members if n in region.plan.decisions and n not in feeding and n is not mean
-    ]
+    decided = [n for n in region.fused.members if n in region.plan.decisions and n not in feeding and n is not mean]
     return all(region.plan.decisions[n].rule.name == "gradient" for n in decided)
 
 
-# --- attention with scaled messages or constant weights -----------------------------------------------------------------------
+# --- attention with scaled messages or constant weights -----------------------------------------------------
 
 
 @kernel(aten.scaled_dot_product_attention)
@@ -178,7 +166,7 @@ def _shares(region: Region, part: str) -> tuple[float, float]:
 def named(function: Any, name: str) -> Callable[..., Tensor]:
     """Give a partial function the name that generated code shows."""
     function.__name__, function.__module__ = name, __name__
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _scaled_attention(
@@ -210,22 +198,15 @@ class _ConstantWeights(torch.autograd.Function):
         return None, None, g_v.sum_to_size(shape), None, None, None, None
 
 
-def _weights_transposed(
-    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor
-) -> Tensor:
+def _weights_transposed(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor) -> Tensor:
     """softmax(scale q k^T + mask)^T g, one sample at a time where the matrix would be large."""
     if q.ndim > 3 and len(q) > 1 and q.numel() // q.shape[-1] * k.shape[-2] > _CHUNK:
-        masks = [None] * len(q) if mask is None else list(mask.expand(len(q), *mask.shape[1:]).split(1))
-        parts = [
-            _weights_transposed(*each, causal, scale, c)
-            for *each, c in zip(q.split(1), k.split(1), masks, g.split(1), strict=True)
-        ]
-        return torch.cat(parts)
+        masks = [None] * len(q) if mask is None else mask.expand(len(q), *mask.shape[1:]).split(1)
+        samples = zip(q.split(1), k.split(1), masks, g.split(1), strict=True)
+        return torch.cat([_weights_transposed(q_, k_, m, causal, scale, g_) for q_, k_, m, g_ in samples])
     scores = torch.matmul(q, k.mT).mul_(scale)
     if causal:
-        scores.masked_fill_(
-            ~torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_(), -math.inf
-        )
+        scores.masked_fill_(~torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_(), -math.inf)
     if mask is not None:
         scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
     return torch.matmul(aten._safe_softmax(scores, -1).mT, g)
@@ -241,7 +222,9 @@ def constant_weights_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention whose weights are constant: g_v = weights^T g, nothing flows to queries and keys, no weights are kept."""
+    """Attention whose weights are constant: g_v = weights^T g, nothing flows to queries and keys, no weights
+    are kept.
+    """
     q, k = q.detach(), k.detach()
     result: Any = _ConstantWeights.apply(q, k, v, attn_mask, is_causal, scale, enable_gqa)  # type: ignore[no-untyped-call]
-    return result  # type: ignore[no-any-return]
+    return result

@@ -1,4 +1,6 @@
-"""Propagation rules in the gradient message: a table from names to small functions, each with its mathematics beside it."""
+"""Propagation rules in the gradient message: a table from names to small functions, each with its mathematics
+beside it.
+"""
 
 from fxlrp.rules import elementary, linear, product
 from fxlrp.rules.operation import Operation, take_apart

@@ -30,7 +30,5 @@ def without_bias(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
 def shares(contributions: Tensor, denominator: Tensor, relevance: Tensor) -> Tensor:
     """R_j = sum_i z_ij / d_i R_i, with 0/0 = 0."""
     safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)
-    weights = torch.where(
-        (denominator == 0)[:, None], torch.zeros_like(contributions), contributions / safe[:, None]
-    )
+    weights = torch.where((denominator == 0)[:, None], torch.zeros_like(contributions), contributions / safe[:, None])
     return torch.einsum("ij,i->j", weights, relevance)

@@ -1,4 +1,6 @@
-"""Rules for activations, softmax, and for any operation: the plain gradient, the constant, the identity by its secant."""
+"""Rules for activations, softmax, and for any operation: the plain gradient, the constant, the identity by its
+secant.
+"""
 
 from __future__ import annotations
 
@@ -39,17 +41,15 @@ def _additive(op: Operation, operands: tuple[Tensor, ...]) -> Tensor:
 
 
 def _local_defect(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Tensor:
-    """Euler's defect of the operation itself: sum of y g - sum of x . (df/dx)^T g over its live operands and constants."""
+    """Euler's defect of the operation itself: sum of y g - sum of x . (df/dx)^T g over its live operands and
+    constants.
+    """
     counted = [i for i, x in enumerate(operands) if isinstance(x, Tensor) and (op.live[i] or i in op.sources)]
     with torch.enable_grad():
-        leaves = {
-            i: operands[i].detach().requires_grad_() for i in counted if operands[i].is_floating_point()
-        }
+        leaves = {i: operands[i].detach().requires_grad_() for i in counted if operands[i].is_floating_point()}
         value = op(*(leaves.get(i, x) for i, x in enumerate(operands)))
     grads = torch.autograd.grad(value, list(leaves.values()), g, allow_unused=True)
-    received = sum(
-        (x.detach() * v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None
-    )
+    received = sum((x.detach() * v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None)
     return (y * g).sum() - received
 
 
@@ -63,7 +63,8 @@ def _axis(op: Operation) -> int:
 def _softmax_leak(op: Operation, s: Tensor, g: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
     """Virtual bias B_j = s_j (1 - x_j + sum_k s_k x_k) g_j of the Taylor expansion; entries of -inf carry nothing.
 
-    As the s_k sum to one it is the same for x less its maximum, which keeps the huge constants of masks out of the sums.
+    As the s_k sum to one it is the same for x less its maximum, which keeps the huge constants of masks out of
+    the sums.
     """
     axis = _axis(op)
     finite = torch.where(torch.isfinite(x), x, torch.full_like(x, torch.finfo(x.dtype).min)).double()
@@ -81,8 +82,8 @@ def _softmax_leak(op: Operation, s: Tensor, g: Tensor, x: Tensor, *rest: Tensor)
 def gradient(op: Operation, *operands: Tensor) -> Tensor:
     """g_x = J^T g, the plain gradient.  x: any shape.
 
-    Exact where the operation is homogeneous of degree one in its operands (linear maps, ReLU, maxima, norms); elsewhere Euler's
-    defect sum(y g) - sum(x . J^T g) is its declared leak.
+    Exact where the operation is homogeneous of degree one in its operands (linear maps, ReLU, maxima, norms);
+    elsewhere Euler's defect sum(y g) - sum(x . J^T g) is its declared leak.
     """
     result: Tensor = op(*operands)
     return result
@@ -140,8 +141,9 @@ def _offset_leak(op: Operation, y: Tensor, g: Tensor, x: Tensor, *, epsilon: flo
 def secant(op: Operation, x: Tensor, *, epsilon: float = 0.0) -> Tensor:
     """R_x = R_y as g_x = slope(x) g_y with slope(x) = (f(x) - f(0)) / x in closed form, finite at x = 0.
 
-    x: any shape. Where f(0) is not zero (sigmoid, softplus) it is a constant of its own: f(0) sum(g) is the declared leak.
-    ``epsilon`` > 0 (unit of x) takes (f(x) - f(0)) / (x + epsilon) instead, as the code of Achtibat et al. does with 1e-10.
+    x: any shape. Where f(0) is not zero (sigmoid, softplus) it is a constant of its own: f(0) sum(g) is the
+    declared leak. ``epsilon`` > 0 (unit of x) takes (f(x) - f(0)) / (x + epsilon) instead, as the code of
+    Achtibat et al. does with 1e-10.
     """
     with torch.no_grad():
         x_ = x.detach()
@@ -174,7 +176,9 @@ def _(op: Operation, relevance: Tensor, x: Tensor, *, epsilon: float) -> Tensor:
     source=Cite("Ali et al. 2022", "eq. 8-9: gates and scales are constants"),
 )
 def constant(op: Operation, *operands: Tensor) -> Tensor:
-    """y.detach(), of any shape: the value passes no relevance on. Where it then stands as a term of a sum it is a source of the ledger."""
+    """y.detach(), of any shape: the value passes no relevance on. Where it then stands as a term of a sum it is
+    a source of the ledger.
+    """
     result: Tensor = op(*(x.detach() if isinstance(x, Tensor) else x for x in operands))
     return result.detach()
 

@@ -1,7 +1,7 @@
 """Rules for linear maps: linear layers, convolutions, products with a constant matrix.
 
-Notation: z_i = sum_j W_ij x_j + b_i, a+ = max(a, 0), a- = min(a, 0). Where a bias stands in a denominator, its share of the
-relevance is a source of its own and appears in the ledger.
+Notation: z_i = sum_j W_ij x_j + b_i, a+ = max(a, 0), a- = min(a, 0). Where a bias stands in a denominator, its
+share of the relevance is a source of its own and appears in the ledger.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def _epsilon_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor, epsilo
     leak_kind="epsilon",
 )
 def epsilon(op: Operation, *operands: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """R_j = x_j sum_i W_ij R_i / (z_i + epsilon sign z_i), that is g_j = sum_i W_ij kappa_i g_i, kappa = z / (z + epsilon sign z).
+    """R_j = x_j sum_i W_ij R_i / (z_i + epsilon sign z_i), that is g_j = sum_i W_ij kappa_i g_i, kappa = z / (z
+    + epsilon sign z).
 
     x: any shape the operation takes. epsilon has the unit of z; at 0 the rule is the plain gradient.
     """
@@ -114,7 +115,8 @@ def _gamma_leak(
     leaves = [leaf] if constant is None else [leaf, constant]
     grads = torch.autograd.grad(value, leaves, g)
     passed = (x * grads[0] * _bridged(x, bridge, options["form"])).sum()
-    return (y * g).sum() - passed - sum((bias * grad).sum() for grad in grads[1:])
+    kept = (y * g).sum() - passed
+    return kept if bias is None else kept - (bias * grads[1]).sum()
 
 
 def _bridged(x: Tensor, bridge: float, form: str) -> Tensor:
@@ -142,12 +144,13 @@ def gamma(
 ) -> Tensor:
     """Positive contributions are favoured by 1 + gamma.  x: any shape the operation takes.
 
-    ``generalised`` (any sign of x): for z_i > 0, R_j = (x_j+ (W + gamma W+)_ij + x_j- (W + gamma W-)_ij) R_i / d_i with d_i the
-    sum of the numerators and of the bias b + gamma b+; for z_i < 0 the roles of W+ and W- (and b+, b-) swap.
-    ``ali`` (x unsplit; Ali et al. 2022): g_x = (W + gamma W+)^T (z / z' g) with z' = (W + gamma W+) x + b + gamma b+.
-    ``scale_bias=False`` leaves b as it is (captum). epsilon stabilises d by sign; it has the unit of z.
-    ``bridge`` (unit of x; generalised form only) is the stabiliser of the division by x with which zennit's hooks return from R to
-    a gradient: g_x is multiplied by x / (x + bridge sign x). At 0 there is none, as the gradient form needs none.
+    ``generalised`` (any sign of x): for z_i > 0, R_j = (x_j+ (W + gamma W+)_ij + x_j- (W + gamma W-)_ij) R_i /
+    d_i with d_i the sum of the numerators and of the bias b + gamma b+; for z_i < 0 the roles of W+ and W- (and
+    b+, b-) swap. ``ali`` (x unsplit; Ali et al. 2022): g_x = (W + gamma W+)^T (z / z' g) with z' = (W + gamma
+    W+) x + b + gamma b+. ``scale_bias=False`` leaves b as it is (captum). epsilon stabilises d by sign; it has
+    the unit of z. ``bridge`` (unit of x; generalised form only) is the stabiliser of the division by x with
+    which zennit's hooks return from R to a gradient: g_x is multiplied by x / (x + bridge sign x). At 0 there
+    is none, as the gradient form needs none.
     """
     if form not in ("generalised", "ali"):
         raise RulesetError(f"Rule 'gamma' has no form '{form}'.{nearest(form, ('generalised', 'ali'))}")
@@ -216,9 +219,7 @@ def _alphabeta_expression(
         loss = _call(op, positive(x), down, minus) + _call(op, negative(x), up, _bias_part(bias))
     share = gain * (alpha * ratio(z, away_from_zero(gain, epsilon) if epsilon else gain)).detach()
     return (
-        share - loss * (beta * ratio(z, away_from_zero(loss, epsilon) if epsilon else loss)).detach()
-        if beta
-        else share
+        share - loss * (beta * ratio(z, away_from_zero(loss, epsilon) if epsilon else loss)).detach() if beta else share
     )
 
 
@@ -263,19 +264,18 @@ def alphabeta(
 ) -> Tensor:
     """R_j = alpha sum_i z_ij+ / Z_i+ R_i - beta sum_i z_ij- / Z_i- R_i with z_ij = W_ij x_j, alpha - beta = 1.
 
-    x: any shape the operation takes. Contributions are split by the sign of W_ij x_j; Z+ and Z- include b+ and b- (``bias_share``: or the
-    ``whole`` bias, or ``none``). An output with no
-    contribution of a sign has nobody to pass that share to: it is the declared leak. ``split_by="weight"`` splits by the sign of
-    W_ij alone, as captum's alpha-1-beta-0 rule does (it supposes x >= 0, and takes the whole bias); ``epsilon`` stabilises the denominators (unit of z).
+    x: any shape the operation takes. Contributions are split by the sign of W_ij x_j; Z+ and Z- include b+ and
+    b- (``bias_share``: or the ``whole`` bias, or ``none``). An output with no contribution of a sign has nobody
+    to pass that share to: it is the declared leak. ``split_by="weight"`` splits by the sign of W_ij alone, as
+    captum's alpha-1-beta-0 rule does (it supposes x >= 0, and takes the whole bias); ``epsilon`` stabilises the
+    denominators (unit of z).
     """
     if split_by not in ("contribution", "weight"):
         raise RulesetError(
             f"Rule 'alphabeta' cannot split by '{split_by}'.{nearest(split_by, ('contribution', 'weight'))}"
         )
     z = _call(op, x, weight, bias)
-    return same_value(
-        z, _alphabeta_expression(op, x, weight, bias, alpha, beta, epsilon, bias_share, split_by)
-    )
+    return same_value(z, _alphabeta_expression(op, x, weight, bias, alpha, beta, epsilon, bias_share, split_by))
 
 
 @alphabeta.reference
@@ -371,9 +371,11 @@ def distribute(
     epsilon: float = 1e-6,
     bound: float = 10.0,
 ) -> Tensor:
-    """g_x = W^T (f g) with f = (z + b) / (z + epsilon sign z), |f| <= bound: the bias is shared out in proportion to W_ij x_j.
+    """g_x = W^T (f g) with f = (z + b) / (z + epsilon sign z), |f| <= bound: the bias is shared out in
+    proportion to W_ij x_j.
 
-    x: any shape the operation takes. Badly conditioned where z is near 0, hence the bound; what it keeps back is the declared leak.
+    x: any shape the operation takes. Badly conditioned where z is near 0, hence the bound; what it keeps back
+    is the declared leak.
     """
     z = _call(op, x, weight, _bias_part(bias.detach() if bias is not None else None))
     y = _call(op, x, weight, bias)

@@ -21,13 +21,14 @@ class Hole:
 
 @dataclass(frozen=True)
 class Operation:
-    """``target`` with everything fixed but its operands: factors, then terms, in each group those that carry relevance first.
+    """``target`` with everything fixed but its operands: factors, then terms, in each group those that carry
+    relevance first.
 
-    ``live`` tells for each operand whether it carries relevance, ``factors`` how many of the operands are factors. An operand that
-    is neither live nor a factor is an additive constant: a source.
+    ``live`` tells for each operand whether it carries relevance, ``factors`` how many of the operands are
+    factors. An operand that is neither live nor a factor is an additive constant: a source.
     """
 
-    target: Callable[..., Any]
+    target: Any
     operator: Operator
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -36,6 +37,7 @@ class Operation:
     extras: tuple[Any, ...] = ()
 
     def __call__(self, *operands: Any) -> Any:
+        """The operation's value on other operands."""
         values = fill((self.args, self.kwargs), operands, self.extras)
         return self.target(*values[0], **values[1])
 
@@ -85,7 +87,7 @@ def take_apart(node: fx.Node, carries: Callable[[fx.Node], bool]) -> Site:
     assert operator is not None
     # The same node may stand in two slots (x * x); each place is an operand of its own.
     places: list[tuple[Any, int, bool]] = []
-    slots = {**{slot: 0 for slot in operator.factors}, **{slot: 1 for slot in operator.terms}}
+    slots = {**dict.fromkeys(operator.factors, 0), **dict.fromkeys(operator.terms, 1)}
     extras: list[fx.Node] = []
     schema = getattr(node.target, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema is not None else []

@@ -1,4 +1,6 @@
-"""The three primitives that surrogates are made of, beside ``detach``: all return a value unchanged and alter its message."""
+"""The three primitives that surrogates are made of, beside ``detach``: all return a value unchanged and alter
+its message.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def scale_message(x: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def carry(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-    """``y``, whose message reaches ``x`` times ``slope``: the same as ``x * slope.detach()`` where that is y, bit for bit y."""
+    """``y``, whose message reaches ``x`` times ``slope``: the same as ``x * slope.detach()`` where that is y,
+    bit for bit y.
+    """
     return _apply(_Carried, y.detach(), x, slope.detach())
 
 

@@ -16,10 +16,12 @@ ACHTIBAT = "Achtibat et al. 2024, AttnLRP"
 
 @rule("product", conserves=Conserves.EXACTLY, source=Cite(ACHTIBAT, "eq. 14, prop. 3.3"))
 def split(op: Operation, *operands: Tensor, first: float = -1.0) -> Tensor:
-    """g_a = lambda_a VJP_a(g), g_b = lambda_b VJP_b(g) with lambda_a + lambda_b = 1, for a * b, a @ b and any bilinear operation.
+    """g_a = lambda_a VJP_a(g), g_b = lambda_b VJP_b(g) with lambda_a + lambda_b = 1, for a * b, a @ b and any
+    bilinear operation.
 
-    Equal shares by default (the *uniform* rule); ``first`` in [0, 1] is the share of the first factor, the rest goes to the
-    others alike. Each factor's relevance sums to its share of sum(y g_y). Factors: any shapes the operation takes.
+    Equal shares by default (the *uniform* rule); ``first`` in [0, 1] is the share of the first factor, the rest
+    goes to the others alike. Each factor's relevance sums to its share of sum(y g_y). Factors: any shapes the
+    operation takes.
     """
     live = [i for i, alive in enumerate(op.live[: op.factors]) if alive]
     shares = {i: 1 / len(live) for i in live}
@@ -50,9 +52,7 @@ def take_all(op: Operation, *operands: Tensor, signal: int = 0) -> Tensor:
 
     Factors: any shapes the operation takes.
     """
-    result: Tensor = op(
-        *(x if i == signal or i >= op.factors else x.detach() for i, x in enumerate(operands))
-    )
+    result: Tensor = op(*(x if i == signal or i >= op.factors else x.detach() for i, x in enumerate(operands)))
     return result
 
 
@@ -97,7 +97,9 @@ def _per_sample(relevance: Tensor) -> Tensor:
 
 
 def balance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """lambda_a = sign(A) (A + B) / (|A| + |B|) and lambda_b likewise, for the sums A, B of the two branches' relevance."""
+    """lambda_a = sign(A) (A + B) / (|A| + |B|) and lambda_b likewise, for the sums A, B of the two branches'
+    relevance.
+    """
     if a.shape != b.shape:  # operands of different rank broadcast: their sums as numbers of the whole
         a, b = a.sum(), b.sum()
     factor = ratio(a + b, a.abs() + b.abs())
@@ -106,7 +108,8 @@ def balance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 @rule("add", conserves=Conserves.EXACTLY, source=Cite("Chefer et al. 2021, CVPR", "eq. 9-10, per sample"))
 def normalised_add(op: Operation, *operands: Tensor) -> Tensor:
-    """g_a = lambda_a g, g_b = lambda_b g with A = sum a g, B = sum b g of one sample and lambda_a = sign(A)(A + B)/(|A| + |B|).
+    """g_a = lambda_a g, g_b = lambda_b g with A = sum a g, B = sum b g of one sample and lambda_a = sign(A)(A +
+    B)/(|A| + |B|).
 
     Two branches whose relevance cancels are kept from exploding; branches of the same sign are left as they are.
     a, b: [batch, ...]. A sum with a constant is a plain sum.
@@ -121,7 +124,7 @@ def normalised_add(op: Operation, *operands: Tensor) -> Tensor:
 def normalised(y: Tensor, a: Tensor, b: Tensor, sign: float) -> Tensor:
     """``y = a + sign b`` whose message is balanced between its terms."""
     result: Any = _NormalisedAdd.apply(y, a, b, sign)  # type: ignore[no-untyped-call]
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 @normalised_add.reference

@@ -1,7 +1,8 @@
 """What a rule is: one function on one operation, with its source, what it conserves, its leak and its slow reference.
 
-A rule's function is its definition: a forward expression with the operation's value and a changed derivative (a *surrogate*).
-``@rule`` registers it; the test-suite then checks every registered rule for value, conservation, reference and documentation.
+A rule's function is its definition: a forward expression with the operation's value and a changed derivative (a
+*surrogate*). ``@rule`` registers it; the test-suite then checks every registered rule for value, conservation,
+reference and documentation.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ class Cite:
 class Rule:
     """A propagation rule for the operator classes ``on``.
 
-    ``surrogate(op, *operands, **parameters)`` takes the operation and its operands, those that carry relevance first.
-    ``leak(op, y, g_y, *operands, **parameters)`` is the sum of y g_y less what the operands receive, ``leak_kind`` its
-    name in the ledger. ``reference(op, R_y, *operands, **parameters)`` is the paper's own relevance form, in plain einsum.
+    ``surrogate(op, *operands, **parameters)`` takes the operation and its operands, those that carry relevance
+    first. ``leak(op, y, g_y, *operands, **parameters)`` is the sum of y g_y less what the operands receive,
+    ``leak_kind`` its name in the ledger. ``reference(op, R_y, *operands, **parameters)`` is the paper's own
+    relevance form, in plain einsum.
     """
 
     name: str
@@ -63,9 +65,7 @@ class Rule:
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The options of the rule, with their defaults."""
         signature = inspect.signature(self.surrogate)
-        return {
-            name: p for name, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
-        }
+        return {name: p for name, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     def fits(self, category: str) -> bool:
         """Whether the rule can take operations of this class."""
@@ -86,7 +86,8 @@ class Rule:
             wanted = (int, float) if isinstance(default, float) else type(default)
             if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
                 raise RulesetError(
-                    f"Parameter '{name}' of rule '{self.name}' must be a {type(default).__name__} like {default!r}, not {value!r}."
+                    f"Parameter '{name}' of rule '{self.name}' must be a {type(default).__name__} like {default!r}, "
+                    f"not {value!r}."
                 )
         return {name: parameters.get(name, p.default) for name, p in self.parameters.items()}
 

@@ -1,7 +1,7 @@
 """Relevance equals what the original implementations computed on identical weights (``../shared/golden``).
 
-Tolerances are each case's own, relative to the largest relevance of the tensor: 1e-9 in pure float64; 2e-6 where the peer's
-RMSNorm casts to float32; 1e-5 in float32.
+Tolerances are each case's own, relative to the largest relevance of the tensor: 1e-9 in pure float64; 2e-6
+where the peer's RMSNorm casts to float32; 1e-5 in float32.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 import fxlrp
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the reference results (../shared/golden) are not here"
-)
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference results (../shared/golden) are not here")
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float64_eager": torch.float64}
 
 
@@ -91,9 +89,7 @@ def at_modules(case: str, layers: int = 3) -> dict[str, str]:
 @pytest.mark.parametrize(("case", "method", "dtype"), CAUSAL)
 def test_causal_language_models(case: str, method: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, inputs, expected = read(case)
-    model = build(
-        case, torch.float32 if dtype == "float32" else torch.float64, "eager" if "eager" in dtype else "sdpa"
-    )
+    model = build(case, torch.float32 if dtype == "float32" else torch.float64, "eager" if "eager" in dtype else "sdpa")
     if dtype == "float64pure":
         pure(model, monkeypatch)
     modules = at_modules(case)
@@ -158,15 +154,13 @@ def test_vit(method: str, dtype: str) -> None:
     rules = fxlrp.ruleset(RULESETS.get(method, "cp-lrp"))
     if method.startswith("zennit"):
         convolution, linear = (
-            float(part.lstrip("convlin")) for part in method.removeprefix("zennit.gamma_").split("_")
+            float(part.removeprefix("conv").removeprefix("lin")) for part in method.removeprefix("zennit.gamma_").split("_")
         )
         for place in ("*.mlp.*", "classifier"):
             rules = rules.override(linear={"rule": "gamma", "gamma": linear}, where=place)
         rules = rules.override(convolution={"rule": "gamma", "gamma": convolution})
     lrp = fxlrp.convert(model, rules)
-    modules = {f"R_layer{i}.out": f"vit.layers.{i}" for i in range(3)} | {
-        "R_embeddings.out": "vit.embeddings"
-    }
+    modules = {f"R_layer{i}.out": f"vit.layers.{i}" for i in range(3)} | {"R_embeddings.out": "vit.embeddings"}
     for name in sorted({k.split("/")[2] for k in expected if k.startswith(f"{dtype}/{method}/target")}):
         result = lrp.attribute(
             inputs["pixel_values"].to(DTYPES[dtype]),
@@ -196,9 +190,7 @@ class AliBlock(nn.Module):
         self.heads = heads
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = (
-            f(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value)
-        )
+        q, k, v = (f(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         context = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
         h = self.output["dense"](context.transpose(1, 2).flatten(2)) + h
         return (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-12)
@@ -245,15 +237,11 @@ def test_ali(mode: str, dtype: str) -> None:
     config, weights, inputs, expected = read("ali_bert")
     model = AliBert(config)
     missing = model.load_state_dict(weights, strict=False)
-    assert not missing.missing_keys or all(
-        "position_ids" in k or "token_type_ids" in k for k in missing.missing_keys
-    )
+    assert not missing.missing_keys or all("position_ids" in k or "token_type_ids" in k for k in missing.missing_keys)
     lrp = fxlrp.convert(model.to(DTYPES[dtype]).eval(), ALI[mode])
     tolerance = 1e-9 if dtype == "float64" else 1e-4
     for name in sorted({k.split("/")[2] for k in expected if k.startswith(f"{dtype}/{mode}/target")}):
-        result = lrp.attribute(
-            dict(inputs), target=_target("ali_bert", name), at=["embeds", "attention_layers.*"]
-        )
+        result = lrp.attribute(dict(inputs), target=_target("ali_bert", name), at=["embeds", "attention_layers.*"])
         close(result.at["embeds"].sum(-1), expected[f"{dtype}/{mode}/{name}/R_tokens"], tolerance)
         for i in (1, 2):
             close(
