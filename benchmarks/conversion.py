@@ -1,4 +1,4 @@
-"""Conversion against export: how long fxlrp's own passes take beside ``torch.export``, and how both grow with depth."""
+"""Conversion against export: fxlrp's own passes beside ``torch.export``, and how both grow with depth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 import fxlrp
+import fxlrp.capture.program as program
 from benchmarks.models import Case, llama_config
+from fxlrp.capture.export import export
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,14 @@ class Conversion:
 
 def convert_llama(layers: int, ruleset: str = "attnlrp") -> Conversion:
     """Convert a Llama of this depth, from the model to the rewritten graph of one ruleset."""
-    from fxlrp.capture import program
-
     with torch.device("meta"):
         model = LlamaForCausalLM(llama_config(Case("Llama", 64, layers=layers))).eval()
         inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.long)}
-    with mock.patch.object(program, "export", _Timed(program.export)) as export:
+    with mock.patch.object(program, "export", _Timed(export)) as timed:
         start = time.perf_counter()
         converted = fxlrp.convert(model, ruleset, example_inputs=inputs)
         total = time.perf_counter() - start
-    return Conversion(layers, len(converted.plan.program.graph.nodes), export.seconds, total - export.seconds)
+    return Conversion(layers, len(converted.plan.program.graph.nodes), timed.seconds, total - timed.seconds)
 
 
 class _Timed:

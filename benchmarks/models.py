@@ -61,7 +61,7 @@ FAMILIES = {"Llama": lambda case: LlamaForCausalLM(llama_config(case)), "BERT": 
 
 
 def best_logit(outputs: object) -> Tensor:
-    """The arg-max logit, of the last position for a language model: what :meth:`ConvertedModel.attribute` explains by default."""
+    """The arg-max logit, of the last position for a language model: what fxlrp explains by default."""
     logits: Tensor = outputs.logits  # type: ignore[attr-defined]
     return (logits[0, -1] if logits.ndim == 3 else logits[0]).max()
 

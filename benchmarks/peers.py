@@ -1,4 +1,7 @@
-"""Other packages in the same table, where they are installed: captum here, lxt in a process of its own, whose classes it patches."""
+"""Other packages in the same table, where they are installed.
+
+captum runs in this process; lxt in one of its own, because it patches the classes of transformers.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Contender, Local, peak, seconds
+from benchmarks import models
+from benchmarks.measure import Clock, Contender, Local, peak, seconds
 from benchmarks.models import Case, best_logit, gradient_times_input
 
 #: The patch maps of lxt by family: what it offers of AttnLRP and CP-LRP.
@@ -30,7 +34,7 @@ class PeerError(Exception):
 
 @contextmanager
 def peers(case: Case, model: nn.Module, threads: int) -> Iterator[tuple[list[Contender], list[str]]]:
-    """The peers that can run this case, and a note on each that cannot. Their processes end with the block."""
+    """The peers that can run this case, and a note on each that cannot. Processes end with the block."""
     found: list[Contender] = []
     notes: list[str] = []
     started: list[Lxt] = []
@@ -50,7 +54,7 @@ def peers(case: Case, model: nn.Module, threads: int) -> Iterator[tuple[list[Con
 
 
 def _captum(case: Case, model: nn.Module, threads: int) -> list[Contender]:
-    """captum's gradient x input: its LRP refuses modules other than Linear, Conv, ReLU, Dropout and pooling."""
+    """captum's gradient x input: its LRP takes no modules but linear, convolution, ReLU, pooling and such."""
     if importlib.util.find_spec("captum") is None:
         raise PeerError("captum is not installed: pip install captum")
     from captum.attr import InputXGradient
@@ -60,7 +64,9 @@ def _captum(case: Case, model: nn.Module, threads: int) -> list[Contender]:
             return best_logit(model(inputs_embeds=x))[None]
 
     method, embeddings = InputXGradient(Scored()), case.inputs()
-    return [Local("captum InputXGradient", lambda: method.attribute(embeddings.clone().requires_grad_()).sum(-1))]
+    return [
+        Local("captum InputXGradient", lambda: method.attribute(embeddings.clone().requires_grad_()).sum(-1))
+    ]
 
 
 def _lxt(case: Case, model: nn.Module, threads: int) -> list[Contender]:
@@ -80,33 +86,38 @@ class Lxt:
     @staticmethod
     def start(case: Case, patch: str, threads: int) -> Lxt:
         """Start the process. Raises :class:`PeerError` if lxt cannot patch the model."""
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, case, patch, threads), daemon=True)
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, case, patch, threads), daemon=True)
         process.start()
         theirs.close()
         made = Lxt(f"lxt {patch}", process, ours)
         made._receive()
         return made
 
-    def seconds(self) -> float:
+    def seconds(self, clock: Clock) -> float:
         """The duration of one run."""
-        return float(self._ask("seconds"))
+        return self._ask(clock)
 
     def peak(self) -> int:
         """The peak of tensor memory in one run, in bytes."""
-        return int(self._ask("peak"))
+        return int(self._ask(None))
 
     def close(self) -> None:
         """End the process."""
         self.connection.close()
         self.process.join()
 
-    def _ask(self, question: str) -> float:
+    def _ask(self, question: Clock | None) -> float:
+        """The seconds of a run by this clock, or its peak of memory for None."""
         self.connection.send(question)
         return self._receive()
 
     def _receive(self) -> float:
-        answer = self.connection.recv()
+        try:
+            answer = self.connection.recv()
+        except EOFError as error:
+            raise PeerError(f"{self.name} cannot run: its process ended.") from error
         if isinstance(answer, str):
             raise PeerError(f"{self.name} cannot run: {answer}")
         return float(answer)
@@ -115,7 +126,6 @@ class Lxt:
 def _serve(connection: Connection, case: Case, patch: str, threads: int) -> None:
     """Answer questions until the other side hangs up. An answer in words is a failure."""
     torch.set_num_threads(threads)
-    measures = {"seconds": seconds, "peak": peak}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -126,45 +136,51 @@ def _serve(connection: Connection, case: Case, patch: str, threads: int) -> None
         connection.send(f"{type(error).__name__}: {error}")
         return
     connection.send(0.0)
+
+    def run() -> Tensor:
+        return gradient_times_input(model, embeddings)
+
     while True:
         try:
-            question = connection.recv()
+            clock = connection.recv()
         except EOFError:
             return
-        connection.send(measures[question](lambda: gradient_times_input(model, embeddings)))
+        connection.send(float(peak(run)) if clock is None else seconds(run, clock))
 
 
 def _patch(family: str, patch: str) -> None:
     """Let lxt 2.1 patch transformers 5, which it does not know yet, in this process.
 
-    lxt imports patches for all its models at once, among them copies of modules of transformers 4 that need names and methods
-    removed since, and torchvision. Only what the measured family needs is imported, and what that misses is filled in.
+    ``import lxt.efficient`` imports the patches of all its models at once: torchvision's, and a copy of BERT
+    from transformers 4 that needs names removed since. Only the measured family's patch is imported here, and
+    what it misses is filled in.
     """
     import transformers.pytorch_utils
-    from transformers import BertConfig
     from transformers.models.bert import modeling_bert
     from transformers.models.llama import modeling_llama
 
-    # Removed in transformers 5; lxt's copy of BERT imports it for pruning heads, which nobody does here.
-    transformers.pytorch_utils.find_pruneable_heads_and_indices = None
-    folder = importlib.util.find_spec("lxt").submodule_search_locations[0]  # type: ignore[union-attr, index]
+    # lxt's copy of BERT imports this for pruning heads, which nobody does here.
+    pruning: Any = transformers.pytorch_utils
+    pruning.find_pruneable_heads_and_indices = None
+    # An empty package in the place of lxt.efficient.models, whose __init__ imports every model.
+    spec = importlib.util.find_spec("lxt")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
     hollow: Any = types.ModuleType("lxt.efficient.models")
-    hollow.__path__, hollow.get_default_map = [f"{folder}/efficient/models"], None
+    hollow.__path__ = [f"{spec.submodule_search_locations[0]}/efficient/models"]
+    hollow.get_default_map = None
     sys.modules["lxt.efficient.models"] = hollow
     from lxt.efficient import monkey_patch
 
-    module = {"Llama": modeling_llama, "BERT": modeling_bert}[family]
-    patches = importlib.import_module(f"lxt.efficient.models.{family.lower()}")
-    registry = type(modeling_llama.ALL_ATTENTION_FUNCTIONS)
-    monkey_patch(module, getattr(patches, patch))
-    if family == "Llama" and type(module.ALL_ATTENTION_FUNCTIONS) is dict:
-        # lxt leaves a dict where transformers 5 expects its registry, which has get_interface.
-        functions = registry()
-        functions.update(module.ALL_ATTENTION_FUNCTIONS)
-        module.ALL_ATTENTION_FUNCTIONS = functions
-    if family == "BERT":  # lxt's copy is of transformers 4, which had these two
-        BertConfig.position_embedding_type = "absolute"
+    module: Any = {"Llama": modeling_llama, "BERT": modeling_bert}[family]
+    registry = type(module.ALL_ATTENTION_FUNCTIONS)()
+    monkey_patch(module, getattr(importlib.import_module(f"lxt.efficient.models.{family.lower()}"), patch))
+    if isinstance(module.ALL_ATTENTION_FUNCTIONS, dict):
+        # lxt leaves a dict of patched functions where transformers 5 expects its registry.
+        registry.update(module.ALL_ATTENTION_FUNCTIONS)
+        module.ALL_ATTENTION_FUNCTIONS = registry
+    if family == "BERT":
+        # What transformers 4 gave every model and configuration, and lxt's copy still asks for.
         module.BertModel.get_head_mask = lambda self, mask, layers: [None] * layers
-        import transformers
-
-        transformers.BertForSequenceClassification = module.BertForSequenceClassification
+        module.BertConfig.position_embedding_type = "absolute"
+        vars(models)["BertForSequenceClassification"] = module.BertForSequenceClassification

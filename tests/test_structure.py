@@ -71,12 +71,19 @@ def test_relevance_at_a_module_is_that_of_its_output() -> None:
 
 
 def test_one_conversion_serves_calls_with_and_without_a_mask() -> None:
-    case = ZOO["bert"]
+    case = ZOO["attention"]
     model, padded, full = case.build(), case.inputs(padding="right"), case.inputs(padding=None)
     lrp = fxlrp.convert(model, "attnlrp")
     for inputs in (full, padded, full):
         fresh = fxlrp.convert(model, "attnlrp").attribute(inputs, target=1).inputs
         assert largest_difference(lrp.attribute(inputs, target=1).inputs, fresh) < 1e-12
+
+
+def test_the_last_word_is_explained_not_the_padding_behind_it() -> None:
+    case = ZOO["gpt2"]
+    inputs = case.inputs(batch=3, length=7, padding="right")
+    result = fxlrp.convert(case.build(), "attnlrp").attribute(inputs, target=3)
+    assert result.target == [(6, 3), (4, 3), (3, 3)]
 
 
 def test_one_conversion_serves_other_lengths_and_batches() -> None:

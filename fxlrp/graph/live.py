@@ -63,8 +63,8 @@ def entrances(program: Program, model: nn.Module) -> tuple[Entrance, ...]:
     if not found:
         given = ", ".join(program.inputs.values())
         raise InputError(
-            f"Nothing to explain: {type(model).__name__} was given only integer inputs ({given}) and they are not looked up "
-            "in an embedding. Pass a float tensor, or embed the ids with nn.Embedding."
+            f"Nothing to explain: {type(model).__name__} was given only integer inputs ({given}) and they are not "
+            "looked up in an embedding. Pass a float tensor, or embed the ids with nn.Embedding."
         )
     return tuple(found)
 

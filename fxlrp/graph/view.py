@@ -44,10 +44,10 @@ def tensor_value(node: fx.Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
-def to_networkx(graph: fx.Graph, nodes: Iterable[fx.Node] | None = None) -> "nx.DiGraph[fx.Node]":
+def to_networkx(graph: fx.Graph, nodes: Iterable[fx.Node] | None = None) -> nx.DiGraph[fx.Node]:
     """The (sub)graph as a networkx digraph of nodes, for cuts, dominators and paths."""
     kept = set(graph.nodes if nodes is None else nodes)
-    drawn: "nx.DiGraph[fx.Node]" = nx.DiGraph()
+    drawn: nx.DiGraph[fx.Node] = nx.DiGraph()
     drawn.add_nodes_from(node for node in graph.nodes if node in kept)
     drawn.add_edges_from((source, node) for node in drawn for source in node.all_input_nodes if source in kept)
     return drawn

@@ -100,9 +100,14 @@ class _ConstantScaleNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rstd, weight = ctx.saved_tensors
-        g = grads[0] if weight is None else grads[0] * weight
-        g = g * rstd.to(g.dtype)
-        g = g - g.mean(ctx.axes, keepdim=True) if ctx.keep_mean else g
+        if not ctx.keep_mean:
+            g = grads[0] if weight is None else grads[0] * weight
+            return g * rstd.to(g.dtype), None, None, None, None, None
+        # The true gradient subtracts the standardised x times a mean; where x stands at its mean that term is nothing.
+        g, at_mean = grads[0].contiguous(), torch.zeros_like(grads[0], memory_format=torch.contiguous_format)
+        shape = [g.shape[axis] for axis in ctx.axes]
+        wanted = [True, False, False]
+        g = aten.native_layer_norm_backward(g, at_mean, shape, torch.zeros_like(rstd), rstd, weight, None, wanted)[0]
         return g, None, None, None, None, None
 
 

@@ -4,19 +4,28 @@ secant.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fxlrp.graph.operators import Kind
-from fxlrp.rules.operation import Operation
+from fxlrp.rules.operation import Operation, fill
 from fxlrp.rules.primitives import carry, ratio
 from fxlrp.rules.rule import Cite, Conserves, rule
 
 
 def value_at_zero(op: Operation) -> float:
     """f(0) of an activation, infinite or NaN where it has none."""
-    result: Tensor = op(torch.zeros((), dtype=torch.float64))
-    return float(result)
+    return _value_at_zero(op.target, op.args, tuple(op.kwargs.items()))
+
+
+@lru_cache(maxsize=4096)
+def _value_at_zero(target: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> float:
+    zero = torch.zeros((), dtype=torch.float64)
+    values = fill((args, dict(kwargs)), (zero,), ())
+    return float(target(*values[0], **values[1]))
 
 
 def _gradient_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Tensor:
@@ -150,7 +159,9 @@ def secant(op: Operation, x: Tensor, *, epsilon: float = 0.0) -> Tensor:
         y: Tensor = op(x_)
         closed = op.slope
         if epsilon:
-            slope = ratio(y - value_at_zero(op), x_ + epsilon)
+            offset = value_at_zero(op)
+            slope = (y - offset if offset else y) / (x_ + epsilon)
+            slope = slope.masked_fill_(x_ == -epsilon, 0.0)
         else:
             slope = closed(x_) if closed is not None else _difference_quotient(op, x_, y)
     return carry(y, x, slope)

@@ -3,8 +3,8 @@
 - :func:`check_conservation`: a model under a ruleset loses no relevance and keeps its outputs.
 - :func:`check_rule`: a rule keeps what it declares, on random operations of every class it stands on.
 - :func:`propagate`: a slow second opinion on any attribution, :func:`largest_difference` to compare with it.
-- :func:`graphs`: a Hypothesis strategy of small random models, :func:`spellings`: pairs that compute one function in two ways,
-  :func:`realistic`: weights at a trained model's scale.
+- :func:`graphs`: a Hypothesis strategy of small random models; :func:`spellings`: pairs that compute one function
+  in two ways; :func:`realistic`: weights at a trained model's scale.
 """
 
 from __future__ import annotations

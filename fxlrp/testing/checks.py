@@ -29,9 +29,10 @@ FLOOR = 1e-3
 class ConservationReport:
     """What :func:`check_conservation` found. Print it to see where the relevance went.
 
-    ``gap`` is the largest |explained - sum of ledger entries| of a sample, relative to max(|explained|, 1e-3 sum |entries|): a logit
-    that happens to lie near zero is a sum of large entries that cancel, and such a sum is only as exact as they are.
-    ``max_value_error`` is the largest deviation of an output from the model's own, relative to the largest output.
+    ``gap`` is the largest |explained - sum of ledger entries| of a sample, relative to max(|explained|, 1e-3
+    sum |entries|): a logit that happens to lie near zero is a sum of large entries that cancel, and such a
+    sum is only as exact as they are. ``max_value_error`` is the largest deviation of an output from the
+    model's own, relative to the largest output.
     """
 
     ruleset: str
@@ -57,13 +58,10 @@ class ConservationReport:
         sums = {"explained": self.ledger.explained, **self.ledger.by_kind(), "gap": self.ledger.gap}
         width = max(map(len, sums))
         rows = [
-            f"  {kind.ljust(width)}  " + "  ".join(f"{v:+.6e}" for v in sum_.tolist())
-            for kind, sum_ in sums.items()
+            f"  {kind.ljust(width)}  " + "  ".join(f"{v:+.6e}" for v in sum_.tolist()) for kind, sum_ in sums.items()
         ]
         head = f"{verdict} under {self.ruleset}: largest relative gap {self.gap:.2e}, tolerance {self.tolerance:.0e}"
-        return "\n".join(
-            [head, f"outputs {values} to the model's (off by {self.max_value_error:.2e})", *rows]
-        )
+        return "\n".join([head, f"outputs {values} to the model's (off by {self.max_value_error:.2e})", *rows])
 
 
 def check_conservation(
@@ -74,14 +72,15 @@ def check_conservation(
     tolerance: float | None = None,
     target: Target = None,
 ) -> ConservationReport:
-    """Check that no relevance is lost in ``model`` on ``inputs`` under ``ruleset``, and that its outputs stay what they are.
+    """Check that no relevance is lost in ``model`` on ``inputs`` under ``ruleset``, and that its outputs stay.
 
         sum of input relevance + sum of constant relevance + declared leaks = explained output,   per sample
 
-    inputs: as :meth:`ConvertedModel.attribute` takes them. tolerance: of the relative gap; None is 1e-9 where every value that carries
-    relevance is float64, 1e-5 where one is of lower precision (a float32 cast inside rounds, and no sum can undo that). Outputs
-    must agree to 1e-12 in float64, else to 1e-5, relative to the largest. Use float64 where you can: there a wrong rule shows.
-    Raises :class:`fxlrp.FxlrpError` for whatever conversion refuses; a gap is no error but a report that did not pass.
+    inputs: as :meth:`ConvertedModel.attribute` takes them. tolerance: of the relative gap; None is 1e-9 where
+    every value that carries relevance is float64, 1e-5 where one is of lower precision (a float32 cast inside
+    rounds, and no sum can undo that). Outputs must agree to 1e-12 in float64, else to 1e-5, relative to the
+    largest. Use float64 where you can: there a wrong rule shows. Raises :class:`fxlrp.FxlrpError` for
+    whatever conversion refuses; a gap is no error but a report that did not pass.
     """
     lrp = convert(model, ruleset)
     with torch.no_grad():
@@ -103,7 +102,7 @@ def check_conservation(
 
 
 def relative_gap(ledger: Ledger) -> float:
-    """The largest |gap| of a sample, relative to max(|explained|, 1e-3 sum |entries|); NaN and infinity stay what they are."""
+    """The largest |gap| of a sample, relative to max(|explained|, 1e-3 sum |entries|); NaN stays NaN."""
     size = torch.stack([entry.amount.abs() for entry in ledger.entries]).sum(0)
     scale = torch.maximum(ledger.explained.abs(), FLOOR * size)
     return float((ledger.gap.abs() / torch.where(scale == 0, torch.ones_like(scale), scale)).max())
@@ -115,9 +114,7 @@ def value_error(expected: Any, found: Any) -> float:
     for ours, theirs in zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True):
         if isinstance(ours, Tensor) and ours.is_floating_point() and ours.numel():
             largest = ours.abs().max().clamp_min(torch.finfo(ours.dtype).tiny)
-            errors.append(
-                float((ours - theirs).abs().max() / largest) if not torch.equal(ours, theirs) else 0.0
-            )
+            errors.append(float((ours - theirs).abs().max() / largest) if not torch.equal(ours, theirs) else 0.0)
     return float(torch.tensor(errors, dtype=torch.float64).max())
 
 

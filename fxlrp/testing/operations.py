@@ -1,6 +1,7 @@
-"""Small random operations of every class that a rule can stand on: written as torch code, traced and taken apart as a plan does it.
+"""Small random operations of every class that a rule can stand on, as torch code, traced and taken apart.
 
-In: the name of an operator class. Out: :class:`Sample` values with their operands, for :func:`fxlrp.testing.check_rule`.
+In: the name of an operator class. Out: :class:`Sample` values with their operands, for
+:func:`fxlrp.testing.check_rule`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ BATCH = 2
 class Sample:
     """An operation as torch code. ``shapes`` are those of its arguments; the first ``live`` of them carry relevance.
 
-    ``signed=False`` draws positive arguments. ``referenced=False``: the operation has more operands than the references of rules
-    take, or an infinite one; value and conservation are checked all the same.
+    ``signed=False`` draws positive arguments. ``referenced=False``: the operation has more operands than the
+    references of rules take, or an infinite one; value and conservation are checked all the same.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Sample:
     referenced: bool = True
 
     def draw(self, seed: int) -> tuple[Operation, tuple[Any, ...]]:
-        """The operation and its operands, float64, drawn from ``seed``; the operands that carry relevance require gradients."""
+        """The operation and its operands, float64, drawn from ``seed``; live operands require gradients."""
         rng = torch.Generator().manual_seed(seed)
         values = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in self.shapes]
         values = values if self.signed else [value.abs() + 0.5 for value in values]
@@ -90,7 +91,17 @@ QUOTIENT = (
 ACTIVATION = (
     *(
         Sample(function.__name__, function, (ROWS,))
-        for function in (F.silu, F.gelu, F.mish, F.elu, F.hardswish, torch.tanh, torch.expm1, torch.sin, torch.atan)
+        for function in (
+            F.silu,
+            F.gelu,
+            F.mish,
+            F.elu,
+            F.hardswish,
+            torch.tanh,
+            torch.expm1,
+            torch.sin,
+            torch.atan,
+        )
     ),
     Sample("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), (ROWS,)),
     Sample("square", lambda x: x.pow(2), (ROWS,)),
@@ -136,7 +147,10 @@ GENERAL = (
 )
 SUM = (Sample("sum", lambda x: x.sum(1), (ROWS,)), Sample("cumsum", lambda x: x.cumsum(1), (ROWS,)))
 SCALE = (Sample("mul by a constant", lambda x, w: x * w, (ROWS, ROWS)),)
-MOVEMENT = (Sample("transpose", lambda x: x.transpose(1, 2), (ROWS,)), Sample("flip", lambda x: x.flip(1), (ROWS,)))
+MOVEMENT = (
+    Sample("transpose", lambda x: x.transpose(1, 2), (ROWS,)),
+    Sample("flip", lambda x: x.flip(1), (ROWS,)),
+)
 
 #: Samples of each operator class that rulesets can name.
 OPERATIONS: dict[str, tuple[Sample, ...]] = {

@@ -1,9 +1,9 @@
 """A second, slow propagation that shares no code with the fast one: relevance itself, carried backwards node by node.
 
-In: a converted model, inputs, a target. Out: the relevance of each input. The canonical graph is run in float64 with every value
-kept; then each node hands its relevance R to its operands by the *reference* of the rule that the plan chose for it (the paper's
-own R-form in plain loops), or, where the plan keeps the plain gradient, by R_x = x * J^T (R_y / y). No surrogate, no kernel, no
-rewritten graph takes part.
+In: a converted model, inputs, a target. Out: the relevance of each input. The canonical graph is run in
+float64 with every value kept; then each node hands its relevance R to its operands by the *reference* of the
+rule that the plan chose for it (the paper's own R-form in plain loops), or, where the plan keeps the plain
+gradient, by R_x = x * J^T (R_y / y). No surrogate, no kernel, no rewritten graph takes part.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ AGREEMENT = 1e-8
 
 
 def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[str, Tensor]:
-    """The relevance of every attributed input by the naive propagation: [batch, tokens] for ids, the input's shape for floats.
+    """The relevance of every attributed input: [batch, tokens] for ids, the input's shape for floats.
 
-    target: an int, one int per sample, a position or None, as in :meth:`ConvertedModel.attribute` (not a callable).
-    To compare: ``lrp.attribute(inputs, target=target).inputs`` agrees to about 1e-8 of the largest entry.
+    target: an int, one int per sample, a position or None, as in :meth:`ConvertedModel.attribute` (not a
+    callable). To compare: ``lrp.attribute(inputs, target=target).inputs`` agrees to about 1e-8 of the largest
+    entry.
 
-    Relevance is x * g, so where a value is exactly 0 its message g is lost. That changes nothing where the operation's
-    contributions vanish with its value (products, ReLU, masks, maxima); it supposes that no sum of nonzero terms is exactly 0,
-    true of random weights. Raises :class:`fxlrp.FxlrpError` for whatever attribution refuses.
+    Relevance is x * g, so where a value is exactly 0 its message g is lost. That changes nothing where the
+    operation's contributions vanish with its value (products, ReLU, masks, maxima); it supposes that no sum
+    of nonzero terms is exactly 0, true of random weights. Raises :class:`fxlrp.FxlrpError` for whatever
+    attribution refuses.
     """
     given = lrp.bind((), as_inputs(lrp, inputs))
     captured = lrp.captured(given)
     plan = lrp.plan
     values = _run(lrp, captured.program, given)
     arrived: dict[tuple[fx.Node, int], Tensor] = {}
-    output = plan.program.graph.output_node()
-    for node, relevance in zip(output.args[0], _seed(lrp, plan, values, given, target), strict=True):  # type: ignore[arg-type]
+    returned: Any = plan.program.graph.output_node().args[0]
+    for node, relevance in zip(returned, _seed(lrp, plan, values, given, target), strict=True):
         if relevance is not None and isinstance(node, fx.Node):
             _arrive(arrived, node, 0, relevance)
     entrances = {entrance.node for entrance in plan.structure.entrances}
@@ -98,8 +100,8 @@ def _seed(
     lrp: ConvertedModel, plan: Plan, values: Mapping[fx.Node, Any], given: Mapping[str, Any], target: Target
 ) -> list[Tensor | None]:
     """R = y de/dy of each flat output y, for the explained scalar e."""
-    output = plan.program.graph.output_node()
-    flat = [values[node] if isinstance(node, fx.Node) else node for node in output.args[0]]  # type: ignore[union-attr]
+    returned: Any = plan.program.graph.output_node().args[0]
+    flat = [values[node] if isinstance(node, fx.Node) else node for node in returned]
     cut = [y.clone().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in flat]
     outputs = plan.program.unpack(tuple(cut))
     decoder = given.get("decoder_attention_mask")
@@ -122,9 +124,7 @@ def _arrive(arrived: dict[tuple[fx.Node, int], Tensor], node: fx.Node, index: in
     arrived[key] = arrived[key] + relevance if key in arrived else relevance
 
 
-def _step(
-    plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dict[tuple[fx.Node, int], Tensor]
-) -> None:
+def _step(plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dict[tuple[fx.Node, int], Tensor]) -> None:
     """Hand on what arrived at ``node`` to those of its operands that carry relevance."""
     decision = plan.decisions.get(node)
     parts = values[node] if isinstance(values[node], (tuple, list)) else [values[node]]
@@ -146,7 +146,7 @@ def _step(
 
 
 def _is_plain_sum(plan: Plan, node: fx.Node, rule: Rule) -> bool:
-    """Whether a rule for two terms stands on a sum of a value and a constant: relevance is then shared in proportion."""
+    """Whether a rule for two terms stands on a sum with a constant: relevance is then shared in proportion."""
     terms = nodes_in(node, (0, 1))
     return rule.name == "normalised_add" and not (len(terms) == 2 and all(t in plan.carrying for t in terms))
 

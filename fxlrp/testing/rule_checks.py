@@ -1,4 +1,4 @@
-"""The checks that every registered rule owes: derived from its declaration, so that registering a rule is enough to test it."""
+"""What every registered rule owes, derived from its declaration: registering a rule is enough to test it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPES = re.compile(r"\[.*\]|\b[Aa]ny shape\b|\bsame shape\b|\bshape")
 
 @dataclass(frozen=True)
 class RuleReport:
-    """What :func:`check_rule` found: ``failures`` in words, each with the operation and seed, and how many operations were tried."""
+    """What :func:`check_rule` found: ``failures`` in words, with operation and seed, and how many were tried."""
 
     rule: str
     operations: int
@@ -49,11 +49,12 @@ def check_rule(rule: Rule, seeds: Iterable[int] = (0, 1, 2), parameters: Mapping
     Of each operation y = f(x1..xn) and a random message g_y:
 
     - the surrogate's value is the operation's, bit for bit;
-    - sum of x g_x over live operands and additive constants = sum of y g_y (``EXACTLY``), or that less the declared leak
+    - sum of x g_x over live operands and additive constants = sum of y g_y (``EXACTLY``), or less the declared leak
       (``WITH_LEAK``), to 1e-9 of the terms' size; a rule that conserves ``NOTHING`` passes no message;
     - x g_x agrees with the rule's slow reference given R_y = y g_y.
 
-    And the rule states a source, a formula and shapes. Raises :class:`fxlrp.RulesetError` for unknown parameters.
+    And the rule states a source, a formula and shapes. Raises :class:`fxlrp.RulesetError` for unknown
+    parameters.
     """
     bound = rule.bind(parameters or {})
     failures = list(_documentation(rule))
@@ -63,7 +64,9 @@ def check_rule(rule: Rule, seeds: Iterable[int] = (0, 1, 2), parameters: Mapping
         for sample in OPERATIONS[category]:
             for seed in seeds:
                 tried += 1
-                failures.extend(f"{sample.name} ({category}), seed {seed}: {fault}" for fault in _faults(rule, sample, seed, bound))
+                failures.extend(
+                    f"{sample.name} ({category}), seed {seed}: {fault}" for fault in _faults(rule, sample, seed, bound)
+                )
     return RuleReport(rule.name, tried, tuple(failures))
 
 
@@ -83,7 +86,9 @@ def _documentation(rule: Rule) -> Iterable[str]:
 def _faults(rule: Rule, sample: Sample, seed: int, parameters: Mapping[str, Any]) -> Iterable[str]:
     operation, drawn = sample.draw(seed)
     counted = [i for i, live in enumerate(operation.live) if live or i in operation.sources]
-    operands = [x.detach().requires_grad_() if i in counted and isinstance(x, Tensor) else x for i, x in enumerate(drawn)]
+    operands = [
+        x.detach().requires_grad_() if i in counted and isinstance(x, Tensor) else x for i, x in enumerate(drawn)
+    ]
     with torch.no_grad():
         expected = operation(*drawn)
     value = rule.surrogate(operation, *operands, **parameters)
@@ -123,7 +128,8 @@ def _conservation(
     gap = float((arrived - passed - leak).abs())
     size = float((y * message).abs().sum() + sum(r.abs().sum() for r in relevance.values()))
     if not gap <= TOLERANCE * size:
-        yield f"conserves {rule.conserves.name}: {float(arrived):.6g} arrived, {float(passed):.6g} passed on, {float(leak):.6g} leaked"
+        account = f"{float(arrived):.6g} arrived, {float(passed):.6g} passed on, {float(leak):.6g} leaked"
+        yield f"conserves {rule.conserves.name}: {account}"
 
 
 def _reference(
@@ -136,8 +142,14 @@ def _reference(
 ) -> Iterable[str]:
     for reference in rule.references:
         with torch.no_grad():
-            slow = reference(operation, arrived, *(x.detach() if isinstance(x, Tensor) else x for x in operands), **parameters)
-        # References of linear maps give the relevance of the first operand alone, the others that of each operand in order.
+            slow = reference(
+                operation,
+                arrived,
+                *(x.detach() if isinstance(x, Tensor) else x for x in operands),
+                **parameters,
+            )
+        # References of linear maps give the relevance of the first operand alone, the others that of each
+        # operand in order.
         for index, wanted in enumerate(slow if isinstance(slow, tuple) else (slow,)):
             if index not in relevance:
                 continue

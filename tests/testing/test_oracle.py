@@ -24,7 +24,7 @@ def test_every_kind(kind: str) -> None:
     graph = single(kind)
     inputs = graph.inputs()
     first = fxlrp.convert(graph.module(), "conservative", example_inputs=inputs)
-    for name in RULESETS[:3] if kind in ("lstm", "gru") else RULESETS:
+    for name in RULESETS[:1] if kind in ("lstm", "gru") else RULESETS:
         lrp = first.with_ruleset(name)
         found = lrp.attribute(inputs, target=1).inputs
         assert largest_difference(found, propagate(lrp, inputs, 1)) < (AGREEMENT if KINDS[kind].exact else 1e-6), name
@@ -39,7 +39,9 @@ def test_random_graphs(graph: RandomGraph, ruleset: str) -> None:
     assert largest_difference(found, propagate(lrp, inputs, 1)) < AGREEMENT
 
 
-@pytest.mark.parametrize("linear", [{"rule": "gamma"}, {"rule": "alphabeta"}, {"rule": "z_plus"}, {"rule": "distribute"}], ids=str)
+@pytest.mark.parametrize(
+    "linear", [{"rule": "gamma"}, {"rule": "alphabeta"}, {"rule": "z_plus"}, {"rule": "distribute"}], ids=str
+)
 def test_rules_of_linear_layers(linear: dict[str, str]) -> None:
     graph = RandomGraph.parse("v1 = mlp(x)\nv2 = conv1d(v1, seed=1)\nv3 = gelu(v2)\nv4 = residual(v3, seed=2)")
     inputs = graph.inputs()
@@ -48,14 +50,14 @@ def test_rules_of_linear_layers(linear: dict[str, str]) -> None:
     assert largest_difference(lrp.attribute(inputs, target=2).inputs, propagate(lrp, inputs, 2)) < AGREEMENT
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "t5", "vit"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
 def test_models(name: str) -> None:
     from zoo import ZOO
 
-    model, inputs = ZOO[name].build(), ZOO[name].inputs(length=5)
+    model, inputs = ZOO[name].build(), ZOO[name].inputs(length=3)
     lrp = fxlrp.convert(model, "conservative")
     found = lrp.attribute(inputs)
-    bound = 1e-6 if name in ("llama", "t5") else AGREEMENT  # their norms round to float32
+    bound = 1e-6 if name == "llama" else AGREEMENT  # its norms round to float32
     assert largest_difference(found.inputs, propagate(lrp, inputs)) < bound
 
 

@@ -1,0 +1,204 @@
+"""Mutants of rules and of the fused kernels that stand for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import test_properties
+import torch
+from mutant import Mutant, attribute, changed_rule, closes, entry, kernel, on, rule
+from rules import test_rules
+from torch import Tensor
+
+from fxlrp.graph.elementwise import SLOPES
+from fxlrp.rewrite import kernels
+from fxlrp.rules import RULES, elementary, linear, primitives, product
+
+aten = torch.ops.aten
+
+
+def _six_tenths(op: Any, *operands: Tensor, first: float) -> Any:
+    return op(*(primitives.scale_message(x, 0.6) for x in operands[: op.factors]), *operands[op.factors :])
+
+
+def _plain(op: Any, *operands: Any, **parameters: Any) -> Any:
+    return op(*operands)
+
+
+def _epsilon_flipped(op: Any, *operands: Any, epsilon: float, original: Any = RULES["epsilon"].surrogate) -> Any:
+    return original(op, *operands, epsilon=-epsilon)
+
+
+def _shared_denominator(
+    op: Any,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    alpha: float,
+    beta: float,
+    *options: Any,
+    original: Any = linear._alphabeta_expression,
+    **named: Any,
+) -> Any:
+    gain = original(op, x, weight, bias, 1.0, 0.0, *options, **named)
+    return (alpha - 0.5 * beta) * gain + 0.5 * beta * original(op, x, weight, bias, 0.0, -1.0, *options, **named)
+
+
+def _without_sign(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    factor = primitives.ratio(a + b, a.abs() + b.abs())
+    return factor, factor
+
+
+def _other_signal(op: Any, a: Tensor, b: Tensor, *rest: Any, signal: int) -> Any:
+    return op(a.detach(), b, *rest) if signal == 0 else op(a, b.detach(), *rest)
+
+
+def _zero_leak(op: Any, y: Tensor, g: Tensor, *operands: Any, **parameters: Any) -> Tensor:
+    return torch.zeros_like(y)
+
+
+def _swap_signs(patch: pytest.MonkeyPatch) -> None:
+    up, down = linear.positive, linear.negative
+    patch.setattr(linear, "positive", down)
+    patch.setattr(linear, "negative", up)
+
+
+def _swap_quotient(op: Any, a: Tensor, b: Tensor) -> Any:
+    return op(a.detach(), b)
+
+
+def _old_quotient_leak(op: Any, y: Tensor, g: Tensor, *operands: Any) -> Tensor:
+    return (1 - op.live[0] + op.live[1]) * y * g
+
+
+def _double_scale(x: Tensor, factor: Any, original: Any = primitives.scale_message) -> Tensor:
+    return original(x, 2 * factor)
+
+
+def _over_the_batch(relevance: Tensor) -> Tensor:
+    return relevance.sum()
+
+
+RULE_MUTANTS = (
+    Mutant(
+        "split hands out six tenths twice",
+        changed_rule("split", surrogate=_six_tenths),
+        rule("split", first=0.8),
+    ),
+    Mutant("message of a factor doubled", attribute(product, "scale_message", _double_scale), rule("split")),
+    Mutant("secant uses the derivative", changed_rule("secant", surrogate=_plain), rule("secant", epsilon=0.01)),
+    Mutant("offset of a sigmoid forgotten", changed_rule("secant", leak=_zero_leak), rule("secant")),
+    Mutant(
+        "slope of GELU is that of quick GELU",
+        entry(SLOPES, aten.gelu, lambda x, approximate="none": torch.sigmoid(1.702 * x)),
+        rule("secant"),
+    ),
+    Mutant("normalised add without sign", attribute(product, "balance", _without_sign), rule("normalised_add")),
+    Mutant(
+        "epsilon with the wrong sign",
+        changed_rule("epsilon", surrogate=_epsilon_flipped),
+        rule("epsilon", epsilon=0.5),
+    ),
+    Mutant("gamma favours the other sign", _swap_signs, rule("gamma", gamma=2.0)),
+    Mutant(
+        "alpha and beta share a denominator",
+        attribute(linear, "_alphabeta_expression", _shared_denominator),
+        rule("alphabeta", alpha=2.0),
+    ),
+    Mutant(
+        "distribution of the bias unbounded",
+        attribute(linear, "_bounded_factor", lambda y, z, epsilon, bound: y / z),
+        rule("distribute", bound=1.0),
+    ),
+    Mutant("softmax expansion without x", changed_rule("taylor", leak=lambda op, s, g, *x: s * g), rule("taylor")),
+    Mutant("softmax always over the last axis", attribute(elementary, "_axis", lambda op: -1), rule("taylor")),
+    Mutant("constant still connected", changed_rule("constant", surrogate=_plain), rule("constant")),
+    Mutant(
+        "all to the gate, not the signal",
+        changed_rule("take_all", surrogate=_other_signal),
+        rule("take_all", signal=1),
+    ),
+    Mutant(
+        "numerator held constant",
+        changed_rule("detach_denominator", surrogate=_swap_quotient),
+        rule("detach_denominator"),
+    ),
+    Mutant(
+        "leak of a constant over a value",
+        changed_rule("gradient", leak=_old_quotient_leak),
+        test_rules.test_a_constant_over_a_value_leaks_twice_what_arrives,
+    ),
+    Mutant(
+        "leak of the gradient forgotten",
+        changed_rule("gradient", leak=_zero_leak),
+        closes("v1 = layer_norm(x)", "gradient"),
+    ),
+    Mutant(
+        "value taken from the surrogate",
+        attribute(linear, "same_value", lambda y, surrogate: surrogate),
+        rule("gamma"),
+    ),
+    Mutant(
+        "balance over the whole batch",
+        attribute(product, "_per_sample", _over_the_batch),
+        on(test_properties.test_samples_are_independent, "v1 = residual(x)", "conservative-residual"),
+    ),
+)
+
+
+_CONSTANT_SCALE = kernels._ConstantScaleNorm.forward
+
+
+class _ForgetsMean(kernels._ConstantScaleNorm):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, keep_mean: bool) -> Tensor:
+        return _CONSTANT_SCALE(ctx, x, shape, weight, bias, eps, False)
+
+
+def _weights(drop: str, original: Any = kernels._weights_transposed) -> Any:
+    def mutant(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor) -> Tensor:
+        return original(
+            q,
+            k.flip(-3) if drop == "groups" else k,
+            None if drop == "mask" else mask,
+            causal and drop != "causal",
+            1.0 if drop == "scale" else scale,
+            g,
+        )
+
+    return mutant
+
+
+KERNEL_MUTANTS = (
+    Mutant(
+        "norm kernel forgets the mean",
+        attribute(kernels, "_ConstantScaleNorm", _ForgetsMean),
+        kernel("layer_norm", "ali2022"),
+    ),
+    Mutant(
+        "attention kernel mixes up grouped heads",
+        attribute(kernels, "_weights_transposed", _weights("groups")),
+        kernel("sdpa_grouped", "cp-lrp"),
+    ),
+    Mutant(
+        "attention kernel forgets the mask",
+        attribute(kernels, "_weights_transposed", _weights("mask")),
+        kernel("sdpa_mask", "cp-lrp"),
+    ),
+    Mutant(
+        "attention kernel forgets the causal flag",
+        attribute(kernels, "_weights_transposed", _weights("causal")),
+        kernel("sdpa_causal", "ali2022"),
+    ),
+    Mutant(
+        "attention kernel forgets the scale",
+        attribute(kernels, "_weights_transposed", _weights("scale")),
+        kernel("sdpa_scale", "ali2022-ah"),
+    ),
+    Mutant(
+        "attention kernel scales nothing",
+        attribute(kernels, "_shares", lambda region, part: (1.0, 1.0)),
+        kernel("sdpa", "attnlrp"),
+    ),
+)
