@@ -64,9 +64,7 @@ def _captum(case: Case, model: nn.Module, threads: int) -> list[Contender]:
             return best_logit(model(inputs_embeds=x))[None]
 
     method, embeddings = InputXGradient(Scored()), case.inputs()
-    return [
-        Local("captum InputXGradient", lambda: method.attribute(embeddings.clone().requires_grad_()).sum(-1))
-    ]
+    return [Local("captum InputXGradient", lambda: method.attribute(embeddings.clone().requires_grad_()).sum(-1))]
 
 
 def _lxt(case: Case, model: nn.Module, threads: int) -> list[Contender]:

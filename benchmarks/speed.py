@@ -77,9 +77,7 @@ def measure(
 
 def _relevance(lrp: fxlrp.ConvertedModel, embeddings: torch.Tensor) -> Local:
     """Forward and relevance through the public call, from inputs to an :class:`fxlrp.Attribution`."""
-    return Local(
-        f"fxlrp {lrp.ruleset.name}", lambda: lrp.attribute({"inputs_embeds": embeddings}).relevance.sum(-1)
-    )
+    return Local(f"fxlrp {lrp.ruleset.name}", lambda: lrp.attribute({"inputs_embeds": embeddings}).relevance.sum(-1))
 
 
 def speed_table(rows: Iterable[Measurement]) -> Table:
@@ -143,28 +141,20 @@ def _environment(threads: int, rounds: int, clock: Clock) -> dict[str, Any]:
 
 @app.command()
 def main(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="128 tokens only, fewer rounds, shallow conversions.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="128 tokens only, fewer rounds, shallow conversions.")] = False,
     long: Annotated[bool, typer.Option("--long", help="Convert 80 layers as well.")] = False,
-    rounds: Annotated[
-        int, typer.Option(min=0, help="Pairs of runs for each ratio (0 = 15, or 5 with --quick).")
-    ] = 0,
+    rounds: Annotated[int, typer.Option(min=0, help="Pairs of runs for each ratio (0 = 15, or 5 with --quick).")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch (0 = its own choice).")] = 0,
     clock: Annotated[Clock, typer.Option(help="Seconds on the wall, or of processor time.")] = Clock.WALL,
     speed: Annotated[bool, typer.Option(help="Measure relevance against the plain gradient.")] = True,
     conversion: Annotated[bool, typer.Option(help="Measure conversion against torch.export.")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of tables.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Compare fxlrp with the plain gradient, lxt and captum, and its conversion with torch.export."""
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     rounds = rounds or (5 if quick else 15)
-    cases = [
-        Case(family, length) for family in ("Llama", "BERT") for length in ((128,) if quick else (128, 512))
-    ]
+    cases = [Case(family, length) for family in ("Llama", "BERT") for length in ((128,) if quick else (128, 512))]
     depths = (4, 8) if quick else (8, 16, 32, 80) if long else (8, 16, 32)
     measured: list[Measurement] = []
     converted: list[Conversion] = []

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -40,8 +40,45 @@ class RulesetInfo:
         )
 
 
+class Viewed:
+    """The views that an attribution and a comparison share; each calls into :mod:`fxlrp.report`."""
+
+    @property
+    def _content(self) -> Attribution | Comparison:
+        return cast("Attribution | Comparison", self)
+
+    def show(self) -> None:
+        """Print a heat map in the terminal."""
+        from fxlrp.report import show
+
+        show(self._content)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """A self-contained HTML report; written to ``path`` if one is given."""
+        from fxlrp.report import to_html
+
+        return to_html(self._content, path)
+
+    def plot(self) -> Any:
+        """A matplotlib figure (extra 'plot')."""
+        from fxlrp.report import plot
+
+        return plot(self._content)
+
+    def to_dataframe(self) -> Any:
+        """One row per token or feature, as a pandas DataFrame (extra 'data')."""
+        from fxlrp.report import to_dataframe
+
+        return to_dataframe(self._content)
+
+    def _repr_html_(self) -> str:
+        from fxlrp.report import to_notebook
+
+        return to_notebook(self._content)
+
+
 @dataclass(frozen=True)
-class Attribution:
+class Attribution(Viewed):
     """Relevance of the inputs to one output per sample.
 
     ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs``
@@ -61,35 +98,6 @@ class Attribution:
     at: dict[str, Tensor] = field(default_factory=dict)
     ledger: Ledger | None = None
     attention_mask: Tensor | None = None
-
-    def show(self) -> None:
-        """Print a heat map in the terminal."""
-        from fxlrp.report import show
-
-        show(self)
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """A self-contained HTML report; written to ``path`` if one is given."""
-        from fxlrp.report import to_html
-
-        return to_html(self, path)
-
-    def plot(self) -> Any:
-        """A matplotlib figure (extra 'plot')."""
-        from fxlrp.report import plot
-
-        return plot(self)
-
-    def to_dataframe(self) -> Any:
-        """One row per token or feature, as a pandas DataFrame (extra 'data')."""
-        from fxlrp.report import to_dataframe
-
-        return to_dataframe(self)
-
-    def _repr_html_(self) -> str:
-        from fxlrp.report import to_notebook
-
-        return to_notebook(self)
 
     def save(self, path: str | Path) -> None:
         """Write everything but the model's output object to one safetensors file."""
@@ -151,42 +159,13 @@ class Attribution:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Viewed):
     """The same inputs under several rulesets."""
 
     attributions: dict[str, Attribution]
 
     def __getitem__(self, name: str) -> Attribution:
         return self.attributions[name]
-
-    def show(self) -> None:
-        """Print the heat maps in the terminal, side by side."""
-        from fxlrp.report import show
-
-        show(self)
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """A report with the rulesets side by side; written to ``path`` if one is given."""
-        from fxlrp.report import to_html
-
-        return to_html(self, path)
-
-    def plot(self) -> Any:
-        """A matplotlib figure with one panel per ruleset (extra 'plot')."""
-        from fxlrp.report import plot
-
-        return plot(self)
-
-    def to_dataframe(self) -> Any:
-        """The rows of every attribution with a column for the ruleset (extra 'data')."""
-        from fxlrp.report import to_dataframe
-
-        return to_dataframe(self)
-
-    def _repr_html_(self) -> str:
-        from fxlrp.report import to_notebook
-
-        return to_notebook(self)
 
 
 def as_inputs(lrp: ConvertedModel, inputs: Any) -> dict[str, Any]:

@@ -161,26 +161,16 @@ def gamma(
 
 @gamma.reference
 def _(
-    op: Operation,
-    relevance: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    gamma: float,
-    epsilon: float,
-    form: str,
-    scale_bias: bool,
-    bridge: float,
+    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     z = _call(op, x, weight, bias).flatten()
     dense, flat = matrix(op, x, weight), x.flatten()
     constant = z - dense @ flat
-    bias_gamma = gamma if scale_bias else 0.0
-    up, down = dense + gamma * dense.clamp(min=0), dense + gamma * dense.clamp(max=0)
+    bias_gamma = options["gamma"] if options["scale_bias"] else 0.0
+    up, down = dense + options["gamma"] * dense.clamp(min=0), dense + options["gamma"] * dense.clamp(max=0)
     result = torch.zeros_like(flat)
     for i in range(len(z)):
-        if form == "ali":
+        if options["form"] == "ali":
             row, offset = up[i] * flat, constant[i] + bias_gamma * constant[i].clamp(min=0)
         elif z[i] > 0:
             row, offset = (
@@ -192,9 +182,9 @@ def _(
                 torch.where(flat > 0, down[i], up[i]) * flat,
                 constant[i] + bias_gamma * constant[i].clamp(max=0),
             )
-        result += row * relevance.flatten()[i] / away_from_zero(row.sum() + offset, epsilon)
-    if form == "generalised":
-        result = result * flat / away_from_zero(flat, bridge)
+        result += row * relevance.flatten()[i] / away_from_zero(row.sum() + offset, options["epsilon"])
+    if options["form"] == "generalised":
+        result = result * flat / away_from_zero(flat, options["bridge"])
     return result.reshape(x.shape)
 
 
@@ -280,29 +270,19 @@ def alphabeta(
 
 @alphabeta.reference
 def _(
-    op: Operation,
-    relevance: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    alpha: float,
-    beta: float,
-    epsilon: float,
-    bias_share: str,
-    split_by: str,
+    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     dense = matrix(op, x, weight)
     contributions = dense * x.flatten()[None, :]
-    plus, minus = _bias_shares(_call(op, x, weight, bias).flatten() - contributions.sum(1), bias_share)
+    plus, minus = _bias_shares(_call(op, x, weight, bias).flatten() - contributions.sum(1), options["bias_share"])
     gain, loss = contributions.clamp(min=0), contributions.clamp(max=0)
-    if split_by == "weight":
+    if options["split_by"] == "weight":
         gain, loss = dense.clamp(min=0) * x.flatten(), dense.clamp(max=0) * x.flatten()
     above, below = gain.sum(1) + plus, loss.sum(1) + minus
-    if epsilon:
-        above, below = away_from_zero(above, epsilon), away_from_zero(below, epsilon)
+    if options["epsilon"]:
+        above, below = away_from_zero(above, options["epsilon"]), away_from_zero(below, options["epsilon"])
     r = relevance.flatten()
-    return (alpha * shares(gain, above, r) - beta * shares(loss, below, r)).reshape(x.shape)
+    return (options["alpha"] * shares(gain, above, r) - options["beta"] * shares(loss, below, r)).reshape(x.shape)
 
 
 @rule(
