@@ -7,6 +7,7 @@ operations, so their values agree with the fused kernels to rounding.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -201,6 +202,23 @@ def _baddbmm(bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> An
 def _view(x: Any, shape: Any) -> Any:
     """A view asks for a memory layout that an expanded operation need not have; a reshape does not."""
     return aten.reshape.default(x, shape) if isinstance(shape, (list, tuple)) else NotImplemented
+
+
+@replaces(aten.slice)
+def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    """A slice of everything is nothing (its gradient would be a copy)."""
+    if isinstance(start, Proxy) or isinstance(end, Proxy):
+        return NotImplemented
+    return x if start in (None, 0) and end in (None, sys.maxsize) and step == 1 else NotImplemented
+
+
+@replaces(aten.cat)
+def _cat(tensors: Any, dim: int = 0) -> Any:
+    """Concatenation to nothing, as an empty cache is extended, is nothing."""
+    filled = [x for x in tensors if tuple(_value(x).shape) != (0,)]
+    if len(filled) == len(tensors):
+        return NotImplemented
+    return filled[0] if len(filled) == 1 else aten.cat.default(filled, dim)
 
 
 @replaces(aten.square)

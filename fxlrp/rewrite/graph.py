@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxlrp.graph.operators import is_float, nodes_in, operator_of
+from fxlrp.graph.operators import is_float, nodes_in, operator_of, packet
 from fxlrp.plan import Plan
 from fxlrp.rewrite import kernels
 from fxlrp.rewrite.call import RuleCall, source_leaf
@@ -78,6 +78,7 @@ class _Rewriting:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.detached: dict[fx.Node, fx.Node] = {}
+        self.prepared: dict[fx.Node, fx.Node] = {}
         self.lookups = {e.node for e in plan.structure.entrances if e.lookup}
         self.attributed = {e.node for e in plan.structure.entrances}
         self.tables = {node.args[0] for node in self.lookups}
@@ -116,11 +117,7 @@ class _Rewriting:
             target: Any = node.target
             return self.graph.call_function(target, args, fx.map_arg(dict(node.kwargs), self._constant))
         if node in self.regions:
-            fused = self.plan.program.fused[node]
-            image = self._value if node in self.plan.carrying else self._constant
-            return self.graph.call_function(
-                self.regions[node], fx.map_arg(fused.args, image), fx.map_arg(dict(fused.kwargs), image)
-            )
+            return self._emit_fused(node)
         if node not in self.plan.carrying:
             copied = self.graph.node_copy(node, self._constant)
             # Of several values (split, topk) one may be cut off while others carry on: it is detached after it
@@ -132,6 +129,26 @@ class _Rewriting:
             operands = self._operands(node)
             return self.graph.node_copy(node, lambda n: self.values[n] if n in operands else self._constant(n))
         return self._apply(node)
+
+    def _emit_fused(self, node: fx.Node) -> fx.Node:
+        fused = self.plan.program.fused[node]
+        image = self._value if node in self.plan.carrying else self._constant
+        args: list[Any] = list(fx.map_arg(fused.args, image))
+        kwargs: dict[str, Any] = dict(fx.map_arg(dict(fused.kwargs), image))
+        if packet(fused.target) in kernels.PREPARED:
+            place, name, prepare = kernels.PREPARED[packet(fused.target)]
+            if place < len(args):
+                args[place] = self._prepare(prepare, args[place])
+            elif name in kwargs:
+                kwargs[name] = self._prepare(prepare, kwargs[name])
+        return self.graph.call_function(self.regions[node], tuple(args), kwargs)
+
+    def _prepare(self, prepare: Callable[..., Any], value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return value
+        if value not in self.prepared:
+            self.prepared[value] = self.graph.call_function(prepare, (value,))
+        return self.prepared[value]
 
     @staticmethod
     def _operands(node: fx.Node) -> set[fx.Node]:

@@ -25,6 +25,10 @@ aten = torch.ops.aten
 #: A kernel takes the region and returns a function of the fused operator's own arguments, or None.
 Kernel = Callable[["Region"], Callable[..., Tensor] | None]
 KERNELS: dict[Any, Kernel] = {}
+#: How a fused operator runs where no rule changed it, if not as it is.
+PLAIN: dict[Any, Callable[..., Tensor]] = {}
+#: An argument (position, name) that these functions take in a prepared form, made once however many operators share it.
+PREPARED: dict[Any, tuple[int, str, Callable[..., Any]]] = {}
 _CHUNK = 2**24  # entries of an attention matrix recomputed at a time: 64 MB in float32
 
 
@@ -81,7 +85,7 @@ def choose(plan: Plan, fused: Fused) -> Callable[..., Any] | None:
     """
     region = Region.of(plan, fused)
     if region.untouched_but():
-        return fused.target
+        return PLAIN.get(packet(fused.target), fused.target)
     made = KERNELS.get(packet(fused.target))
     return made(region) if made is not None else None
 
@@ -146,6 +150,40 @@ def _only_inner(region: Region) -> bool:
 # --- attention with scaled messages or constant weights -----------------------------------------------------
 
 
+def simplified_mask(mask: Tensor) -> tuple[Tensor | None, bool]:
+    """The mask that attention needs, and whether it is the causal flag: a mask of ones is none.
+
+    Export writes masks out that the model would not have built; the fused kernels are faster without them.
+    """
+    if mask.dtype != torch.bool or mask.is_meta or torch.compiler.is_compiling():
+        return mask, False
+    distinct = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride())]
+    if bool(distinct.all()):
+        return None, False
+    rows, columns = mask.shape[-2:]
+    causal = torch.ones(rows, columns, dtype=torch.bool, device=mask.device).tril()
+    return (None, True) if rows == columns and bool((distinct == causal).all()) else (mask, False)
+
+
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The fused attention of torch, its mask prepared by :func:`simplified_mask`."""
+    mask, causal = attn_mask if isinstance(attn_mask, tuple) else (attn_mask, False)
+    return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal or is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+PLAIN[aten.scaled_dot_product_attention] = plain_attention
+PREPARED[aten.scaled_dot_product_attention] = (3, "attn_mask", simplified_mask)
+
+
 @kernel(aten.scaled_dot_product_attention)
 def _attention(region: Region) -> Callable[..., Tensor] | None:
     if not {"scores", "weights", "output"} <= set(region.parts) or not region.untouched_but(
@@ -178,7 +216,7 @@ def _scaled_attention(
     share_q: float, share_k: float, share_v: float, q: Tensor, k: Tensor, v: Tensor, *a: Any, **o: Any
 ) -> Tensor:
     q, k, v = (scale_message(x, s) if s != 1 else x for x, s in ((q, share_q), (k, share_k), (v, share_v)))
-    return F.scaled_dot_product_attention(q, k, v, *a, **o)
+    return plain_attention(q, k, v, *a, **o)
 
 
 class _ConstantWeights(torch.autograd.Function):
@@ -221,7 +259,7 @@ def constant_weights_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    attn_mask: Tensor | None = None,
+    attn_mask: Any = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
@@ -231,5 +269,6 @@ def constant_weights_attention(
     are kept.
     """
     q, k = q.detach(), k.detach()
-    result: Any = _ConstantWeights.apply(q, k, v, attn_mask, is_causal, scale, enable_gqa)  # type: ignore[no-untyped-call]
+    mask, causal = attn_mask if isinstance(attn_mask, tuple) else (attn_mask, False)
+    result: Any = _ConstantWeights.apply(q, k, v, mask, causal or is_causal, scale, enable_gqa)  # type: ignore[no-untyped-call]
     return result

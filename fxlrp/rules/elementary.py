@@ -160,8 +160,8 @@ def secant(op: Operation, x: Tensor, *, epsilon: float = 0.0) -> Tensor:
         closed = op.slope
         if epsilon:
             offset = value_at_zero(op)
-            slope = (y - offset if offset else y) / (x_ + epsilon)
-            slope = slope.masked_fill_(x_ == -epsilon, 0.0)
+            slope = (x_ + epsilon).reciprocal_().mul_(y - offset if offset else y)
+            slope.nan_to_num_(posinf=0.0, neginf=0.0)  # x = -epsilon exactly
         else:
             slope = closed(x_) if closed is not None else _difference_quotient(op, x_, y)
     return carry(y, x, slope)
