@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxlrp.graph.elementwise import SLOPES
 from fxlrp.rewrite import kernels
-from fxlrp.rules import RULES, elementary, linear, primitives, product
+from fxlrp.rules import RULES, elementary, gamma, linear, primitives, product
 
 aten = torch.ops.aten
 
@@ -60,8 +60,8 @@ def _zero_leak(op: Any, y: Tensor, g: Tensor, *operands: Any, **parameters: Any)
 
 def _swap_signs(patch: pytest.MonkeyPatch) -> None:
     up, down = linear.positive, linear.negative
-    patch.setattr(linear, "positive", down)
-    patch.setattr(linear, "negative", up)
+    patch.setattr(gamma, "positive", down)
+    patch.setattr(gamma, "negative", up)
 
 
 def _swap_quotient(op: Any, a: Tensor, b: Tensor) -> Any:
@@ -136,7 +136,7 @@ RULE_MUTANTS = (
     ),
     Mutant(
         "value taken from the surrogate",
-        attribute(linear, "same_value", lambda y, surrogate: surrogate),
+        attribute(gamma, "same_value", lambda y, surrogate: surrogate),
         rule("gamma"),
     ),
     Mutant(

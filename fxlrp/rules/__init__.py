@@ -2,7 +2,7 @@
 beside it.
 """
 
-from fxlrp.rules import elementary, linear, product
+from fxlrp.rules import elementary, gamma, linear, product
 from fxlrp.rules.operation import Operation, take_apart
 from fxlrp.rules.rule import RULES, Cite, Conserves, Rule, find_rule, rule
 
@@ -14,6 +14,7 @@ __all__ = [
     "Rule",
     "elementary",
     "find_rule",
+    "gamma",
     "linear",
     "product",
     "rule",

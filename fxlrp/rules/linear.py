@@ -18,7 +18,6 @@ from fxlrp.rules.primitives import away_from_zero, ratio, same_value, scale_mess
 from fxlrp.rules.rule import Cite, Conserves, rule
 
 LINEAR = ("linear", "convolution", "mixing")
-MONTAVON = "Montavon et al. 2019, Layer-Wise Relevance Propagation: An Overview"
 BACH = "Bach et al. 2015, On Pixel-Wise Explanations"
 
 
@@ -32,8 +31,9 @@ def negative(x: Tensor) -> Tensor:
     return x * (x < 0)
 
 
-def _bias_part(bias: Tensor | None, factor: float = 0.0) -> Tensor | None:
-    return None if bias is None else bias * factor
+def without(bias: Tensor | None) -> Tensor | None:
+    """Zero in place of a bias, if there is one."""
+    return None if bias is None else 0 * bias
 
 
 def _epsilon_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor, epsilon: float) -> Tensor:
@@ -72,120 +72,10 @@ def _(
     return shares(contributions, away_from_zero(z, epsilon), relevance.flatten()).reshape(x.shape)
 
 
-def _call(op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def affine(op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operation on other operands; one that takes no bias is given none."""
     result: Tensor = op(x, weight) if len(op.live) == op.factors else op(x, weight, bias)
     return result
-
-
-def _gamma_expression(
-    op: Operation,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: float,
-    epsilon: float,
-    form: str,
-    scale_bias: bool,
-) -> Tensor:
-    z = _call(op, x, weight, bias)
-    bias_gamma = gamma if scale_bias else 0.0
-    up = weight + gamma * weight.clamp(min=0)
-    raised = None if bias is None else bias + bias_gamma * positive(bias)
-    if form == "ali":
-        total = _call(op, x, up, raised)
-        return total * ratio(z, away_from_zero(total, epsilon)).detach()
-    down = weight + gamma * weight.clamp(max=0)
-    lowered = None if bias is None else bias + bias_gamma * negative(bias)
-    above = _call(op, positive(x), up, raised) + _call(op, negative(x), down, _bias_part(bias))
-    below = _call(op, positive(x), down, lowered) + _call(op, negative(x), up, _bias_part(bias))
-    share_above = ratio(z, away_from_zero(above, epsilon)) * (z > 0)
-    share_below = ratio(z, away_from_zero(below, epsilon)) * (z < 0)
-    return above * share_above.detach() + below * share_below.detach()
-
-
-def _gamma_leak(
-    op: Operation, y: Tensor, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
-) -> Tensor:
-    """sum of y g less the numerators that the rule passes on: what its two stabilisers keep."""
-    bridge = options.pop("bridge")
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        constant = None if bias is None else bias.detach().requires_grad_()
-        value = _gamma_expression(op, leaf, weight.detach(), constant, **options)
-    leaves = [leaf] if constant is None else [leaf, constant]
-    grads = torch.autograd.grad(value, leaves, g)
-    passed = (x * grads[0] * _bridged(x, bridge, options["form"])).sum()
-    kept = (y * g).sum() - passed
-    return kept if bias is None else kept - (bias * grads[1]).sum()
-
-
-def _bridged(x: Tensor, bridge: float, form: str) -> Tensor:
-    return ratio(x, away_from_zero(x, bridge)) if bridge and form == "generalised" else torch.ones_like(x)
-
-
-@rule(
-    *LINEAR,
-    conserves=Conserves.WITH_LEAK,
-    source=Cite(MONTAVON, "eq. 10.10; generalised form of zennit 0.5"),
-    leak=_gamma_leak,
-    leak_kind="epsilon",
-)
-def gamma(
-    op: Operation,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    gamma: float = 0.25,
-    epsilon: float = 1e-6,
-    form: str = "generalised",
-    scale_bias: bool = True,
-    bridge: float = 1e-10,
-) -> Tensor:
-    """Positive contributions are favoured by 1 + gamma.  x: any shape the operation takes.
-
-    ``generalised`` (any sign of x): for z_i > 0, R_j = (x_j+ (W + gamma W+)_ij + x_j- (W + gamma W-)_ij) R_i /
-    d_i with d_i the sum of the numerators and of the bias b + gamma b+; for z_i < 0 the roles of W+ and W- (and
-    b+, b-) swap. ``ali`` (x unsplit; Ali et al. 2022): g_x = (W + gamma W+)^T (z / z' g) with z' = (W + gamma
-    W+) x + b + gamma b+. ``scale_bias=False`` leaves b as it is (captum). epsilon stabilises d by sign; it has
-    the unit of z. ``bridge`` (unit of x; generalised form only) is the stabiliser of the division by x with
-    which zennit's hooks return from R to a gradient: g_x is multiplied by x / (x + bridge sign x). At 0 there
-    is none, as the gradient form needs none.
-    """
-    if form not in ("generalised", "ali"):
-        raise RulesetError(f"Rule 'gamma' has no form '{form}'.{nearest(form, ('generalised', 'ali'))}")
-    z = _call(op, x, weight, bias)
-    x = scale_message(x, _bridged(x, bridge, form).detach()) if bridge and form == "generalised" else x
-    return same_value(z, _gamma_expression(op, x, weight, bias, gamma, epsilon, form, scale_bias))
-
-
-@gamma.reference
-def _(
-    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
-) -> Tensor:
-    z = _call(op, x, weight, bias).flatten()
-    dense, flat = matrix(op, x, weight), x.flatten()
-    constant = z - dense @ flat
-    bias_gamma = options["gamma"] if options["scale_bias"] else 0.0
-    up, down = dense + options["gamma"] * dense.clamp(min=0), dense + options["gamma"] * dense.clamp(max=0)
-    result = torch.zeros_like(flat)
-    for i in range(len(z)):
-        if options["form"] == "ali":
-            row, offset = up[i] * flat, constant[i] + bias_gamma * constant[i].clamp(min=0)
-        elif z[i] > 0:
-            row, offset = (
-                torch.where(flat > 0, up[i], down[i]) * flat,
-                constant[i] + bias_gamma * constant[i].clamp(min=0),
-            )
-        else:
-            row, offset = (
-                torch.where(flat > 0, down[i], up[i]) * flat,
-                constant[i] + bias_gamma * constant[i].clamp(max=0),
-            )
-        result += row * relevance.flatten()[i] / away_from_zero(row.sum() + offset, options["epsilon"])
-    if options["form"] == "generalised":
-        result = result * flat / away_from_zero(flat, options["bridge"])
-    return result.reshape(x.shape)
 
 
 def _alphabeta_expression(
@@ -199,14 +89,14 @@ def _alphabeta_expression(
     bias_share: str,
     split_by: str,
 ) -> Tensor:
-    z = _call(op, x, weight, bias)
+    z = affine(op, x, weight, bias)
     up, down = weight.clamp(min=0), weight.clamp(max=0)
     plus, minus = (None, None) if bias is None else _bias_shares(bias, bias_share)
     if split_by == "weight":
-        gain, loss = _call(op, x, up, plus), _call(op, x, down, minus)
+        gain, loss = affine(op, x, up, plus), affine(op, x, down, minus)
     else:
-        gain = _call(op, positive(x), up, plus) + _call(op, negative(x), down, _bias_part(bias))
-        loss = _call(op, positive(x), down, minus) + _call(op, negative(x), up, _bias_part(bias))
+        gain = affine(op, positive(x), up, plus) + affine(op, negative(x), down, without(bias))
+        loss = affine(op, positive(x), down, minus) + affine(op, negative(x), up, without(bias))
     share = gain * (alpha * ratio(z, away_from_zero(gain, epsilon) if epsilon else gain)).detach()
     return (
         share - loss * (beta * ratio(z, away_from_zero(loss, epsilon) if epsilon else loss)).detach() if beta else share
@@ -264,7 +154,7 @@ def alphabeta(
         raise RulesetError(
             f"Rule 'alphabeta' cannot split by '{split_by}'.{nearest(split_by, ('contribution', 'weight'))}"
         )
-    z = _call(op, x, weight, bias)
+    z = affine(op, x, weight, bias)
     return same_value(z, _alphabeta_expression(op, x, weight, bias, alpha, beta, epsilon, bias_share, split_by))
 
 
@@ -274,7 +164,7 @@ def _(
 ) -> Tensor:
     dense = matrix(op, x, weight)
     contributions = dense * x.flatten()[None, :]
-    plus, minus = _bias_shares(_call(op, x, weight, bias).flatten() - contributions.sum(1), options["bias_share"])
+    plus, minus = _bias_shares(affine(op, x, weight, bias).flatten() - contributions.sum(1), options["bias_share"])
     gain, loss = contributions.clamp(min=0), contributions.clamp(max=0)
     if options["split_by"] == "weight":
         gain, loss = dense.clamp(min=0) * x.flatten(), dense.clamp(max=0) * x.flatten()
@@ -310,7 +200,7 @@ def _(
     bias_share: str,
 ) -> Tensor:
     contributions = (matrix(op, x, weight) * x.flatten()[None, :]).clamp(min=0)
-    constant = _call(op, x, weight, bias).flatten() - matrix(op, x, weight) @ x.flatten()
+    constant = affine(op, x, weight, bias).flatten() - matrix(op, x, weight) @ x.flatten()
     total = contributions.sum(1) + _bias_shares(constant, bias_share)[0]
     return shares(contributions, total, relevance.flatten()).reshape(x.shape)
 
@@ -327,7 +217,7 @@ def _distribute_leak(
     bound: float,
 ) -> Tensor:
     """sum of (z + b - z f) g with the bounded factor f of the rule."""
-    z = _call(op, x, weight, _bias_part(bias))
+    z = affine(op, x, weight, without(bias))
     return (y - z * _bounded_factor(y, z, epsilon, bound)) * g
 
 
@@ -357,8 +247,8 @@ def distribute(
     x: any shape the operation takes. Badly conditioned where z is near 0, hence the bound; what it keeps back
     is the declared leak.
     """
-    z = _call(op, x, weight, _bias_part(bias.detach() if bias is not None else None))
-    y = _call(op, x, weight, bias)
+    z = affine(op, x, weight, without(bias.detach() if bias is not None else None))
+    y = affine(op, x, weight, bias)
     return same_value(y, z * _bounded_factor(y, z, epsilon, bound).detach())
 
 
@@ -374,6 +264,6 @@ def _(
     bound: float,
 ) -> Tensor:
     contributions = matrix(op, x, weight) * x.flatten()[None, :]
-    z, y = contributions.sum(1), _call(op, x, weight, bias).flatten()
+    z, y = contributions.sum(1), affine(op, x, weight, bias).flatten()
     factor = (y / away_from_zero(z, epsilon)).clamp(-bound, bound)
     return torch.einsum("ij,i,i->j", contributions, factor, ratio(relevance.flatten(), y)).reshape(x.shape)

@@ -43,7 +43,8 @@ class Rule:
 
     ``surrogate(op, *operands, **parameters)`` takes the operation and its operands, those that carry relevance
     first. ``leak(op, y, g_y, *operands, **parameters)`` is the sum of y g_y less what the operands receive,
-    ``leak_kind`` its name in the ledger. ``reference(op, R_y, *operands, **parameters)`` is the paper's own
+    ``leak_kind`` its name in the ledger; ``keeps_value`` is False only for a published quirk that changes the
+    model's outputs. ``reference(op, R_y, *operands, **parameters)`` is the paper's own
     relevance form, in plain einsum.
     """
 
@@ -54,6 +55,7 @@ class Rule:
     source: Cite
     leak: Callable[..., Tensor] | None = None
     leak_kind: str = ""
+    keeps_value: bool = True
     references: list[Callable[..., Any]] = field(default_factory=list, compare=False)
 
     @property
@@ -120,11 +122,12 @@ def rule(
     source: Cite,
     leak: Callable[..., Tensor] | None = None,
     leak_kind: str = "",
+    keeps_value: bool = True,
 ) -> Callable[[Callable[..., Tensor]], Rule]:
     """Register a function as the rule of its name for the operator classes ``on`` ('any' for all)."""
 
     def register(function: Callable[..., Tensor]) -> Rule:
-        made = Rule(function.__name__, on, function, conserves, source, leak, leak_kind)
+        made = Rule(function.__name__, on, function, conserves, source, leak, leak_kind, keeps_value)
         RULES[made.name] = made
         return made
 

@@ -113,9 +113,7 @@ def fused_qkv(m: Any, x: Tensor) -> Tensor:
 def rotary(m: Any, x: Tensor) -> Tensor:
     """Queries and keys rotated by position, half against half, as in Llama."""
     q, k, v = projected(m, x)
-    angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor(
-        [1.0, 0.1], dtype=x.dtype
-    ).repeat(2)
+    angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype).repeat(2)
     q, k = (t * angles.cos() + _half_turned(t) * angles.sin() for t in (q, k))
     return m.o(merged(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
 

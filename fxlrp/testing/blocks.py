@@ -81,9 +81,7 @@ class Kind:
         return Block(self.apply, {name: make() for name, make in self.parts.items()}, option)
 
 
-def kind(
-    name: str, apply: Callable[..., Tensor], growth: Growth = largest, **parts: Callable[[], Part]
-) -> Kind:
+def kind(name: str, apply: Callable[..., Tensor], growth: Growth = largest, **parts: Callable[[], Part]) -> Kind:
     """An exact `Kind`; the makers of its parts are keyword arguments."""
     return Kind(name, apply, growth, parts=parts)
 

@@ -53,9 +53,7 @@ class Step:
     seed: int = 0
 
     def __str__(self) -> str:
-        settings = [
-            f"{name}={value}" for name, value in (("option", self.option), ("seed", self.seed)) if value
-        ]
+        settings = [f"{name}={value}" for name, value in (("option", self.option), ("seed", self.seed)) if value]
         return f"{self.kind}({', '.join([*self.operands, *settings])})"
 
 
@@ -89,9 +87,7 @@ class RandomGraph:
 
     def module(self) -> nn.Module:
         """The model: float64, eval mode, parameters at a trained model's scale, equal for equal graphs."""
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # constructors draw from the global generator; `realistic` redraws
+        with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; `realistic` redraws
             model = _MODELS[len(self.input_names)](self)
         return model.double().eval()
 
@@ -117,9 +113,7 @@ class RandomGraph:
             option, seed = int(match["option"] or 0), int(match["seed"] or 0)
             steps.append(Step(match["kind"], tuple(match["operands"].split(", ")), option, seed))
         if not steps:
-            raise InputError(
-                f"No line such as 'v1 = linear(x)' in {code!r}: paste what a random graph prints."
-            )
+            raise InputError(f"No line such as 'v1 = linear(x)' in {code!r}: paste what a random graph prints.")
         return cls(tuple(steps))
 
     def __repr__(self) -> str:

@@ -164,9 +164,7 @@ LINEAR = (
 NORMS = (
     kind("layer_norm", lambda m, x: m.norm(x), bounded, norm=lambda: nn.LayerNorm(8)),
     kind("layer_norm_plain", lambda m, x: F.layer_norm(x, (8,)), bounded),
-    kind(
-        "layer_norm_spelled_out", layer_norm, bounded, norm_weight=parameter(8, value=1.0), bias=parameter(8)
-    ),
+    kind("layer_norm_spelled_out", layer_norm, bounded, norm_weight=parameter(8, value=1.0), bias=parameter(8)),
     kind("rms_norm", lambda m, x: m.norm(x), bounded, norm=lambda: nn.RMSNorm(8, eps=1e-6)),
     kind(
         "rms_norm_spelled_out",
@@ -237,9 +235,7 @@ MOVEMENT = (
     kind("unbind_stack", lambda m, x: torch.stack(x.unbind(1)[::-1], 1)),
     kind("slice_cat", lambda m, x: torch.cat([x[:, 1:], x[:, :1]], 1)),
     kind("shift_pad", lambda m, x: x + F.pad(x[:, :-1], (0, 0, 1, 0))),
-    kind(
-        "index_select", lambda m, x: x.index_select(1, m.order), order=lambda: torch.tensor([2, 0, 4, 4, 1])
-    ),
+    kind("index_select", lambda m, x: x.index_select(1, m.order), order=lambda: torch.tensor([2, 0, 4, 4, 1])),
     kind(
         "gather",
         lambda m, x: x.gather(2, m.order.expand_as(x)),
@@ -254,9 +250,7 @@ SELECTION = (
     kind("where_constant", lambda m, x: torch.where(_checkerboard(), 0.7, x)),
     kind("masked_fill", lambda m, x: x.masked_fill(_checkerboard(), 0.0)),
     kind("mask_product", lambda m, x: x * m.keep[:, None].to(x.dtype), keep=keep),
-    kind(
-        "topk_tokens", lambda m, x: x + (x + m.offset_bias).topk(2, 1).values.sum(1, keepdim=True), **OFFSET
-    ),
+    kind("topk_tokens", lambda m, x: x + (x + m.offset_bias).topk(2, 1).values.sum(1, keepdim=True), **OFFSET),
     kind("sort_features", lambda m, x: (x + m.offset_bias).sort(-1).values, **OFFSET),
     kind("threshold_by_value", lambda m, x: torch.where(x + m.offset_bias > 0, x, 0.2 * x), **OFFSET),
 )
@@ -264,9 +258,7 @@ REDUCTIONS = (
     kind("mean_tokens", lambda m, x: x - 0.7 * x.mean(1, keepdim=True)),
     kind("mean_features", lambda m, x: x + x.mean(-1, keepdim=True)),
     kind("sum_tokens", lambda m, x: 0.5 * x + 0.3 * x.sum(1, keepdim=True)),
-    kind(
-        "masked_mean", lambda m, x: x + (x * m.keep[:, None]).sum(1, keepdim=True) / m.keep.sum(), keep=keep
-    ),
+    kind("masked_mean", lambda m, x: x + (x * m.keep[:, None]).sum(1, keepdim=True) / m.keep.sum(), keep=keep),
     kind("amax_tokens", lambda m, x: 0.5 * x + (x + m.offset_bias).amax(1, keepdim=True), **OFFSET),
     kind("max_features", lambda m, x: 0.5 * x + (x + m.offset_bias).max(-1, keepdim=True).values, **OFFSET),
     kind("logsumexp", lambda m, x: x - x.logsumexp(-1, keepdim=True)),
@@ -283,12 +275,8 @@ REDUCTIONS = (
     kind("interpolate", lambda m, x: F.interpolate(F.avg_pool1d(x, 2), scale_factor=2.0)),
 )
 CONSTANTS = (
-    kind(
-        "position_embedding", lambda m, x: x + m.position_embeddings, position_embeddings=parameter(1, 5, 8)
-    ),
-    kind(
-        "embedding_lookup", lambda m, x: x + m.table(torch.arange(TOKENS)), table=lambda: nn.Embedding(9, 8)
-    ),
+    kind("position_embedding", lambda m, x: x + m.position_embeddings, position_embeddings=parameter(1, 5, 8)),
+    kind("embedding_lookup", lambda m, x: x + m.table(torch.arange(TOKENS)), table=lambda: nn.Embedding(9, 8)),
     kind("scale_parameter", lambda m, x: x * m.layer_scale, layer_scale=parameter(8)),
     kind("class_token", class_token, cls_token=parameter(1, 1, 8)),
     kind("class_token_pool", class_token_pool, cls_token=parameter(1, 1, 8)),
@@ -313,9 +301,7 @@ ATTENTIONS = (
     kind("linear_attention", attentions.linear_attention, **QKVO),
     kind("sdpa", attentions.sdpa, **QKVO),
     kind("sdpa_mask", attentions.sdpa_mask, keep=keep, **QKVO),
-    kind(
-        "sdpa_additive_bias", attentions.sdpa_additive_bias, relative_position_bias=parameter(2, 5, 5), **QKVO
-    ),
+    kind("sdpa_additive_bias", attentions.sdpa_additive_bias, relative_position_bias=parameter(2, 5, 5), **QKVO),
     kind("sdpa_causal", attentions.sdpa_causal, **QKVO),
     kind("sdpa_scale", attentions.sdpa_scale, **QKVO),
     kind("sdpa_grouped", attentions.sdpa_grouped, **GROUPED),

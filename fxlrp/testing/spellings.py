@@ -67,9 +67,7 @@ class _Pair:
 def _split(fused: nn.Linear, *names: str) -> dict[str, Part]:
     """The fused linear as several, with the same rows of its weight."""
     parts: dict[str, Part] = {}
-    for name, weight, bias in zip(
-        names, fused.weight.chunk(len(names)), fused.bias.chunk(len(names)), strict=True
-    ):
+    for name, weight, bias in zip(names, fused.weight.chunk(len(names)), fused.bias.chunk(len(names)), strict=True):
         part = nn.Linear(weight.shape[1], weight.shape[0]).to(weight.dtype)
         part.weight, part.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         parts[name] = part
@@ -120,9 +118,7 @@ def _hand_layer_norm(m: Any, x: Tensor) -> Tensor:
 def _group_norm(m: Any, x: Tensor) -> Tensor:
     grouped = x.transpose(1, 2).reshape(x.shape[0], 2, -1)
     centred = grouped - grouped.mean(-1, keepdim=True)
-    normal = (centred / torch.sqrt(grouped.var(-1, correction=0, keepdim=True) + 1e-5)).view(
-        -1, FEATURES, TOKENS
-    )
+    normal = (centred / torch.sqrt(grouped.var(-1, correction=0, keepdim=True) + 1e-5)).view(-1, FEATURES, TOKENS)
     return normal.transpose(1, 2) * m.norm.weight + m.norm.bias
 
 
@@ -138,17 +134,13 @@ ATTENTION = {"attention": partial(nn.MultiheadAttention, 8, 2, batch_first=True)
 
 PAIRS = (
     _Pair("eager_sdpa", attentions.eager, attentions.sdpa, QKVO),
-    _Pair(
-        "eager_sdpa_masked", attentions.eager_additive_mask, attentions.sdpa_mask, QKVO | {"keep": kinds.keep}
-    ),
+    _Pair("eager_sdpa_masked", attentions.eager_additive_mask, attentions.sdpa_mask, QKVO | {"keep": kinds.keep}),
     _Pair("eager_sdpa_causal", attentions.eager_masked_fill, attentions.sdpa_causal, QKVO),
     _Pair("causal_filled_added", attentions.eager_masked_fill, _mask_added, QKVO),
     _Pair("eager_bmm", attentions.eager, attentions.bmm, QKVO),
     _Pair("eager_einsum", attentions.eager, attentions.einsum, QKVO),
     _Pair("eager_sdpa_grouped", attentions.repeated_grouped, attentions.sdpa_grouped, GROUPED),
-    _Pair(
-        "qkv_fused_split", attentions.fused_qkv, attentions.sdpa, FUSED_QKV, lambda m: _split(m.qkv, *"qkv")
-    ),
+    _Pair("qkv_fused_split", attentions.fused_qkv, attentions.sdpa, FUSED_QKV, lambda m: _split(m.qkv, *"qkv")),
     _Pair("multihead_module", attentions.multihead_module, _unfused_module, ATTENTION),
     _Pair(
         "gate_fused_split",
@@ -202,9 +194,7 @@ PAIRS = (
         lambda m, x: x + x.sum(1, keepdim=True) / TOKENS,
         {},
     ),
-    _Pair(
-        "add_stack", lambda m, x: x + m.w(x), lambda m, x: torch.stack([x, m.w(x)]).sum(0), {"w": linear()}
-    ),
+    _Pair("add_stack", lambda m, x: x + m.w(x), lambda m, x: torch.stack([x, m.w(x)]).sum(0), {"w": linear()}),
     _Pair(
         "unit_vector",
         lambda m, x: F.normalize(x, dim=-1),
@@ -217,7 +207,5 @@ PAIRS = (
 
 def spellings(seed: int = 0) -> tuple[Spelling, ...]:
     """Every pair, with weights and inputs drawn from `seed`."""
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # constructors draw from the global generator; `realistic` redraws
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; `realistic` redraws
         return tuple(pair.spelling(seed) for pair in PAIRS)

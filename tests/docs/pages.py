@@ -41,9 +41,7 @@ def blocks(page: str) -> list[Block]:
         title = re.search(r'title="([^"]+)"', rest)
         near = not page[end : match.start()].strip()
         found.append(
-            Block(
-                language, title and title[1], match["body"], page[: match.start("body")].count("\n") + 1, near
-            )
+            Block(language, title and title[1], match["body"], page[: match.start("body")].count("\n") + 1, near)
         )
         end = match.end()
     return found
@@ -62,9 +60,7 @@ def run(page: Path, folder: Path) -> Iterator[tuple[Block, str, str | None]]:
         printed = io.StringIO()
         with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
             exec(code, namespace)
-        expected = (
-            after.text if after and after.language == "text" and after.directly_after_previous else None
-        )
+        expected = after.text if after and after.language == "text" and after.directly_after_previous else None
         yield block, printed.getvalue(), expected
 
 

@@ -86,9 +86,7 @@ def _run_time(node: ast.AST, late: bool) -> Iterator[tuple[ast.AST, bool]]:
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
         yield child, late
-        yield from _run_time(
-            child, late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        )
+        yield from _run_time(child, late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
 
 
 def stage(module: str) -> int | None:
@@ -127,9 +125,7 @@ def undocumented(modules: Mapping[str, str]) -> list[str]:
 
 def _bare(scope: ast.AST, path: str) -> Iterator[tuple[str, int]]:
     for node in ast.iter_child_nodes(scope):
-        if not isinstance(
-            node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        ) or node.name.startswith("_"):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith("_"):
             continue
         if ast.get_docstring(node) is None and not _needs_none(node, scope):
             yield path + node.name, node.lineno

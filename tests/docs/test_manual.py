@@ -17,9 +17,7 @@ from fxlrp.rules import RULES
 
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
-    pytest.importorskip(
-        "mkdocs", reason="the generator of the manual is not installed: pip install -e '.[docs]'"
-    )
+    pytest.importorskip("mkdocs", reason="the generator of the manual is not installed: pip install -e '.[docs]'")
     spec = importlib.util.spec_from_file_location("hooks", pages.ROOT / "docs" / "hooks.py")
     assert spec is not None
     assert spec.loader is not None
@@ -32,9 +30,7 @@ def test_every_table_is_rendered_whole(hooks: ModuleType) -> None:
     made = dict(hooks.pages())
     assert all(f"{{ #{name} }}" in made["reference/rules.md"] for name in RULES)
     assert all(f"{{ #{name} }}" in made["reference/patterns.md"] for name in PATTERNS)
-    assert all(
-        f'id="{operator.category}"' in made["reference/operators.md"] for operator in OPERATORS.values()
-    )
+    assert all(f'id="{operator.category}"' in made["reference/operators.md"] for operator in OPERATORS.values())
     assert all(f"reference/rulesets/{name}.md" in made for name in fxlrp.rulesets())
 
 

@@ -103,6 +103,4 @@ def test_links_inside_the_repository_lead_somewhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_name_no_folder_of_the_authors_machine(name: str) -> None:
-    assert not re.search(
-        r"(?<![\w.])/(home|work|tmp|root|Users)/", (pages.ROOT / name).read_text(encoding="utf-8")
-    )
+    assert not re.search(r"(?<![\w.])/(home|work|tmp|root|Users)/", (pages.ROOT / name).read_text(encoding="utf-8"))

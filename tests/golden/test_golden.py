@@ -154,7 +154,8 @@ def test_vit(method: str, dtype: str) -> None:
     rules = fxlrp.ruleset(RULESETS.get(method, "cp-lrp"))
     if method.startswith("zennit"):
         convolution, linear = (
-            float(part.removeprefix("conv").removeprefix("lin")) for part in method.removeprefix("zennit.gamma_").split("_")
+            float(part.removeprefix("conv").removeprefix("lin"))
+            for part in method.removeprefix("zennit.gamma_").split("_")
         )
         for place in ("*.mlp.*", "classifier"):
             rules = rules.override(linear={"rule": "gamma", "gamma": linear}, where=place)
@@ -229,6 +230,21 @@ ALI = {
     "LN_meandetach": fxlrp.ruleset("ali2022-ln").override(**{"norm.mean": "constant"}),
     "AH+LN_meandetach": fxlrp.ruleset("ali2022").override(**{"norm.mean": "constant"}),
 }
+
+
+def with_gamma(rules: fxlrp.Ruleset) -> fxlrp.Ruleset:
+    """The authors' gamma experiment: on q, k, v as a rule, in the output projection by changing the forward pass."""
+    for i, gamma in enumerate((0.3, 0.1, 0.05)):
+        block = f"attention_layers.{i}"
+        for name in ("query", "key", "value"):
+            spec = {"rule": "gamma", "gamma": gamma, "form": "ali", "epsilon": 0.0}
+            rules = rules.override(linear=spec, where=f"{block}.{name}")
+        spec = {"rule": "ali_forward_gamma", "gamma": gamma}
+        rules = rules.override(linear=spec, where=f"{block}.output.dense")
+    return rules
+
+
+ALI |= {"GI.gamma": with_gamma(ALI["GI"]), "AH+LN.gamma": with_gamma(ALI["AH+LN"])}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -23,9 +23,9 @@ def write_classifier(folder: Path) -> Path:
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = {f"{name[1:-1].lower()}_token": name for name in SPECIAL}
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=32, **names
-    ).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(
+        folder
+    )
     config = transformers.BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=16,
@@ -49,9 +49,9 @@ def write_language_model(folder: Path) -> Path:
     end = "<|endoftext|>"
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=[end], initial_alphabet=alphabet)
     tokenizer.train_from_iterator(CORPUS, trainer)
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=end, bos_token=end
-    ).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end).save_pretrained(
+        folder
+    )
     config = transformers.GPT2Config(
         vocab_size=tokenizer.get_vocab_size(), n_embd=16, n_layer=2, n_head=2, n_positions=32
     )

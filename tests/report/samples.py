@@ -86,9 +86,7 @@ def text_attribution(
     )
 
 
-def float_attribution(
-    relevance: Tensor, name: str = "pixel_values", *, with_ledger: bool = False
-) -> Attribution:
+def float_attribution(relevance: Tensor, name: str = "pixel_values", *, with_ledger: bool = False) -> Attribution:
     """An attribution of a float input, whose relevance has the input's own shape [batch, ...]."""
     book = ledger(relevance) if with_ledger else None
     return Attribution(
@@ -98,9 +96,7 @@ def float_attribution(
         features=relevance,
         outputs=None,
         target=None,
-        explained=relevance.reshape(relevance.shape[0], -1).sum(1).double()
-        if book is None
-        else book.explained,
+        explained=relevance.reshape(relevance.shape[0], -1).sum(1).double() if book is None else book.explained,
         ruleset=info("conservative", title="Everything homogenised"),
         label=[f"class {n}" for n in range(relevance.shape[0])],
         ledger=book,

@@ -84,13 +84,9 @@ def unfolded(page: str) -> str:
 names = ("attnlrp", "cp-lrp", "ali2022", "conservative-residual")
 PAGES = {
     "one ruleset": [text_attribution([SENTENCE], layers=4, with_ledger=True, gap=0.3)],
-    "four rulesets": [
-        text_attribution([SENTENCE] * 2, ruleset=name, layers=4, with_ledger=True) for name in names
-    ],
+    "four rulesets": [text_attribution([SENTENCE] * 2, ruleset=name, layers=4, with_ledger=True) for name in names],
     "long": [text_attribution([SENTENCE * 20], layers=12, with_ledger=True)],
-    "one long word": [
-        text_attribution([["Donaudampfschifffahrtsgesellschaft" * 5] * 3], layers=2, with_ledger=True)
-    ],
+    "one long word": [text_attribution([["Donaudampfschifffahrtsgesellschaft" * 5] * 3], layers=2, with_ledger=True)],
     "image": [float_attribution(torch.randn(2, 3, 32, 32), with_ledger=True)] * 2,
     "features": [float_attribution(torch.randn(1, 40), with_ledger=True)],
 }
@@ -116,9 +112,7 @@ def test_dark_mode_is_dark(chromium: Callable[..., str]) -> None:
     assert probe(chromium, page, 1280, DARK)["background"] == "rgb(21, 23, 27)"
 
 
-@pytest.mark.parametrize(
-    ("width", "flags"), [(1280, []), (420, []), (420, [DARK])], ids=["wide", "narrow", "dark"]
-)
+@pytest.mark.parametrize(("width", "flags"), [(1280, []), (420, []), (420, [DARK])], ids=["wide", "narrow", "dark"])
 def test_screenshot_shows_both_colours(
     chromium: Callable[..., str], tmp_path: Path, width: int, flags: list[str]
 ) -> None:
@@ -133,7 +127,5 @@ def test_screenshot_shows_both_colours(
 
 
 def test_a_script_that_slipped_through_would_not_run(chromium: Callable[..., str]) -> None:
-    page = render_html(PAGES["one ruleset"]).replace(
-        "</body>", "<script>document.title = 'ran'</script></body>"
-    )
+    page = render_html(PAGES["one ruleset"]).replace("</body>", "<script>document.title = 'ran'</script></body>")
     assert "<title>Relevance report</title>" in chromium(page, 420, "--dump-dom")

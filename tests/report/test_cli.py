@@ -89,9 +89,7 @@ def test_plan_shows_rules_and_modules(classifier: Path) -> None:
     assert "attention" in succeeds("plan", classifier)
     printed = json.loads(succeeds("plan", classifier, "--ruleset", "cp-lrp", "--json"))
     assert printed["ruleset"] == "cp-lrp"
-    assert {"pattern": "attention.weights", "rule": "constant", "count": 2}.items() <= printed["plan"][
-        1
-    ].items()
+    assert {"pattern": "attention.weights", "rule": "constant", "count": 2}.items() <= printed["plan"][1].items()
     assert all(set(row) == {"pattern", "rule", "count", "modules", "note"} for row in printed["plan"])
 
 
@@ -103,9 +101,9 @@ def test_rulesets_are_listed_and_shown() -> None:
     rules = succeeds("rulesets", "attnlrp")
     assert "softmax" in rules
     assert "taylor" in rules
-    assert {"match": "softmax", "rule": "taylor"}.items() <= json.loads(
-        succeeds("rulesets", "attnlrp", "--json")
-    )["rules"][0].items()
+    assert {"match": "softmax", "rule": "taylor"}.items() <= json.loads(succeeds("rulesets", "attnlrp", "--json"))[
+        "rules"
+    ][0].items()
 
 
 def test_check_passes_and_fails_by_exit_code(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,6 @@ def test_text_is_readable(scheme: str, text: str, ground: str) -> None:
     colours = palette(scheme)
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0):  # a token's colour lies between the page's and the full one
         mixed = tuple(
-            page + strength * (full - page)
-            for page, full in zip(colours["paper"], colours[ground], strict=True)
+            page + strength * (full - page) for page, full in zip(colours["paper"], colours[ground], strict=True)
         )
         assert contrast(colours[text], mixed) >= 4.5

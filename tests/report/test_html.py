@@ -35,9 +35,7 @@ class Elements(HTMLParser):
 
 def ledger_rows(page: str, row: str) -> list[str]:
     """The source of the ledger rows of class `row`, each from its tag to that of the next row."""
-    return [
-        part for part in page.split('<tr role="row" class="')[1:] if part.startswith((row + '"', row + " "))
-    ]
+    return [part for part in page.split('<tr role="row" class="')[1:] if part.startswith((row + '"', row + " "))]
 
 
 def numbers(page: str, row: str) -> list[float]:
@@ -52,9 +50,7 @@ def printed(page: str, row: str) -> list[float]:
 
 
 def test_everything_is_escaped() -> None:
-    identity = RulesetInfo(
-        EVIL, version=EVIL, hash=EVIL, title=EVIL, citation=EVIL, url='https://x/"><script>'
-    )
+    identity = RulesetInfo(EVIL, version=EVIL, hash=EVIL, title=EVIL, citation=EVIL, url='https://x/"><script>')
     attribution = text_attribution(
         [["[CLS]", EVIL, '"><img src=x onerror=alert(1)>', "'"]], identity=identity, label=EVIL
     )
@@ -86,9 +82,7 @@ def test_no_resource_is_loaded_from_anywhere() -> None:
         assert "default-src 'none'" in page
 
 
-@pytest.mark.parametrize(
-    "url", ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", None, "arxiv"]
-)
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", None, "arxiv"])
 def test_only_web_addresses_become_links(url: str | None) -> None:
     page = render_html([text_attribution([SENTENCE], identity=info("mine", url=url))])
     assert "<a " not in page
@@ -104,9 +98,7 @@ def test_a_citation_is_a_link() -> None:
 def test_ledger_rows_sum_to_the_total_and_the_gap_closes_the_rest() -> None:
     attribution = text_attribution([SENTENCE], with_ledger=True, gap=0.25)
     page = render_html([attribution])
-    kinds, (total,), (explained,), (gap,) = (
-        numbers(page, row) for row in ("kind", "total", "explained", "gap")
-    )
+    kinds, (total,), (explained,), (gap,) = (numbers(page, row) for row in ("kind", "total", "explained", "gap"))
     assert len(kinds) == 6
     assert sum(kinds) == pytest.approx(total)
     assert total + gap == pytest.approx(explained)
@@ -137,9 +129,7 @@ def test_colour_and_value_of_every_token() -> None:
     for span, token, value in zip(spans, SENTENCE, relevance.tolist(), strict=True):
         classes, style, title = span["class"] or "", span["style"] or "", span["title"] or ""
         assert classes.split()[1] == ("n" if value < 0 else "p")
-        assert float(style.removeprefix("--a:")) == pytest.approx(
-            abs(value) / float(relevance.abs().max()), abs=1e-3
-        )
+        assert float(style.removeprefix("--a:")) == pytest.approx(abs(value) / float(relevance.abs().max()), abs=1e-3)
         assert title.startswith(token)
         assert float(title.removeprefix(token).replace("−", "-")) == pytest.approx(value, rel=0.01)
 

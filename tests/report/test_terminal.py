@@ -39,9 +39,7 @@ def test_colour_follows_the_sign() -> None:
     tokens = ["good", "bad", "neither"]
     attribution = text_attribution([tokens])
     attribution.relevance[0] = torch.tensor([2.0, -2.0, 0.0])
-    (heat,) = [
-        line for line in shown([attribution], colour=True).splitlines() if "good" in line and "bad" in line
-    ]
+    (heat,) = [line for line in shown([attribution], colour=True).splitlines() if "good" in line and "bad" in line]
     red, blue = (";".join(map(str, colour)) for colour in (POSITIVE, NEGATIVE))
     assert f"48;2;{red}mgood" in heat
     assert f"48;2;{blue}mbad" in heat

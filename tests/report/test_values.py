@@ -20,9 +20,7 @@ def test_plain_values_survive_json() -> None:
     (sample,) = plain["samples"]
     assert plain["ruleset"]["name"] == "attnlrp"
     assert sample["inputs"]["input_ids"]["tokens"] == SENTENCE
-    np.testing.assert_array_equal(
-        sample["inputs"]["input_ids"]["relevance"], attribution.relevance[0].double().numpy()
-    )
+    np.testing.assert_array_equal(sample["inputs"]["input_ids"]["relevance"], attribution.relevance[0].double().numpy())
     assert list(sample["layers"]) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
     entries = sample["ledger"]["entries"]
     assert len(entries) == len(attribution.ledger.entries)
@@ -37,9 +35,7 @@ def test_what_json_cannot_spell_is_null() -> None:
 
 def test_data_frame_has_a_row_per_position() -> None:
     pytest.importorskip("pandas", reason="the extra 'data' is not installed")
-    attributions = {
-        name: text_attribution([SENTENCE] * 2, ruleset=name, seed=n) for n, name in enumerate("ab")
-    }
+    attributions = {name: text_attribution([SENTENCE] * 2, ruleset=name, seed=n) for n, name in enumerate("ab")}
     frame = to_dataframe(Comparison(attributions))
     assert len(frame) == 2 * 2 * len(SENTENCE)
     row = frame[(frame.ruleset == "b") & (frame["sample"] == 1) & (frame.position == 4)].iloc[0]
@@ -84,9 +80,7 @@ def test_a_missing_extra_is_named(view, package: str, monkeypatch: pytest.Monkey
         view(text_attribution([SENTENCE]))
 
 
-def test_views_of_an_attribution_and_of_a_comparison(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_views_of_an_attribution_and_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     attributions = {name: text_attribution([SENTENCE], ruleset=name) for name in ("attnlrp", "gradient")}
     page = to_html(attributions["attnlrp"], tmp_path / "page.html", title="One")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page

@@ -53,9 +53,7 @@ def test_kind_exports_with_a_dynamic_batch(kind: str) -> None:
     graph = _single(kind)
     model, inputs = graph.module(), graph.inputs()
     batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(
-        model, (), inputs, strict=False, dynamic_shapes={name: {0: batch} for name in inputs}
-    )
+    program = torch.export.export(model, (), inputs, strict=False, dynamic_shapes={name: {0: batch} for name in inputs})
     for size in (2, 5):
         other = graph.inputs(batch=size, seed=1)
         torch.testing.assert_close(program.module()(**other), model(**other), rtol=1e-12, atol=1e-12)
@@ -93,9 +91,7 @@ def test_random_graphs_stay_in_a_sane_range(graph: RandomGraph) -> None:
 @given(graphs(kinds=KINDS))
 def test_a_listing_can_be_pasted_back(graph: RandomGraph) -> None:
     assert eval(repr(graph)) == graph
-    torch.testing.assert_close(
-        graph.module()(**graph.inputs()), graph.module()(**graph.inputs()), rtol=0, atol=0
-    )
+    torch.testing.assert_close(graph.module()(**graph.inputs()), graph.module()(**graph.inputs()), rtol=0, atol=0)
 
 
 @FEW
@@ -108,18 +104,14 @@ def test_every_value_is_used(graph: RandomGraph) -> None:
 
 def test_examples_shrink_to_a_minimal_listing() -> None:
     def has_a_late_product(graph: RandomGraph) -> bool:
-        return any(
-            step.kind == "product" and step.operands[0] != step.operands[1] for step in graph.steps[1:]
-        )
+        return any(step.kind == "product" and step.operands[0] != step.operands[1] for step in graph.steps[1:])
 
     found = find(
         graphs(kinds=["scale", "product", "layer_norm"]),
         has_a_late_product,
         settings=settings(max_examples=2000),
     )
-    assert found.code() == (
-        "def forward(x):\n    v1 = scale(x)\n    v2 = product(v1, x)\n    return head(v2.mean(1))"
-    )
+    assert found.code() == ("def forward(x):\n    v1 = scale(x)\n    v2 = product(v1, x)\n    return head(v2.mean(1))")
 
 
 def test_an_unknown_kind_is_named() -> None:
