@@ -129,9 +129,7 @@ def rule_section(each: Rule) -> str:
 
 def rulesets_page(all_rulesets: Iterable[Ruleset]) -> str:
     """The table of rulesets."""
-    rows = [
-        (linked(r.name, f"{r.name}.md"), plain(r.title), prose(r.description), short(r)) for r in all_rulesets
-    ]
+    rows = [(linked(r.name, f"{r.name}.md"), plain(r.title), prose(r.description), short(r)) for r in all_rulesets]
     return joined(
         "# Rulesets",
         "A ruleset is a published method as data: which rule at which pattern or operator class. "
@@ -153,9 +151,7 @@ def ruleset_page(each: Ruleset) -> str:
     """One ruleset: citation, settings, notes, and its lines with the file that each comes from."""
     cite = each.citation
     url = f" <{cite.url}>" if cite and cite.url else ""
-    rows = [
-        (*rule_cells(entry), origin) for entry, origin in zip(each.rules, origins(each.name), strict=True)
-    ]
+    rows = [(*rule_cells(entry), origin) for entry, origin in zip(each.rules, origins(each.name), strict=True)]
     settings = [
         ("bias", f"`{each.bias}`"),
         ("seed", f"`{each.seed}`"),
@@ -166,8 +162,7 @@ def ruleset_page(each: Ruleset) -> str:
         f"**{plain(each.title)}.** {prose(each.description)}",
         plain(str(cite)) + url if cite else "",
         "## Rules",
-        "The first line that matches an operation decides. Operations that conserve relevance by "
-        "themselves need none.",
+        "The first line that matches an operation decides. Operations that conserve relevance by themselves need none.",
         table(("match", "where", "rule", "from"), rows),
         "## Settings",
         "\n".join(f"- {name}: {value}" for name, value in settings),
@@ -177,9 +172,7 @@ def ruleset_page(each: Ruleset) -> str:
 
 def rule_cells(entry: Entry) -> tuple[str, str, str]:
     """One line of a ruleset as table cells."""
-    where = " ".join(
-        f"{k} `{v}`" for k, v in entry.where.model_dump(by_alias=True, exclude_none=True).items()
-    )
+    where = " ".join(f"{k} `{v}`" for k, v in entry.where.model_dump(by_alias=True, exclude_none=True).items())
     name = find_rule(entry.rule).name
     options = ", ".join(f"{key} = {value}" for key, value in entry.params.items())
     return (
@@ -199,8 +192,7 @@ def origins(name: str) -> list[str]:
 def patterns_page() -> str:
     """All patterns, grouped by the name that rulesets use."""
     sections = [
-        joined(f"## {name} {{ #{name} }}", *(pattern_text(each) for each in group))
-        for name, group in PATTERNS.items()
+        joined(f"## {name} {{ #{name} }}", *(pattern_text(each) for each in group)) for name, group in PATTERNS.items()
     ]
     return joined(
         "# Patterns",
@@ -225,9 +217,7 @@ def operators_page() -> str:
     """The operator classes and the ATen operators in each."""
     groups: dict[str, tuple[Kind, list[str]]] = {}
     for target, operator in OPERATORS.items():
-        groups.setdefault(operator.category, (operator.kind, []))[1].append(
-            getattr(target, "__name__", str(target))
-        )
+        groups.setdefault(operator.category, (operator.kind, []))[1].append(getattr(target, "__name__", str(target)))
     rows = [
         (f'<span id="{name}">`{name}`</span>', plain(kind.value), ", ".join(f"`{op}`" for op in names))
         for name, (kind, names) in groups.items()
@@ -256,8 +246,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(
-        "| " + " | ".join(cell.replace("|", "&#124;").replace("\n", " ") for cell in line) + " |"
-        for line in lines
+        "| " + " | ".join(cell.replace("|", "&#124;").replace("\n", " ") for cell in line) + " |" for line in lines
     )
 
 
