@@ -5,6 +5,7 @@ relevance propagation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def compare(
         same = sum(key == name or key.startswith(f"{name} (") for key in results)
         results[f"{name} ({same + 1})" if same else name] = lrp.attribute(inputs, target=target, **options)
     return Comparison(results)
+
+
+def __getattr__(name: str) -> Any:
+    """``fxlrp.testing`` on first use: it is public, and nothing else needs it."""
+    if name == "testing":
+        return import_module("fxlrp.testing")
+    raise AttributeError(f"module 'fxlrp' has no attribute '{name}'")
 
 
 __all__ = [

@@ -61,6 +61,7 @@ class ConvertedModel(nn.Module):
         self.strict = strict
         self._cache = cache or Cache()
         self._rewrites: dict[Any, tuple[Plan, Rewritten]] = {}
+        self._owners: dict[str, tuple[nn.Module, str]] = {}
         self._last: Captured | None = None
         self.training = False
 
@@ -103,7 +104,7 @@ class ConvertedModel(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ConvertedModel:
         # Moving the conversion must not move the user's model, whose weights it shares until then.
         self.model = copy.deepcopy(self.model)
-        self._cache, self._rewrites, self._last = Cache(), {}, None
+        self._cache, self._rewrites, self._owners, self._last = Cache(), {}, {}, None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -224,8 +225,10 @@ class ConvertedModel(nn.Module):
         return values
 
     def _weight(self, target: str) -> Tensor:
-        owner, _, name = target.rpartition(".")
-        weight: Tensor = getattr(self.model.get_submodule(owner), name)
+        if target not in self._owners:
+            owner, _, name = target.rpartition(".")
+            self._owners[target] = (self.model.get_submodule(owner), name)
+        weight: Tensor = getattr(*self._owners[target])
         return weight
 
     def _rewrite(self, captured: Captured, taps: tuple[fx.Node, ...], ledger: bool) -> tuple[Plan, Rewritten]:

@@ -28,7 +28,9 @@ class Selection:
         """The chosen logits [batch], or with ``seed='probability'`` their softmax probabilities."""
         scores = logits_of(outputs)
         scores = torch.softmax(scores, -1) if seed == "probability" else scores
-        return torch.stack([scores[(sample, *place)] for sample, place in enumerate(self.index)])
+        # One gather for the batch: a chain of selections would allocate the logits' gradient anew for each sample.
+        axes = zip(*((sample, *place) for sample, place in enumerate(self.index)), strict=True)
+        return scores[tuple(torch.tensor(axis, device=scores.device) for axis in axes)]
 
 
 def logits_of(outputs: Any) -> Tensor:

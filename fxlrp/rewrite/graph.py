@@ -75,6 +75,7 @@ class _Rewriting:
         if fused:
             found = {node: kernels.choose(plan, region) for node, region in plan.program.fused.items()}
             self.regions = {node: function for node, function in found.items() if function is not None}
+        self.tail = set(kernels.after_mixing(plan)) if fused else set()
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.detached: dict[fx.Node, fx.Node] = {}
@@ -126,6 +127,8 @@ class _Rewriting:
             return self.graph.call_function(aten.detach.default, (copied,)) if taken and _is_tensor(node) else copied
         decision = self.plan.decisions.get(node)
         if not self.ledger and (decision is None or decision.rule.name == "gradient"):
+            if node in self.tail:
+                return self.graph.call_function(kernels.few_rows_linear, fx.map_arg(node.args, self._value))
             operands = self._operands(node)
             return self.graph.node_copy(node, lambda n: self.values[n] if n in operands else self._constant(n))
         return self._apply(node)

@@ -7,7 +7,7 @@ with the definition.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from fxlrp.capture.canonical import Fused
-from fxlrp.graph.operators import packet
+from fxlrp.graph.operators import Kind, nodes_in, operator_of, packet
 from fxlrp.plan import Plan
 from fxlrp.rules.primitives import scale_message
 
@@ -29,7 +29,7 @@ KERNELS: dict[Any, Kernel] = {}
 PLAIN: dict[Any, Callable[..., Tensor]] = {}
 #: An argument (position, name) that these functions take in a prepared form, made once however many operators share it.
 PREPARED: dict[Any, tuple[int, str, Callable[..., Any]]] = {}
-_CHUNK = 2**24  # entries of an attention matrix recomputed at a time: 64 MB in float32
+_CHUNK = 2**18  # entries of an attention matrix recomputed at a time: 1 MB in float32, within the cache
 
 
 def kernel(target: Any) -> Callable[[Kernel], Kernel]:
@@ -235,6 +235,7 @@ class _ConstantWeights(torch.autograd.Function):
         groups = q.shape[-3] // k.shape[-3] if q.ndim > 2 else 1
         if groups > 1:
             k = k.repeat_interleave(groups, -3)
+        mask = None if mask is None else mask.expand(*q.shape[:-1], k.shape[-2])
         g_v = _weights_transposed(q, k, mask, causal, scale, grads[0])
         if groups > 1:
             g_v = g_v.unflatten(-3, (-1, groups)).sum(-3)
@@ -242,16 +243,17 @@ class _ConstantWeights(torch.autograd.Function):
 
 
 def _weights_transposed(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor) -> Tensor:
-    """softmax(scale q k^T + mask)^T g, one sample at a time where the matrix would be large."""
-    if q.ndim > 3 and len(q) > 1 and q.numel() // q.shape[-1] * k.shape[-2] > _CHUNK:
-        masks = [None] * len(q) if mask is None else mask.expand(len(q), *mask.shape[1:]).split(1)
-        samples = zip(q.split(1), k.split(1), masks, g.split(1), strict=True)
-        return torch.cat([_weights_transposed(q_, k_, m, causal, scale, g_) for q_, k_, m, g_ in samples])
-    scores = torch.matmul(q, k.mT).mul_(scale)
+    """softmax(scale q k^T + mask)^T g, one sample or head at a time where the matrix would be large."""
+    if q.ndim > 2 and q.numel() // q.shape[-1] * k.shape[-2] > _CHUNK:
+        masks = [None] * len(q) if mask is None else mask
+        parts = zip(q, k, masks, g, strict=True)
+        return torch.stack([_weights_transposed(q_, k_, m, causal, scale, g_) for q_, k_, m, g_ in parts])
+    scores = torch.matmul(q * scale, k.mT)
     if causal:
-        scores.masked_fill_(~torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_(), -math.inf)
-    if mask is not None:
-        scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_()
+    if mask is None:
+        return torch.matmul(torch.softmax(scores, -1).mT, g)
+    scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
     return torch.matmul(aten._safe_softmax(scores, -1).mT, g)
 
 
@@ -272,3 +274,47 @@ def constant_weights_attention(
     mask, causal = attn_mask if isinstance(attn_mask, tuple) else (attn_mask, False)
     result: Any = _ConstantWeights.apply(q, k, v, mask, causal or is_causal, scale, enable_gqa)  # type: ignore[no-untyped-call]
     return result
+
+
+# --- linear maps behind the last mixing of positions ------------------------------------------------------------
+
+
+class _FewRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        rows = grads[0].flatten(0, -2)
+        if 2 * int(rows[:, 0].count_nonzero()) <= len(rows):  # a cheap look before the exact one
+            chosen = torch.linalg.vector_norm(rows, math.inf, -1).nonzero()[:, 0]
+            if 2 * len(chosen) <= len(rows):
+                result = rows.new_zeros(len(rows), weight.shape[-1])
+                result[chosen] = rows[chosen] @ weight
+                return result.unflatten(0, grads[0].shape[:-1]), None, None
+        return grads[0] @ weight, None, None
+
+
+def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The linear layer whose message is usually zero at all positions but the explained one: those rows are skipped."""
+    if torch.compiler.is_compiling() or x.ndim < 2:
+        return F.linear(x, weight, bias)
+    result: Any = _FewRows.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+def after_mixing(plan: Plan) -> Iterator[fx.Node]:
+    """The plain linear layers behind the last softmax of the graph, where a message is often zero at most positions.
+
+    Which ones are named here changes no value: any linear layer may run as :func:`few_rows_linear`.
+    """
+    for node in reversed(plan.program.graph.nodes):
+        operator = operator_of(node)
+        if operator is not None and operator.kind is Kind.SOFTMAX:
+            return
+        plain = packet(node.target) is aten.linear and node not in plan.decisions
+        if plain and [n for n in nodes_in(node, (0, 1, 2)) if n in plan.carrying] == [node.args[0]]:
+            yield node

@@ -27,6 +27,8 @@ def split(op: Operation, *operands: Tensor, first: float = -1.0) -> Tensor:
     shares = {i: 1 / len(live) for i in live}
     if first >= 0:
         shares = {i: first if i == live[0] else (1 - first) / (len(live) - 1) for i in live}
+    if len(set(shares.values())) == 1 and op.factors == len(op.live):
+        return scale_message(op(*operands), shares[live[0]])
     result: Tensor = op(*(scale_message(x, shares[i]) if i in shares else x for i, x in enumerate(operands)))
     return result
 
