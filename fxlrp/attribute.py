@@ -305,7 +305,10 @@ def _leaf(value: Tensor) -> Tensor:
 
 
 def _relevance(value: Tensor, message: Tensor | None) -> Tensor:
-    return torch.zeros_like(value) if message is None else (value * message).detach()
+    """value x message; half precision is widened first, as sums over hundreds of features follow."""
+    exact = torch.promote_types(value.dtype, torch.float32)
+    value = value.detach().to(exact)
+    return torch.zeros_like(value) if message is None else value * message.to(exact)
 
 
 def _detached(outputs: Any) -> Any:
