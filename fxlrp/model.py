@@ -65,6 +65,10 @@ class ConvertedModel(nn.Module):
         self._last: Captured | None = None
         self.training = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or what a file brings back, captures anew: graphs hold values of the tracer that cannot be copied.
+        return {**self.__dict__, "_cache": Cache(), "_rewrites": {}, "_owners": {}, "_last": None}
+
     @property
     def config(self) -> Any:
         """The original model's configuration, None if it has none."""

@@ -199,6 +199,12 @@ def test_moves_leave_the_original_where_it_was() -> None:
     assert lrp.attribute(ZOO["bert"].inputs()).relevance.dtype == torch.float32
 
 
+def test_a_conversion_in_use_can_be_copied(bert: fxlrp.ConvertedModel) -> None:
+    inputs = ZOO["bert"].inputs()
+    used = bert.attribute(inputs, target=1)
+    assert torch.equal(copy.deepcopy(bert).attribute(inputs, target=1).relevance, used.relevance)
+
+
 def test_ten_conversions_live_side_by_side() -> None:
     model, inputs = ZOO["bert"].build(), ZOO["bert"].inputs()
     first = {name: fxlrp.convert(model, name).attribute(inputs).relevance for name in fxlrp.rulesets()[:10]}

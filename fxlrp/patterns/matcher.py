@@ -98,7 +98,8 @@ def find(
             ):
                 misses[candidate.name] = NearMiss(candidate.name, node, attempt.depth, attempt.reason)
     names = {match.pattern.name for match in matches}
-    return matches, [miss for name, miss in misses.items() if name not in names]
+    covered = frozenset[fx.Node]().union(*(match.nodes for match in matches))
+    return matches, [miss for name, miss in misses.items() if name not in names and miss.root not in covered]
 
 
 def _anchors(root: Any) -> set[Any]:
