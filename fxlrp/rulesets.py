@@ -75,6 +75,11 @@ class Where(BaseModel):
         )
 
 
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a ruleset file, for editors; ``rulesets/ruleset.schema.json`` holds it."""
+    return Ruleset.model_json_schema(by_alias=True)
+
+
 @lru_cache(maxsize=4096)
 def glob(pattern: str) -> re.Pattern[str]:
     """A module-path glob: ``*`` is one segment (any number at the very front), ``**`` any number of segments."""

@@ -111,8 +111,8 @@ def _argmax(logits: Tensor, mask: Tensor | None, generates: bool) -> Selection:
 
 def _place(one: Any, sample: int, logits: Tensor, mask: Tensor | None, generates: bool) -> tuple[int, ...]:
     axes = logits.shape[1:]
-    if _is_index(one) and len(axes) == 2:
-        one = (last_position(mask, sample, axes[0]) if generates else -1, one)
+    if _is_index(one) and len(axes) == 2 and generates:
+        one = (last_position(mask, sample, axes[0]), one)
     place = one if isinstance(one, (tuple, list)) else (one,)
     if not all(_is_index(i) for i in place):
         raise TargetError(f"Target {one!r} is not an int or a tuple of ints.")
