@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxlrp.graph.operators import packet
-from fxlrp.graph.view import module_path, module_stack
+from fxlrp.graph.view import ancestors, module_path, module_stack
 from fxlrp.plan import Plan
 from fxlrp.rewrite.call import total
-from fxlrp.rewrite.graph import Rewritten, Source
+from fxlrp.rewrite.graph import Leak, Rewritten, Source
 
 aten = torch.ops.aten
+_NEAR = 64  # how many values behind a constant are looked at to name it
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,12 @@ def compute_ledger(
     constant = [node not in plan.carrying for node in plan.program.graph.output_node().args[0]]  # type: ignore[union-attr]
     held, outside = _not_carried(outputs, constant, explain)
     watched = [*entrances, *leaves, *(site[0] for site in sites)]
-    rows = [_one_sample(plan, rewritten, scalar, watched, entrances, leaves, sites) for scalar in explained]
+    names = (
+        [entrance.name for entrance in plan.structure.entrances],
+        [describe(plan, source) for source in rewritten.sources],
+        [_describe_leak(plan, leak) for leak in rewritten.leaks],
+    )
+    rows = [_one_sample(names, rewritten, scalar, watched, entrances, leaves, sites) for scalar in explained]
     for row, constants, rest in zip(rows, held, outside, strict=True):
         if abs(constants) > 0:
             row["output", "value held constant", False] = constants
@@ -85,7 +92,7 @@ def compute_ledger(
 
 
 def _one_sample(
-    plan: Plan,
+    names: tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]],
     rewritten: Rewritten,
     scalar: Tensor,
     watched: Sequence[Tensor],
@@ -106,23 +113,15 @@ def _one_sample(
         key = (source, kind, leak)
         row[key] = row[key] + amount if key in row else amount
 
-    for entrance, tensor in zip(plan.structure.entrances, entrances, strict=True):
-        enter(entrance.name, "input", False, product_sum(tensor, found.get(id(tensor))))
-    for source, leaf in zip(rewritten.sources, leaves, strict=True):
-        enter(*describe(plan, source), False, product_sum(leaf, found.get(id(leaf))))
-    for leak, (value, operands, extras) in zip(rewritten.leaks, sites, strict=True):
+    for name, tensor in zip(names[0], entrances, strict=True):
+        enter(name, "input", False, product_sum(tensor, found.get(id(tensor))))
+    for (path, kind), leaf in zip(names[1], leaves, strict=True):
+        enter(path, kind, False, product_sum(leaf, found.get(id(leaf))))
+    for (path, kind), leak, (value, operands, extras) in zip(names[2], rewritten.leaks, sites, strict=True):
         message = found.get(id(value))
-        amount = (
-            torch.zeros((), dtype=torch.float64)
-            if message is None
-            else leak.call.leak(value, message, *operands, *extras)
-        )
-        enter(
-            module_path(leak.node) or leak.node.name,
-            _leak_kind(plan, leak.node, leak.call.rule.leak_kind),
-            True,
-            amount,
-        )
+        nothing = torch.zeros((), dtype=torch.float64)
+        amount = nothing if message is None else leak.call.leak(value, message, *operands, *extras)
+        enter(path, kind, True, amount)
     return row
 
 
@@ -175,7 +174,7 @@ def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends:
     for word, kind in words.items():
         if word in name:
             return kind
-    if name.endswith("bias") or "bias" in name.rsplit(".", 1)[-1]:
+    if "bias" in name.rsplit(".", 1)[-1]:
         inner = [kind for _, kind in module_stack(user)][-1:]
         return "norm shift" if inner and "norm" in inner[0].lower() else "bias"
     if any(label.startswith("norm") for label in labels) and not depends:
@@ -192,50 +191,27 @@ def _chain(node: fx.Node) -> list[fx.Node]:
 
 def _from_relevance(plan: Plan, node: fx.Node) -> bool:
     """Whether the value was computed from one that carries relevance (and was then held constant)."""
-    stack, seen = [node], set()
-    while stack:
-        current = stack.pop()
-        if current in plan.carrying:
-            return True
-        if current not in seen:
-            seen.add(current)
-            stack.extend(current.all_input_nodes)
-    return False
+    return any(current in plan.carrying for current in ancestors(node))
 
 
 def _weights_behind(plan: Plan, node: fx.Node) -> list[str]:
     """The parameters and buffers that a constant is made of, nearest first."""
-    queue, seen, found = [node], set[fx.Node](), list[str]()
-    while queue and len(seen) < 64:
-        current = queue.pop(0)
-        if current in seen or current in plan.carrying:
-            continue
-        seen.add(current)
-        if current.op == "placeholder" and current.target in plan.program.weights:
-            found.append(plan.program.weights[str(current.target)])
-        queue.extend(current.all_input_nodes)
-    return found
+    near = islice(ancestors(node, beyond=plan.carrying), _NEAR)
+    weights = plan.program.weights
+    return [weights[str(n.target)] for n in near if n.op == "placeholder" and n.target in weights]
 
 
-def _leak_kind(plan: Plan, node: fx.Node, kind: str) -> str:
+def _describe_leak(plan: Plan, leak: Leak) -> tuple[str, str]:
+    """Where a rule keeps relevance, and what the ledger calls it: a plain gradient by what it goes through."""
+    node, kind = leak.node, leak.call.rule.leak_kind
     if kind == "plain gradient":
-        pattern = next(
-            (label.split(".")[0] for label in plan.structure.labels.get(node, ()) if label != "residual"), ""
-        )
-        if pattern:
-            return f"{pattern} gradient"
-        return f"{plan.decisions[node].category} gradient"
-    return kind
+        labels = plan.structure.labels.get(node, ())
+        pattern = next((label.split(".")[0] for label in labels if label != "residual"), "")
+        kind = f"{pattern or plan.decisions[node].category} gradient"
+    return module_path(node) or node.name, kind
 
 
 def _counts_positions(ids: Any) -> bool:
     """Whether the rows of a look-up are chosen by counting."""
-    stack, seen = [ids], set[fx.Node]()
-    while stack and len(seen) < 64:
-        node = stack.pop()
-        if isinstance(node, fx.Node) and node not in seen:
-            if packet(node.target) in (aten.arange, aten.cumsum):
-                return True
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return False
+    near = islice(ancestors(ids), _NEAR) if isinstance(ids, fx.Node) else ()
+    return any(packet(node.target) in (aten.arange, aten.cumsum) for node in near)

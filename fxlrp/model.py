@@ -238,7 +238,8 @@ class ConvertedModel(nn.Module):
     def _rewrite(self, captured: Captured, taps: tuple[fx.Node, ...], ledger: bool) -> tuple[Plan, Rewritten]:
         key = (id(captured), taps, ledger)
         if key not in self._rewrites:
-            plan = make_plan(captured.program, captured.structure, self.ruleset, self.strict)
+            known = (plan for (of, *_), (plan, _) in self._rewrites.items() if of == key[0])
+            plan = next(known, None) or make_plan(captured.program, captured.structure, self.ruleset, self.strict)
             self._rewrites[key] = (plan, rewrite(plan, taps, ledger=ledger))
         return self._rewrites[key]
 

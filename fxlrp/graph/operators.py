@@ -185,6 +185,17 @@ def nodes_in(node: fx.Node, slots: tuple[int, ...]) -> list[fx.Node]:
     return [value for value in in_slots(node, slots) if isinstance(value, fx.Node)]
 
 
+def is_movement(node: fx.Node) -> bool:
+    """A view, copy, cast or other rearrangement of one tensor."""
+    operator = operator_of(node)
+    return (
+        operator is not None
+        and operator.category == "movement"
+        and operator.terms == (0,)
+        and isinstance(node.args[0], fx.Node)
+    )
+
+
 def is_float(node: fx.Node) -> bool:
     """Whether the node's value is a floating point tensor (or a tuple holding one)."""
     value = node.meta.get("val")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from fxlrp.graph.operators import Kind, operator_of, packet
+from fxlrp.graph.operators import is_movement, packet
 
 aten = torch.ops.aten
 
@@ -32,20 +32,9 @@ def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[fx
 
 def _unmoved(value: object) -> fx.Node | None:
     """What a view, cast or copy is a view of."""
-    while isinstance(value, fx.Node):
-        operator = operator_of(value)
-        if (
-            operator is None
-            or operator.kind is not Kind.TERMS
-            or operator.category != "movement"
-            or operator.terms != (0,)
-        ):
-            return value
-        inner = value.args[0]
-        if not isinstance(inner, fx.Node):
-            return value
-        value = inner
-    return None
+    while isinstance(value, fx.Node) and is_movement(value):
+        value = value.args[0]
+    return value if isinstance(value, fx.Node) else None
 
 
 def _reaches(late: fx.Node, early: fx.Node, position: dict[fx.Node, int]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 
 import networkx as nx
 import torch
@@ -36,6 +36,17 @@ def source_line(node: fx.Node) -> str:
     """``file:line`` of the model's code that produced ``node``, or '' when the capture recorded none."""
     places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     return f"{places[-1][0]}:{places[-1][1]}" if places else ""
+
+
+def ancestors(node: fx.Node, beyond: Container[fx.Node] = ()) -> Iterator[fx.Node]:
+    """``node`` and what it is computed from, nearest first; nodes in ``beyond`` are neither given nor passed."""
+    queue, seen = [node], set[fx.Node]()
+    while queue:
+        current = queue.pop(0)
+        if current not in seen and current not in beyond:
+            seen.add(current)
+            yield current
+            queue.extend(current.all_input_nodes)
 
 
 def tensor_value(node: fx.Node) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxlrp.graph.operators import Kind, nodes_in, operator_of, packet
+from fxlrp.graph.operators import Kind, is_movement, nodes_in, operator_of, packet
 from fxlrp.graph.view import module_path, source_line
 from fxlrp.patterns.language import CHAIN, EITHER, PART, PATTERNS, Pattern
 
@@ -200,17 +200,6 @@ def _operands(node: fx.Node) -> list[Any]:
 def _same_literal(want: Any, have: Any) -> bool:
     numbers = isinstance(want, (int, float)) and isinstance(have, (int, float))
     return math.isclose(want, have, rel_tol=1e-5) if numbers else want == have
-
-
-def is_movement(node: fx.Node) -> bool:
-    """A view, copy, cast or other rearrangement of one tensor."""
-    operator = operator_of(node)
-    return (
-        operator is not None
-        and operator.category == "movement"
-        and operator.terms == (0,)
-        and isinstance(node.args[0], fx.Node)
-    )
 
 
 def _same_entries(a: Any, b: Any) -> bool:
