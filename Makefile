@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs bench clean
+.PHONY: help setup demo test fuzz lint format docs bench census clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ demo: setup ## explain a few sentences with the packaged sentiment model
 test: setup ## run the tests on up to 8 cores (ARGS="-k bert" goes to pytest)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
+fuzz: setup ## check 20,000 random graphs and rulesets, hours (FUZZ_EXAMPLES=2000 FUZZ_SEED=1)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/fuzz.py $(ARGS)
+
 lint: setup ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,6 +52,10 @@ bench: setup ## compare speed and results with lxt, captum and zennit
 	$(PIP) install --quiet -c constraints.txt -e ".[bench]"
 	$(PIP) install --quiet --no-deps -c constraints.txt lxt zennit
 	$(BIN)/python -m benchmarks $(ARGS)
+
+census: setup ## put every architecture of transformers through fxlrp and write docs/coverage.md
+	$(PIP) install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks.census --fresh --write docs/coverage.md $(ARGS)
 
 clean: ## remove .venv, caches and build products
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -289,7 +289,8 @@ class _Explained:
     def labels(self, tokenizer: Any) -> list[str]:
         names = getattr(self.lrp.config, "id2label", None)
         texts = []
-        for sample in range(self.batch):
+        first = self.terms[0][1]
+        for sample in range(len(first.index) if isinstance(first, Selection) else self.batch):
             parts = [
                 label(chosen.index[sample], names, tokenizer)
                 if isinstance(chosen, Selection)

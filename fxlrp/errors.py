@@ -47,6 +47,10 @@ class MissingExtraError(FxlrpError):
         )
 
 
+class RetraceWarning(UserWarning):
+    """A model fixed a size when it was traced: each other size is traced anew, which takes its time."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A closing sentence that suggests the nearest valid name and lists them all."""
     names = sorted(valid)

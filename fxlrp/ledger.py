@@ -17,8 +17,9 @@ from torch import Tensor, fx
 from fxlrp.graph.operators import packet
 from fxlrp.graph.view import ancestors, module_path, module_stack
 from fxlrp.plan import Plan
-from fxlrp.rewrite.call import total
+from fxlrp.rewrite.call import total, widened
 from fxlrp.rewrite.graph import Leak, Rewritten, Source
+from fxlrp.rules.primitives import received
 
 aten = torch.ops.aten
 _NEAR = 64  # how many values behind a constant are looked at to name it
@@ -150,8 +151,8 @@ def product_sum(value: Tensor, message: Tensor | None) -> Tensor:
     """sum of value x message in float64, where a zero message makes the product zero (also with an infinite mask)."""
     if message is None:
         return torch.zeros((), dtype=torch.float64)
-    value, message = value.detach(), message.detach()
-    return total(torch.where(message == 0, torch.zeros_like(message), value * message))
+    value, message = widened(value.detach()), widened(message.detach())
+    return total(received(value, message))
 
 
 def describe(plan: Plan, source: Source) -> tuple[str, str]:

@@ -9,40 +9,24 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from fxlrp.attribute import Attribution, attribute
-from fxlrp.capture import Program, capture
+from fxlrp.cache import Cache, Captured
+from fxlrp.capture import Program
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import flatten
 from fxlrp.errors import InputError, TrainingModeError, nearest
-from fxlrp.graph.live import entrances
 from fxlrp.graph.view import module_stack
-from fxlrp.patterns.fold import fold_activations
-from fxlrp.plan import Plan, Structure, make_plan
+from fxlrp.plan import Plan, make_plan
 from fxlrp.rewrite import Rewritten, rewrite
 from fxlrp.rulesets import Ruleset, glob, ruleset
 from fxlrp.targets import Target
-
-
-@dataclass
-class Captured:
-    """A program with its structure, as shared by every ruleset."""
-
-    program: Program
-    structure: Structure
-
-
-@dataclass
-class Cache:
-    """Programs by input signature: a signature may need several, for shapes that one graph does not stand for."""
-
-    programs: dict[Any, list[Captured]] = field(default_factory=dict)
 
 
 class ConvertedModel(nn.Module):
@@ -83,6 +67,14 @@ class ConvertedModel(nn.Module):
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def captures(self) -> int:
+        """How many graphs of the model have been traced so far, by this conversion and those that share its cache.
+
+        One graph serves every batch and length where the model allows it; see :class:`fxlrp.errors.RetraceWarning`.
+        """
+        return self._cache.traced
 
     @property
     def plan(self) -> Plan:
@@ -194,16 +186,22 @@ class ConvertedModel(nn.Module):
 
     def captured(self, inputs: Mapping[str, Any]) -> Captured:
         """The program that stands for the model on these inputs, captured now if there is none yet."""
-        leaves = flatten(inputs)
-        key = (self.dtype, self.device, *((name, _kind(value)) for name, value in leaves.items()))
-        known = self._cache.programs.setdefault(key, [])
-        found = next((c for c in known if c.program.accepts(leaves)), None)
-        if found is None:
-            program = fold_activations(capture(self.model, inputs))
-            found = Captured(program, Structure.of(program, entrances(program, self.model)))
-            known.append(found)
-        self._last = found
-        return found
+        self._last = self._cache.serve(
+            self.model, (self.dtype, self.device), inputs, lambda captured: self._agrees(captured, inputs)
+        )
+        return self._last
+
+    def _agrees(self, captured: Captured, inputs: Mapping[str, Any]) -> bool:
+        """Whether a new graph gives what the model gives on the inputs that it was captured on."""
+        plan, rewritten = self._rewrite(captured, (), ledger=False)
+        if self.device.type == "meta" or not all(d.rule.keeps_value for d in plan.decisions.values()):
+            return True
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            expected = self.model(**inputs)
+            torch.manual_seed(0)
+            flat = self.run(rewritten, self.arguments(captured.program, rewritten, inputs), inputs)[0]
+        return same_outputs(expected, captured.program.unpack(flat))
 
     def arguments(
         self,
@@ -236,9 +234,10 @@ class ConvertedModel(nn.Module):
         return weight
 
     def _rewrite(self, captured: Captured, taps: tuple[fx.Node, ...], ledger: bool) -> tuple[Plan, Rewritten]:
-        key = (id(captured), taps, ledger)
+        key = (captured, taps, ledger)
         if key not in self._rewrites:
-            known = (plan for (of, *_), (plan, _) in self._rewrites.items() if of == key[0])
+            self._rewrites = {k: made for k, made in self._rewrites.items() if self._cache.holds(k[0])}
+            known = (plan for (of, *_), (plan, _) in self._rewrites.items() if of is captured)
             plan = next(known, None) or make_plan(captured.program, captured.structure, self.ruleset, self.strict)
             self._rewrites[key] = (plan, rewrite(plan, taps, ledger=ledger))
         return self._rewrites[key]
@@ -274,8 +273,21 @@ _KNOWN_EXTRAS = frozenset(
 )
 
 
-def _kind(value: Any) -> Any:
-    return (value.dtype, value.ndim, value.device.type) if isinstance(value, Tensor) else value
+def same_outputs(expected: Any, found: Any) -> bool:
+    """Whether two output objects hold float tensors of equal shapes and, but for rounding of any type, equal values."""
+    ours, theirs = (
+        [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+        for outputs in (expected, found)
+    )
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=0.1, atol=0.1 * _size(a), equal_nan=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _size(x: Tensor) -> float:
+    finite = x[torch.isfinite(x)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def module_outputs(program: Program) -> dict[str, fx.Node]:

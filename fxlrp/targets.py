@@ -65,6 +65,8 @@ def resolve(target: Target, outputs: Any, mask: Tensor | None, generates: bool) 
             "The logits have no batch axis: they must be [batch, classes] or [batch, positions, classes]."
         )
     batch = len(logits)
+    if mask is not None and len(mask) != batch:  # rows of the logits are no samples (several codebooks of one)
+        mask = None
     if isinstance(target, Tensor):
         target = target.tolist()
     if target is None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.proxy import GraphAppendingTracer, Proxy
@@ -65,7 +66,7 @@ class _Builder(GraphAppendingTracer):
         node.meta.update({key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin})
         if self.mode is not None:
             values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-            with self.mode, torch.no_grad():
+            with self.mode, torch.no_grad(), enable_python_dispatcher():  # whose kernels take free sizes
                 node.meta["val"] = node.target(*values[0], **values[1])
         else:
             node.meta["val"] = None
@@ -82,19 +83,25 @@ _DROPPED = {
 _INLINED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 
 
-def canonicalise(exported: ExportedProgram) -> tuple[fx.Graph, dict[fx.Node, Fused]]:
-    """The canonical graph of an exported program, and the fused operators it once had, by their exit node."""
-    if _mutates(exported.graph):
-        exported = exported.run_decompositions({})
-    unknown = _unknown(exported.graph)
-    if unknown:
-        table = torch.export.default_decompositions()
-        exported = exported.run_decompositions({target: table[target] for target in unknown if target in table})
+def decomposed(exported: ExportedProgram) -> ExportedProgram:
+    """Without in-place operators, and operators that no table knows taken apart into ones that it does."""
+    known = torch.export.default_decompositions()
+    for _ in range(3):  # what an operator is taken apart into may be strange as well
+        strange = {node.target for node in exported.graph.nodes if unknown(node.target)}
+        table = {target: known[target] for target in strange if target in known}
+        if not table and not _mutates(exported.graph):
+            break
+        exported = exported.run_decompositions(table)
+    return exported
+
+
+def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]]:
+    """The canonical graph of a traced module, and the fused operators it once had, by their exit node."""
     graph = fx.Graph()
-    values = [node.meta.get("val") for node in exported.graph.nodes]
+    values = [node.meta.get("val") for node in module.graph.nodes]
     mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
     walk = _Walk(graph, _Builder(graph, mode))
-    result = walk.copy(exported.graph_module, {})
+    result = walk.copy(module, {})
     graph.output(result)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     graph.lint()
@@ -112,18 +119,10 @@ def _mutates(graph: fx.Graph) -> bool:
     )
 
 
-def _unknown(graph: fx.Graph) -> set[Any]:
-    """Operators that neither the table of operators nor that of replacements has: to be decomposed into ones
-    that it has.
-    """
-    return {
-        node.target
-        for node in graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        and packet(node.target) not in OPERATORS
-        and packet(node.target) not in REPLACEMENTS
-        and packet(node.target) not in _DROPPED
-    }
+def unknown(target: Any) -> bool:
+    """Whether neither the table of operators nor that of replacements has an operator."""
+    known = (OPERATORS, REPLACEMENTS, _DROPPED)
+    return isinstance(target, torch._ops.OpOverload) and all(packet(target) not in table for table in known)
 
 
 class _Walk:

@@ -14,6 +14,7 @@ import torch
 from torch.fx.proxy import Proxy
 
 from fxlrp.capture.canonical import replaces
+from fxlrp.errors import CaptureError
 
 aten = torch.ops.aten
 
@@ -28,15 +29,28 @@ def _size(x: Proxy, axis: int) -> Any:
 
 
 def _affine(y: Any, weight: Any, bias: Any) -> Any:
-    y = y if weight is None else aten.mul.Tensor(y, weight)
-    return y if bias is None else aten.add.Tensor(y, bias)
+    y = y if weight is None else aten.mul.Tensor(y, _widened(weight))
+    return y if bias is None else aten.add.Tensor(y, _widened(bias))
 
 
-# --- normalisations -----------------------------------------------------------------------------------------
+# --- normalisations: in float32 where the model computes in half precision, as the fused kernels do ----------
+
+
+def _widened(x: Any) -> Any:
+    """``x`` in float32 if it is half precision: squares of float16 overflow from 256 on."""
+    narrow = x is not None and _value(x).dtype in (torch.float16, torch.bfloat16)
+    return aten._to_copy.default(x, dtype=torch.float32) if narrow else x
+
+
+def _narrowed(y: Any, like: Any) -> Any:
+    """``y`` in the type of ``like``."""
+    same = _value(y).dtype == _value(like).dtype
+    return y if same else aten._to_copy.default(y, dtype=_value(like).dtype)
 
 
 def _standardise(x: Any, axes: list[int], eps: float) -> Any:
-    """(x - mean) / sqrt(var + eps) over ``axes``."""
+    """(x - mean) / sqrt(var + eps) over ``axes``, widened."""
+    x = _widened(x)
     centred = aten.sub.Tensor(x, aten.mean.dim(x, axes, True))
     variance = aten.mean.dim(aten.pow.Tensor_Scalar(centred, 2), axes, True)
     return aten.mul.Tensor(centred, aten.rsqrt.default(aten.add.Tensor(variance, eps)))
@@ -46,7 +60,7 @@ def _standardise(x: Any, axes: list[int], eps: float) -> Any:
 def _layer_norm(
     x: Any, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True
 ) -> Any:
-    return _affine(_standardise(x, list(range(-len(shape), 0)), eps), weight, bias)
+    return _narrowed(_affine(_standardise(x, list(range(-len(shape), 0)), eps), weight, bias), x)
 
 
 @replaces(aten.native_layer_norm)
@@ -56,9 +70,11 @@ def _native_layer_norm(x: Any, shape: list[int], weight: Any, bias: Any, eps: fl
 
 @replaces(aten.rms_norm, fused=True)
 def _rms_norm(x: Any, shape: list[int], weight: Any = None, eps: float | None = None) -> Any:
-    eps = torch.finfo(_value(x).dtype).eps if eps is None else eps
-    mean = aten.mean.dim(aten.pow.Tensor_Scalar(x, 2), list(range(-len(shape), 0)), True)
-    return _affine(aten.mul.Tensor(x, aten.rsqrt.default(aten.add.Tensor(mean, eps))), weight, None)
+    wide = _widened(x)
+    eps = torch.finfo(_value(wide).dtype).eps if eps is None else eps
+    mean = aten.mean.dim(aten.pow.Tensor_Scalar(wide, 2), list(range(-len(shape), 0)), True)
+    scaled = aten.mul.Tensor(wide, aten.rsqrt.default(aten.add.Tensor(mean, eps)))
+    return _narrowed(_affine(scaled, weight, None), x)
 
 
 def _per_channel(parameter: Any, ndim: int) -> Any:
@@ -72,15 +88,15 @@ def _group_norm(
     ndim = _value(x).ndim
     grouped = aten.reshape.default(x, [_size(x, 0), groups, -1])
     standard = aten.reshape.default(_standardise(grouped, [-1], eps), [_size(x, axis) for axis in range(ndim)])
-    return _affine(standard, _per_channel(weight, ndim), _per_channel(bias, ndim))
+    return _narrowed(_affine(standard, _per_channel(weight, ndim), _per_channel(bias, ndim)), x)
 
 
 def _fixed_statistics(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, eps: float) -> Any:
     ndim = _value(x).ndim
-    scale = aten.rsqrt.default(aten.add.Tensor(variance, eps))
-    scale = scale if weight is None else aten.mul.Tensor(scale, weight)
-    centred = aten.sub.Tensor(x, _per_channel(mean, ndim))
-    return _affine(centred, _per_channel(scale, ndim), _per_channel(bias, ndim))
+    scale = aten.rsqrt.default(aten.add.Tensor(_widened(variance), eps))
+    scale = scale if weight is None else aten.mul.Tensor(scale, _widened(weight))
+    centred = aten.sub.Tensor(_widened(x), _per_channel(_widened(mean), ndim))
+    return _narrowed(_affine(centred, _per_channel(scale, ndim), _per_channel(bias, ndim)), x)
 
 
 @replaces(aten.batch_norm, fused=True)
@@ -120,7 +136,8 @@ def _instance_norm(
     ndim = _value(x).ndim
     if not use_input:
         return _fixed_statistics(x, weight, bias, mean, variance, eps)
-    return _affine(_standardise(x, list(range(2 - ndim, 0)), eps), _per_channel(weight, ndim), _per_channel(bias, ndim))
+    standard = _standardise(x, list(range(2 - ndim, 0)), eps)
+    return _narrowed(_affine(standard, _per_channel(weight, ndim), _per_channel(bias, ndim)), x)
 
 
 def _count(x: Any, axes: list[int]) -> Any:
@@ -135,11 +152,11 @@ def _var(x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = 
     axes = list(range(_value(x).ndim)) if dim is None else ([dim] if isinstance(dim, int) else list(dim))
     if not all(isinstance(_value(x).shape[axis], int) for axis in axes):
         return NotImplemented
-    count = _count(x, axes)
-    centred = aten.sub.Tensor(x, aten.mean.dim(x, axes, True))
+    count, wide = _count(x, axes), _widened(x)
+    centred = aten.sub.Tensor(wide, aten.mean.dim(wide, axes, True))
     variance = aten.mean.dim(aten.pow.Tensor_Scalar(centred, 2), axes, keepdim)
     correction = int(correction)
-    return variance if not correction else aten.mul.Tensor(variance, count / (count - correction))
+    return _narrowed(variance if not correction else aten.mul.Tensor(variance, count / (count - correction)), x)
 
 
 @replaces(aten.var_mean)
@@ -215,10 +232,48 @@ def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int =
 @replaces(aten.cat)
 def _cat(tensors: Any, dim: int = 0) -> Any:
     """Concatenation to nothing, as an empty cache is extended, is nothing."""
-    filled = [x for x in tensors if tuple(_value(x).shape) != (0,)]
+    filled = [
+        x for x in tensors if not (_value(x).ndim == 1 and isinstance(_value(x).shape[0], int) and not len(_value(x)))
+    ]
     if len(filled) == len(tensors):
         return NotImplemented
     return filled[0] if len(filled) == 1 else aten.cat.default(filled, dim)
+
+
+@replaces(aten.clamp, aten.clip)
+def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
+    """One bound after the other; an infinite bound is none."""
+    for bound, operator, nothing in ((low, aten.clamp_min, -math.inf), (high, aten.clamp_max, math.inf)):
+        if bound is not None and bound != nothing:
+            x = (operator.Tensor if isinstance(bound, Proxy) else operator.default)(x, bound)
+    return x
+
+
+def _extreme(where: Any) -> Any:
+    """A maximum along an axis is the entry where it is (the first, of equal ones)."""
+
+    def replacement(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        if not isinstance(dim, int):  # the maximum of everything, or of two tensors
+            return NotImplemented
+        index = where(x, dim, True)
+        found = (aten.gather.default(x, dim, index), index)
+        return found if keepdim else tuple(aten.squeeze.dim(value, dim) for value in found)
+
+    return replacement
+
+
+replaces(aten.max)(_extreme(aten.argmax.default))
+replaces(aten.min)(_extreme(aten.argmin.default))
+
+
+@replaces(aten.scatter_reduce)
+def _scatter_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
+    """Sums, means and extremes are homogeneous; a product of scattered values is not, and has no rule."""
+    if reduce == "prod":
+        raise CaptureError(
+            "scatter_reduce with reduce='prod' has no rule. Multiply the values by index_select instead."
+        )
+    return aten.scatter_add.default(x, dim, index, source) if reduce == "sum" and include_self else NotImplemented
 
 
 @replaces(aten.square)
@@ -250,11 +305,11 @@ def _glu(x: Any, dim: int = -1) -> Any:
 def _pad(x: Any, pad: list[int], mode: Any = 0, value: float | None = None) -> Any:
     """Padding by a constant other than zero is padding by zero plus that constant where nothing was."""
     filler = value if isinstance(mode, str) else mode
-    if mode not in ("constant", filler) or not filler:
+    if mode not in ("constant", filler) or not filler or not _value(x).is_floating_point():
         return NotImplemented
-    inside = aten.constant_pad_nd.default(aten.ones_like.default(x), pad, 0)
+    inside = aten.pad.default(aten.ones_like.default(x), pad)  # unlike constant_pad_nd it takes free sizes
     outside = aten.mul.Tensor(aten.sub.Tensor(aten.ones_like.default(inside), inside), filler)
-    return aten.add.Tensor(aten.constant_pad_nd.default(x, pad, 0), outside)
+    return aten.add.Tensor(aten.pad.default(x, pad), outside)
 
 
 @replaces(aten.dropout, aten.feature_dropout, aten.alpha_dropout)
@@ -274,6 +329,14 @@ def _cast(x: Any, *args: Any, **kwargs: Any) -> Any:
     with before.fake_mode if hasattr(before, "fake_mode") else torch.no_grad():
         after = aten.to(before, *args, **kwargs) if args else aten._to_copy(before, **kwargs)
     return x if (after.dtype, after.device) == (before.dtype, before.device) else NotImplemented
+
+
+@replaces(aten.copy)
+def _copy(x: Any, source: Any, non_blocking: bool = False) -> Any:
+    """What is copied over x is what counts: in x's shape and type."""
+    spread = aten.expand_as.default(source, x)
+    dtype = _value(x).dtype
+    return spread if _value(source).dtype == dtype else aten._to_copy.default(spread, dtype=dtype)
 
 
 @replaces(aten.detach_)

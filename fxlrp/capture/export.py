@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.exporters.configs import DynamoConfig
 from transformers.exporters.exporter_dynamo import DynamoExporter
 
+from fxlrp.capture.recurrent import unrolled_packing
 from fxlrp.errors import CaptureError, FxlrpError, InputError
 
 
@@ -37,7 +39,9 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> ExportedProgram:
     failure: Exception | None = None
     for example, dynamic in attempts:
         try:
-            return _export_once(model, dict(example), dynamic)
+            exported = _export_once(model, dict(example), dynamic)
+            if example is inputs or _stands_for(exported, inputs):
+                return exported
         except FxlrpError:
             raise
         except Exception as error:  # torch.export has no common base class of its own
@@ -60,7 +64,7 @@ def check_runs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
 
 def _export_once(model: nn.Module, inputs: dict[str, Any], dynamic: bool) -> ExportedProgram:
     shapes = pytree.tree_map(_dynamic_axes if dynamic else _static_axes, inputs)
-    with quiet(), torch.no_grad(), _plain_attention(), _without_autocast(), _own_forward(model):
+    with quiet(), torch.no_grad(), steady(model):
         if isinstance(model, PreTrainedModel):
             config = DynamoConfig(dynamic=dynamic, dynamic_shapes=shapes)
             return DynamoExporter().export(model, inputs, config=config).program
@@ -89,6 +93,24 @@ def _two_samples(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return doubled
 
 
+def _stands_for(exported: ExportedProgram, inputs: Mapping[str, Any]) -> bool:
+    """Whether the graph holds for ``inputs``: a model may have fixed the batch that it was shown."""
+    shown = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
+    values = [shown[name] for name in exported.graph_signature.user_inputs if isinstance(name, str)]
+    pairs = list(zip(values, pytree.tree_leaves(dict(inputs)), strict=False))
+    sizes = [
+        pair for value, leaf in pairs if isinstance(value, Tensor) for pair in zip(value.shape, leaf.shape, strict=True)
+    ]
+    fits = all(not isinstance(fixed, int) or fixed == size for fixed, size in sizes)
+    return fits and hold(getattr(exported, "_guards_code", None) or (), inputs)
+
+
+def hold(guards: Iterable[Any], inputs: Mapping[str, Any]) -> bool:
+    """Whether torch.export's conditions on its inputs, Python expressions of its own making, are true of these."""
+    scope = {"L": inputs, "torch": torch, "math": math}
+    return all(eval(guard, scope) for guard in guards)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences what the exporters print and log about themselves; errors still rise."""
@@ -100,6 +122,13 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def steady(model: nn.Module) -> Iterator[None]:
+    """What a trace needs of torch and of the model, reversible: plain kernels, no autocast, sequences unrolled."""
+    with _plain_attention(), _without_autocast(), _own_forward(model), unrolled_packing():
+        yield
 
 
 @contextmanager
@@ -137,8 +166,13 @@ def _explain(model: nn.Module, failure: Exception) -> FxlrpError:
     own = [place for place in places if "/torch/" not in place[0]]
     where = "".join(f" at {file}:{line} (in {function})" for file, line, function in own[-1:])
     branch = "data-dependent" in text or "GuardOnDataDependent" in type(failure).__name__
+    packed = "PackedParams" in text or "quantized nyi" in text
     remedy = (
-        "Its control flow depends on the values of tensors. Replace the branch by torch.where or torch.cond, or "
+        "It holds torch.ao's quantised tensors, which cannot be traced. Keep weights as integers with a scale, as "
+        "torchao and PT2E quantisation do (F.linear(x, weight.to(x.dtype) * scale)), or explain the model before "
+        "quantisation."
+        if packed
+        else "Its control flow depends on the values of tensors. Replace the branch by torch.where or torch.cond, or "
         "pass the choice as a Python value."
         if branch
         else "Try torch.export.export(model, (), inputs, strict=False) on its own: it must succeed before fxlrp can "

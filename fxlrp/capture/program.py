@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 
-import fxlrp.capture.expansions  # noqa: F401  (fills the table of replacements)
+import fxlrp.capture.expansions
+import fxlrp.capture.quantised  # noqa: F401  (both fill the table of replacements)
 from fxlrp.capture.canonical import Fused, canonicalise
-from fxlrp.capture.export import export, quiet
+from fxlrp.capture.export import export, hold, quiet, steady
+from fxlrp.capture.record import record
+from fxlrp.capture.traced import Traced
+from fxlrp.errors import CaptureError, RetraceWarning
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Program:
     user's inputs.
 
     ``fused`` tells, for the exit node of each expanded operator, which operator it was. ``guards`` are the
-    conditions on input shapes under which the graph stands for the model; :meth:`accepts` evaluates them.
+    conditions on input shapes under which the graph stands for the model; :meth:`accepts` evaluates them. A
+    model that decides by values was ``recorded``: its graph stands for these inputs alone.
     """
 
     graph: fx.Graph
@@ -35,16 +42,34 @@ class Program:
     fused: Mapping[fx.Node, Fused]
     guards: tuple[str, ...]
     shapes: Mapping[str, tuple[int | None, ...]]
+    recorded: Mapping[str, Any] | None = None
 
     def accepts(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether the graph stands for the model on inputs of these shapes."""
+        """Whether the graph stands for the model on these inputs."""
+        if self.recorded is not None:
+            return all(_same(inputs[name], leaf) for name, leaf in self.recorded.items())
         for name, shape in self.shapes.items():
             # An axis that was free and long may not be assumed to mean the same at length one; only the batch axis may.
             for axis, (traced, size) in enumerate(zip(shape, inputs[name].shape, strict=True)):
                 if (traced is not None and traced != size) or (traced is None and axis > 0 and size == 1):
                     return False
-        scope = {"L": inputs, "torch": torch}
-        return all(eval(code, scope) for code in self._compiled_guards)  # the expressions are torch.export's own
+        return hold(self._compiled_guards, inputs)
+
+    def fixed(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The axes whose sizes were fixed when the model was traced and are others in ``inputs``, in words."""
+        sizes = {
+            (name, axis): size
+            for name, shape in self.shapes.items()
+            for axis, size in enumerate(shape)
+            if size is not None
+        }
+        equalities = (re.fullmatch(r"L\['(\w+)'\]\.size\(\)\[(\d+)\] == (\d+)", code) for code in self.guards)
+        sizes |= {(found[1], int(found[2])): int(found[3]) for found in equalities if found}
+        return tuple(
+            f"axis {axis} of '{name}' at {size}"
+            for (name, axis), size in sizes.items()
+            if name in inputs and inputs[name].shape[axis] != size
+        )
 
     @cached_property
     def _compiled_guards(self) -> tuple[Any, ...]:
@@ -57,59 +82,89 @@ class Program:
 
     def unpack(self, values: tuple[Any, ...]) -> Any:
         """The model's own output object from the flat outputs of the graph."""
-        return pytree.tree_unflatten(list(values), self.output_spec)
+        outputs = pytree.tree_unflatten(list(values), self.output_spec)
+        for layer in _layers_of_caches(outputs):
+            _cut_to_window(layer)
+        return outputs
 
 
-def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
-    """Export ``model`` on ``inputs`` and bring the graph into canonical form. The model is left as it was."""
-    exported = export(model, inputs)
-    signature = exported.graph_signature
-    if any(spec.kind is not OutputKind.USER_OUTPUT for spec in signature.output_specs):
-        exported = _without_mutations(exported)
-        signature = exported.graph_signature
+def _layers_of_caches(outputs: Any) -> Iterator[Any]:
+    """The layers of every cache in an output object, those of an encoder-decoder's two caches as well."""
+    for value in outputs.values() if isinstance(outputs, Mapping) else ():
+        for cache in (value, getattr(value, "self_attention_cache", None)):
+            yield from getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()
+
+
+def _cut_to_window(layer: Any) -> None:
+    """A cache of sliding attention holds the last window of keys; transformers exports it whole."""
+    if isinstance(layer, DynamicSlidingWindowLayer) and layer.keys is not None and layer.values is not None:
+        layer.cumulative_length = layer.keys.shape[-2]
+        kept = slice(-layer.sliding_window + 1, None)
+        layer.keys, layer.values = layer.keys[..., kept, :], layer.values[..., kept, :]
+
+
+def capture(model: nn.Module, inputs: Mapping[str, Any], *, record_only: bool = False) -> Program:
+    """Trace ``model`` on ``inputs`` and bring the graph into canonical form. The model is left as it was.
+
+    What torch.export refuses is recorded as it runs on these very inputs; the program then stands for no others.
+    ``record_only`` does so at once, for a model known to be refused.
+    """
+    traced = _recorded(model, inputs) if record_only else _traced(model, inputs)
     with quiet():
-        graph, fused = canonicalise(exported)
-    weights, constants, user = {}, {}, []
-    for spec in signature.input_specs:
-        name = spec.arg.name
-        if spec.kind is InputKind.USER_INPUT:
-            user.append(name)
-        elif spec.target in exported.constants:
-            constants[name] = exported.constants[spec.target]
-        elif spec.target is not None:
-            weights[name] = spec.target
+        graph, fused = canonicalise(traced.module)
     paths = [path for path, _ in pytree.tree_flatten_with_path(dict(inputs))[0]]
     leaves = tuple(_leaf_name(path) for path in paths)
     names = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-    used = {placeholder: leaf for placeholder, leaf in zip(user, leaves, strict=True) if placeholder in names}
+    used = {placeholder: leaf for placeholder, leaf in zip(traced.inputs, leaves, strict=True) if placeholder in names}
     return Program(
         graph=graph,
-        weights={name: target for name, target in weights.items() if name in names},
-        constants={name: value for name, value in constants.items() if name in names},
+        weights={name: target for name, target in traced.weights.items() if name in names},
+        constants={name: value for name, value in traced.constants.items() if name in names},
         inputs=used,
         input_leaves=leaves,
-        output_spec=exported.call_spec.out_spec,
+        output_spec=traced.output_spec,
         fused=fused,
-        guards=tuple(getattr(exported, "_guards_code", None) or ()),
+        guards=traced.guards,
         shapes={
             leaf: tuple(size if isinstance(size, int) else None for size in names[placeholder].meta["val"].shape)
             for placeholder, leaf in used.items()
             if isinstance(names[placeholder].meta.get("val"), Tensor) and "." not in leaf
         },
+        recorded=None if traced.recorded is None else dict(zip(leaves, traced.recorded, strict=True)),
     )
+
+
+def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
+    """The exported model; where torch.export refuses it but it can be recorded, the recorded one.
+
+    Raises :class:`CaptureError` with torch.export's own reason if it can be neither.
+    """
+    try:
+        return Traced.of(export(model, inputs))
+    except CaptureError as refusal:
+        try:
+            recorded = _recorded(model, inputs)
+        except Exception:  # whatever the model's own code does under another tracer
+            raise refusal from None
+        note = f"{refusal}\nUntil then it is recorded anew on each input, which takes its time."
+        warnings.warn(note, RetraceWarning, stacklevel=5)
+        return recorded
+
+
+def _recorded(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
+    with quiet(), steady(model):
+        return record(model, inputs)
+
+
+def _same(given: Any, recorded: Any) -> bool:
+    if isinstance(given, Tensor) and isinstance(recorded, Tensor):
+        return torch.equal(given, recorded)
+    return bool(given == recorded)
 
 
 def _leaf_name(path: tuple[Any, ...]) -> str:
     """``inputs["a"]`` is ``a``; a tensor inside a nested input is ``a.0.b``."""
     return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)
-
-
-def _without_mutations(exported: Any) -> Any:
-    """Buffers that a forward pass updates are computed, not written: the graph's user outputs alone are kept."""
-    mutated = [s for s in exported.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
-    output = exported.graph.output_node()
-    output.args = (tuple(output.args[0])[len(mutated) :],)
-    return exported
 
 
 def flatten(inputs: Mapping[str, Any]) -> dict[str, Any]:

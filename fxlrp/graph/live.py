@@ -62,6 +62,11 @@ def entrances(program: Program, model: nn.Module) -> tuple[Entrance, ...]:
             found.append(Entrance(behind, node, lookup=True))
     if not found:
         given = ", ".join(program.inputs.values())
+        if any(is_float(program.placeholders[name]) for name in program.inputs):
+            raise InputError(
+                f"Nothing to explain: no operator of {type(model).__name__} uses its inputs ({given}). What "
+                "is computed outside torch (numpy, .item()) carries no relevance: use torch operators."
+            )
         raise InputError(
             f"Nothing to explain: {type(model).__name__} was given only integer inputs ({given}) and they are not "
             "looked up in an embedding. Pass a float tensor, or embed the ids with nn.Embedding."

@@ -68,13 +68,14 @@ _register(
     pixel_shuffle pixel_unshuffle flatten unflatten view_as reshape_as diagonal diag_embed movedim swapaxes
     lift_fresh_copy lift_fresh broadcast_to tile channel_shuffle masked_select take_along_dim rot90 as_strided
     constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d atleast_1d
-    atleast_2d squeeze_ dropout feature_dropout alpha_dropout native_dropout conj real view_as_real
+    atleast_2d squeeze_ dropout feature_dropout alpha_dropout native_dropout conj real view_as_real view_as_complex
     upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler unsafe_split_with_sizes
     split_copy expand_copy hsplit vsplit ravel matrix_H adjoint fft_fft fft_fft2 fft_fftn fft_ifft fft_rfft
     fft_irfft upsample_nearest3d upsample_trilinear3d""",
     terms=(0,),
 )
+_register("movement", Kind.TERMS, "complex", terms=(0, 1))
 _register("movement", Kind.TERMS, "cat concat concatenate stack hstack vstack", terms=(0,))
 _register("movement", Kind.TERMS, "slice_scatter select_scatter diagonal_scatter", terms=(0, 1))
 _register("movement", Kind.TERMS, "index_put", terms=(0, 2))
@@ -107,6 +108,7 @@ _register("product", Kind.FACTORS, "lerp", factors=(2,), terms=(0, 1))
 _register("matmul", Kind.FACTORS, "einsum", factors=(1,))
 _register("matmul", Kind.FACTORS, "bilinear", factors=(0, 1, 2), terms=(3,))
 _register("quotient", Kind.QUOTIENT, "div true_divide divide", factors=(0, 1))
+_register("quotient", Kind.QUOTIENT, "linalg_solve_triangular", factors=(1, 0))
 _register(
     "selection",
     Kind.HOMOGENEOUS,
@@ -117,6 +119,7 @@ _register(
 )
 _register("selection", Kind.HOMOGENEOUS, "max min maximum minimum fmax fmin", terms=(0, 1))
 _register("selection", Kind.HOMOGENEOUS, "where", terms=(1, 2))
+_register("selection", Kind.HOMOGENEOUS, "scatter_reduce index_reduce", terms=(0, 3))
 _register("selection", Kind.HOMOGENEOUS, "masked_fill", terms=(0, 2))
 _register("selection", Kind.HOMOGENEOUS, "clamp clamp_min clamp_max clip", terms=(0, 1, 2))
 _register("selection", Kind.HOMOGENEOUS, "std hypot", terms=(0,))
@@ -128,14 +131,15 @@ _register(
     "log_softmax _log_softmax logsumexp logcumsumexp glu prod cumprod var",
     terms=(0,),
 )
-_register("general", Kind.GENERAL, "atan2 fmod remainder linalg_inv_ex cdist _cdist_forward xlogy", terms=(0, 1))
+_register("general", Kind.GENERAL, "atan2 fmod remainder linalg_inv_ex polar cdist _cdist_forward xlogy", terms=(0, 1))
 _register(
     "constant",
     Kind.CONSTANT,
     """eq ne lt le gt ge logical_and logical_or logical_not logical_xor sign sgn round floor ceil trunc argmax
     argmin argsort isnan isinf isfinite isposinf isneginf floor_divide bitwise_and bitwise_or bitwise_not
-    bitwise_xor zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
-    new_empty sym_size sym_numel sym_stride arange full zeros ones scalar_tensor heaviside signbit any all
+    bitwise_xor __and__ __or__ __xor__ __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift
+    zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
+    new_empty sym_size sym_numel sym_stride arange eye full zeros ones scalar_tensor heaviside signbit any all
     nonzero searchsorted bucketize multinomial bernoulli item detach _local_scalar_dense histc bincount one_hot
     equal""",
 )

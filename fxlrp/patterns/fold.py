@@ -24,11 +24,13 @@ def fold_activations(program: Program) -> Program:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, values))
+    folded: dict[fx.Node, fx.Node] = {}
     for match in find(graph, {"activation": PATTERNS["activation"]})[0]:
         if match.root.users:  # an inner spelling of an activation folded already has none left
-            _fold(graph, match)
+            folded[match.root] = _fold(graph, match)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    fused = {values[exit_node]: _moved(region, values) for exit_node, region in program.fused.items()}
+    moved = {old: folded.get(new, new) for old, new in values.items()}  # a fused operator may act on an activation
+    fused = {moved[exit_node]: _moved(region, moved) for exit_node, region in program.fused.items()}
     return replace(program, graph=graph, fused=fused)
 
 
@@ -37,7 +39,7 @@ def _moved(region: Fused, values: dict[fx.Node, fx.Node]) -> Fused:
     return Fused(region.target, args, kwargs, tuple(values[node] for node in region.members))
 
 
-def _fold(graph: fx.Graph, match: Match) -> None:
+def _fold(graph: fx.Graph, match: Match) -> fx.Node:
     source = next(iter(match.inputs.values()))
     assert match.pattern.slope is not None
     arithmetic = fx.GraphModule({}, _between(source, match.root))
@@ -46,6 +48,7 @@ def _fold(graph: fx.Graph, match: Match) -> None:
         folded = graph.call_function(target, (source,))
     folded.meta = dict(match.root.meta)
     match.root.replace_all_uses_with(folded)
+    return folded
 
 
 def _between(source: fx.Node, root: fx.Node) -> fx.Graph:

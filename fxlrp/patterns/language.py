@@ -30,7 +30,7 @@ def _either(options: list[Tensor]) -> Tensor:
 
 
 @torch.library.custom_op("fxlrp::chain", mutates_args=())
-def _chain(x: Tensor) -> Tensor:
+def _chain(x: Tensor, adding: bool) -> Tensor:
     return x.clone()
 
 
@@ -52,9 +52,9 @@ def either(*options: Tensor) -> Tensor:
     return _either([option.expand(shape) if option.shape != shape else option for option in options])
 
 
-def chain(x: Tensor) -> Tensor:
-    """``x`` after any number of scalings, masks, added constants, casts and movements."""
-    return _chain(x)
+def chain(x: Tensor, *, adding: bool = True) -> Tensor:
+    """``x`` after any number of scalings, masks, casts, movements and, unless ``adding`` is False, added values."""
+    return _chain(x, adding)
 
 
 @dataclass(frozen=True, eq=False)

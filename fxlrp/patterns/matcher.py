@@ -147,7 +147,7 @@ def _match(want: Any, have: Any, bound: Bound, attempt: _Attempt) -> Iterator[Bo
             for result in _match(option, have, bound, attempt):
                 yield result | {want: result.get(option, have)}
     elif want.target is CHAIN:
-        for value in _along_chain(have):
+        for value in _along_chain(have, bool(want.args[1])):
             for result in _match(want.args[0], value, bound, attempt):
                 yield result | {want: have}
     elif isinstance(have, fx.Node):
@@ -219,8 +219,8 @@ def _steps(value: Any) -> tuple[Any, list[Any]]:
     return value, steps
 
 
-def _along_chain(start: Any) -> Iterator[fx.Node]:
-    """Values that ``start`` is a scaled, masked, shifted, cast or moved form of, nearest first."""
+def _along_chain(start: Any, adding: bool) -> Iterator[fx.Node]:
+    """Values that ``start`` is a scaled, masked, cast, moved and (if ``adding``) shifted form of, nearest first."""
     queue, seen = [start], set[fx.Node]()
     while queue and len(seen) < _CHAIN_LIMIT:
         value = queue.pop(0)
@@ -231,7 +231,8 @@ def _along_chain(start: Any) -> Iterator[fx.Node]:
         operator = operator_of(value)
         if operator is None:
             continue
-        if operator.kind is Kind.TERMS or packet(value.target) in (aten.where, aten.masked_fill, aten.clamp):
+        sums = operator.kind is Kind.TERMS and (adding or operator.category == "movement")
+        if sums or packet(value.target) in (aten.where, aten.masked_fill, aten.clamp_min, aten.clamp_max):
             queue.extend(nodes_in(value, operator.terms))
         elif packet(value.target) in (aten.mul, aten.div):
             queue.extend(nodes_in(value, operator.factors))

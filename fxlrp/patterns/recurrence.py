@@ -1,11 +1,16 @@
-"""Selective state spaces: one step of h' = decay * h + input * u, read out by y = h' read."""
+"""State spaces h_t = decay_t h_{t-1} + input_t u_t, y_t = read_t h_t: one step of them, and scans by chunks.
+
+A scan by chunks holds the same products for many steps at once: within a chunk the decay from step s to step t is
+exp of a difference of running sums, and y = ((read input^T) * decay) u; between chunks states are carried on.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fxlrp.patterns.language import part, pattern
+from fxlrp.patterns.language import chain, either, part, pattern
 
 
 @pattern(
@@ -21,3 +26,60 @@ def selective_scan(rate: Tensor, before: Tensor, step: Tensor, gain: Tensor, sig
     """y = (exp(rate) * before + (step * gain) * signal) @ read: decay, input and read depend on the data (Mamba)."""
     state = part(torch.exp(rate), "decay") * before + part(step * gain, "input") * signal
     return part(torch.matmul(state, part(read, "read")), "output")
+
+
+def _decay(rate: Tensor) -> Tensor:
+    return part(torch.exp(chain(torch.cumsum(rate, -1))), "decay")
+
+
+def _contract(a: Tensor, b: Tensor) -> Tensor:
+    """A sum of products over an axis, as einsum or spelled out."""
+    return either(torch.ops.aten.einsum.default("...i,...i->...", [a, b]), (a * b).sum(-1))
+
+
+def _fed(signal: Tensor, delta: Tensor) -> Tensor:
+    """The signal, times its step size where that was not made part of the input matrix."""
+    return either(chain(signal * part(chain(F.softplus(delta)), "step"), adding=False), signal)
+
+
+@pattern("recurrence", read=(2, 3), gain=(2, 3), rate=(2,), signal=(2,), delta=(2,))
+def chunk_output(read: Tensor, gain: Tensor, rate: Tensor, signal: Tensor, delta: Tensor) -> Tensor:
+    """Within a chunk: y = sum over s of (read_t . input_s) decay_ts u_s."""
+    kernel = _contract(part(read, "read"), part(gain, "input")) * _decay(rate)
+    return part(_contract(chain(kernel, adding=False), _fed(signal, delta)), "output")
+
+
+@pattern("recurrence", gain=(2, 3), rate=(2, 3), signal=(2, 3), delta=(2, 3))
+def chunk_state(gain: Tensor, rate: Tensor, signal: Tensor, delta: Tensor) -> Tensor:
+    """What a chunk adds to the state at its end: sum over s of decay_s input_s u_s."""
+    return _contract(chain(part(gain, "input") * _decay(rate), adding=False), _fed(signal, delta))
+
+
+@pattern("recurrence", rate=(2, 3), states=(2, 3))
+def chunk_carry(rate: Tensor, states: Tensor) -> Tensor:
+    """States carried over chunks: sum over chunks of decay times state."""
+    return _contract(_decay(rate), states)
+
+
+@pattern("recurrence", rate=(2, 3), state=(2, 3))
+def carried_state(rate: Tensor, state: Tensor) -> Tensor:
+    """One state carried to the next chunk."""
+    return _decay(rate) * state
+
+
+@pattern("recurrence", read=(2, 3), states=(2, 3), rate=(2,))
+def chunk_read(read: Tensor, states: Tensor, rate: Tensor) -> Tensor:
+    """What earlier chunks contribute: (read_t . state) decay_t."""
+    return part(chain(_contract(part(read, "read"), states), adding=False) * _decay(rate), "output")
+
+
+@pattern("recurrence", dependent=("rate", "before"), rate=(2, 3), before=(2, 3), fed=(2, 3))
+def gated_step(rate: Tensor, before: Tensor, fed: Tensor) -> Tensor:
+    """h' = exp(rate) h + what is fed in: a linear recurrence whose decay depends on the data."""
+    return part(chain(torch.exp(rate), adding=False), "decay") * before + fed
+
+
+@pattern("recurrence", signal=(2, 3), rate=(2, 3))
+def gated_input(signal: Tensor, rate: Tensor) -> Tensor:
+    """u sqrt(1 - decay^2): the input of a linear recurrence scaled so that its states keep their size."""
+    return signal * part(chain(torch.sqrt(1.0 - torch.exp(rate))), "input")

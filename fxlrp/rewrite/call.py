@@ -33,9 +33,16 @@ class RuleCall:
         """What the rule declares to keep of the incoming relevance, summed in float64."""
         assert self.rule.leak is not None
         count = len(self.operation.live)
-        operation = self.operation.bind(values[count:])
+        wide = [widened(value) for value in values]
+        operation = self.operation.bind(wide[count:])
         with torch.no_grad():
-            return total(self.rule.leak(operation, y, message, *values[:count], **self.params))
+            return total(self.rule.leak(operation, widened(y), widened(message), *wide[:count], **self.params))
+
+
+def widened(x: Any) -> Any:
+    """A half precision tensor in float32, so that products of small values and messages do not vanish."""
+    narrow = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if narrow else x
 
 
 def total(amount: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxlrp.graph.operators import Kind
 from fxlrp.rules.operation import Operation, fill
-from fxlrp.rules.primitives import carry, ratio
+from fxlrp.rules.primitives import carry, ratio, received
 from fxlrp.rules.rule import Cite, Conserves, rule
 
 
@@ -29,15 +29,12 @@ def _value_at_zero(target: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, 
 
 
 def _gradient_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Tensor:
-    """sum of y g - sum of x . VJP_x(g), in closed form for products, quotients and softmax."""
+    """sum of y g - sum of x . VJP_x(g), in closed form for products and softmax."""
     count = sum(op.live[: op.factors])
     if op.operator.kind is Kind.FACTORS:
         # each live factor receives sum(y g) less what the additive constants got
         terms = [term for term in operands[op.factors :] if isinstance(term, Tensor)]
         return (1 - count) * (y - _additive(op, operands) if terms else y) * g
-    if op.operator.kind is Kind.QUOTIENT:  # degree +1 in the numerator, -1 in the denominator
-        numerator, denominator = (op.live[place.index] for place in op.args[:2])
-        return (1 - numerator + denominator) * y * g
     if op.operator.kind is Kind.SOFTMAX:
         return _softmax_leak(op, y, g, *operands)
     return _local_defect(op, y, g, *operands)
@@ -58,8 +55,8 @@ def _local_defect(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Ten
         leaves = {i: operands[i].detach().requires_grad_() for i in counted if operands[i].is_floating_point()}
         value = op(*(leaves.get(i, x) for i, x in enumerate(operands)))
     grads = torch.autograd.grad(value, list(leaves.values()), g, allow_unused=True)
-    received = sum((x.detach() * v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None)
-    return (y * g).sum() - received
+    shares = [received(x.detach(), v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None]
+    return received(y, g).sum() - sum(shares)
 
 
 def _axis(op: Operation) -> int:
@@ -135,9 +132,13 @@ def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
 
 
 def _offset_leak(op: Operation, y: Tensor, g: Tensor, x: Tensor, *, epsilon: float) -> Tensor:
-    """f(0) sum of g, and with a stabiliser (y - f(0)) g epsilon / (x + epsilon)."""
+    """f(0) sum of g, and with a stabiliser (y - f(0)) g epsilon / (x + epsilon).
+
+    At an infinite x, the entry of a mask, the slope is zero: all of y g stays.
+    """
     offset = value_at_zero(op)
-    return (offset + (y - offset) * (1 - ratio(x, x + epsilon) if epsilon else 0.0)) * g
+    lost = (y - offset) * (1 - ratio(x, x + epsilon)) if epsilon else torch.zeros_like(y)
+    return torch.where(torch.isinf(x), received(y, g), (offset + lost) * g)
 
 
 @rule(
@@ -160,8 +161,9 @@ def secant(op: Operation, x: Tensor, *, epsilon: float = 0.0) -> Tensor:
         closed = op.slope
         if epsilon:
             offset = value_at_zero(op)
-            slope = (x_ + epsilon).reciprocal_().mul_(y - offset if offset else y)
-            slope.nan_to_num_(posinf=0.0, neginf=0.0)  # x = -epsilon exactly
+            # A quotient, not a product with the reciprocal, which overflows float16 where x is below 1e-5.
+            slope = (y - offset if offset else y) / (x_ + epsilon)
+            slope.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # x = -epsilon exactly, or both below the resolution
         else:
             slope = closed(x_) if closed is not None else _difference_quotient(op, x_, y)
     return carry(y, x, slope)

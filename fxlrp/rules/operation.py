@@ -87,30 +87,31 @@ def take_apart(node: fx.Node, carries: Callable[[fx.Node], bool]) -> Site:
     assert operator is not None
     # The same node may stand in two slots (x * x); each place is an operand of its own.
     places: list[tuple[Any, int, bool]] = []
-    slots = {**dict.fromkeys(operator.factors, 0), **dict.fromkeys(operator.terms, 1)}
+    slots = {slot: rank for rank, slot in enumerate(operator.factors + operator.terms)}
     extras: list[fx.Node] = []
     schema = getattr(node.target, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema is not None else []
-    by_name = {names[slot]: kind for slot, kind in slots.items() if slot < len(names)}
+    by_name = {names[slot]: place for slot, place in slots.items() if slot < len(names)}
+    multilinear = len(operator.factors)
 
-    def template(value: Any, kind: int | None) -> Any:
+    def template(value: Any, place: int | None) -> Any:
         if isinstance(value, (list, tuple)):
-            return type(value)(template(item, kind) for item in value)
-        if isinstance(value, fx.Node) and kind is None:
+            return type(value)(template(item, place) for item in value)
+        if isinstance(value, fx.Node) and place is None:
             extras.append(value)
             return Hole(~(len(extras) - 1))
-        if kind is None or isinstance(value, (str, bool)):
+        if place is None or isinstance(value, (str, bool)):
             return value
-        places.append((value, kind, isinstance(value, fx.Node) and carries(value)))
+        places.append((value, place, isinstance(value, fx.Node) and carries(value)))
         return Hole(len(places) - 1)
 
     args = tuple(template(value, slots.get(index)) for index, value in enumerate(node.args))
     kwargs = {key: template(value, by_name.get(key)) for key, value in node.kwargs.items()}
-    ranked = sorted(range(len(places)), key=lambda i: (places[i][1], not places[i][2], i))
+    ranked = sorted(range(len(places)), key=lambda i: (places[i][1] >= multilinear, not places[i][2], places[i][1], i))
     rank = {old: new for new, old in enumerate(ranked)}
     renumbered = _renumbered((args, kwargs), rank)
     live = tuple(places[i][2] for i in ranked)
-    factors = sum(kind == 0 for _, kind, _ in places)
+    factors = sum(place < multilinear for _, place, _ in places)
     operation = Operation(node.target, operator, renumbered[0], renumbered[1], live, factors)
     return Site(operation, tuple(places[i][0] for i in ranked), tuple(extras))
 

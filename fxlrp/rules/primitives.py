@@ -71,6 +71,11 @@ def away_from_zero(x: Tensor, epsilon: float) -> Tensor:
     return x + epsilon * torch.where(x < 0, -1.0, 1.0).to(x.dtype)
 
 
+def received(value: Tensor, message: Tensor) -> Tensor:
+    """value x message, and 0 where the message is 0, also at the infinite values of masks."""
+    return torch.where(message == 0, torch.zeros_like(message), value * message)
+
+
 def ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0."""
     zero = b == 0

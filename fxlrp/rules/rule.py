@@ -103,6 +103,7 @@ ALIASES = {
     "z-plus": "z_plus",
     "identity": "secant",
     "detach": "constant",
+    "take_all_expert": "constant",
     "block": "constant",
     "eps": "epsilon",
     "grad": "gradient",

@@ -76,15 +76,16 @@ def check_conservation(
 
         sum of input relevance + sum of constant relevance + declared leaks = explained output,   per sample
 
-    inputs: as :meth:`ConvertedModel.attribute` takes them. tolerance: of the relative gap; None is 1e-9 where
+    model: the model, or a conversion of it, whose capture is then shared. inputs: as
+    :meth:`ConvertedModel.attribute` takes them. tolerance: of the relative gap; None is 1e-9 where
     every value that carries relevance is float64, 1e-5 where one is of lower precision (a float32 cast inside
     rounds, and no sum can undo that). Outputs must agree to 1e-12 in float64, else to 1e-5, relative to the
     largest. Use float64 where you can: there a wrong rule shows. Raises :class:`fxlrp.FxlrpError` for
     whatever conversion refuses; a gap is no error but a report that did not pass.
     """
-    lrp = convert(model, ruleset)
+    lrp = model.with_ruleset(ruleset) if isinstance(model, ConvertedModel) else convert(model, ruleset)
     with torch.no_grad():
-        expected = model(**as_inputs(lrp, inputs))
+        expected = lrp.model(**as_inputs(lrp, inputs))
     result = lrp.attribute(inputs, target=target, ledger=True)
     assert result.ledger is not None
     if tolerance is None:

@@ -23,6 +23,7 @@ from fxlrp.testing.blocks import (
     parameter,
     squared,
 )
+from fxlrp.testing.uncommon import UNCOMMON
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
@@ -336,6 +337,7 @@ KINDS: dict[str, Kind] = {
         REDUCTIONS,
         CONSTANTS,
         ATTENTIONS,
+        UNCOMMON,
         ROUNDED,
     )
     for entry in table

@@ -18,6 +18,8 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def _fan_in(weight: Tensor, owner: nn.Module) -> int:
+    if weight.ndim == 0:
+        return 1
     if type(owner).__name__ == "Conv1D":  # GPT-2 stores its weight transposed
         return weight.shape[0]
     if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):

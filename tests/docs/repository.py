@@ -21,7 +21,7 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("fxlrp.rulesets",),
     ("fxlrp.plan",),
     ("fxlrp.rewrite",),
-    ("fxlrp.targets", "fxlrp.ledger", "fxlrp.attribute", "fxlrp.model", "fxlrp.readout"),
+    ("fxlrp.targets", "fxlrp.ledger", "fxlrp.cache", "fxlrp.attribute", "fxlrp.model", "fxlrp.readout"),
     ("fxlrp",),
     ("fxlrp.report", "fxlrp.testing", "fxlrp.evaluate", "fxlrp.checkpoints", "fxlrp.cli", "fxlrp.__main__"),
 )
@@ -37,6 +37,7 @@ ENGINE = (
     "rewrite",
     "rulesets.py",
     "plan.py",
+    "cache.py",
     "model.py",
     "attribute.py",
     "ledger.py",

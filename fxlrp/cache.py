@@ -1,0 +1,97 @@
+"""The graphs that stand for a model: traced on demand, found again by the inputs' names, types, ranks and sizes.
+
+In: a model and inputs. Out: :class:`Captured`. One cache is shared by all conversions of a model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxlrp.capture import Program, capture
+from fxlrp.capture.program import flatten
+from fxlrp.errors import RetraceWarning
+from fxlrp.graph.live import entrances
+from fxlrp.patterns.fold import fold_activations
+from fxlrp.plan import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A program with its structure, as shared by every ruleset."""
+
+    program: Program
+    structure: Structure
+
+
+_OTHER_BRANCH = (
+    "decides by the values of its inputs, and its exported graph decides otherwise than the model does on these. It is "
+    "recorded as it runs, anew on each input, which takes its time."
+)
+
+
+def _captured(model: nn.Module, inputs: Mapping[str, Any], record_only: bool) -> Captured:
+    program = fold_activations(capture(model, inputs, record_only=record_only))
+    return Captured(program, Structure.of(program, entrances(program, model)))
+
+
+@dataclass
+class Cache:
+    """Programs by input signature: a signature may need several, for shapes that one graph does not stand for.
+
+    ``traced`` counts all graphs made so far. Of recorded ones, good for one input each, the last is kept.
+    """
+
+    programs: dict[Any, list[Captured]] = field(default_factory=dict)
+    traced: int = 0
+    warned: bool = False
+
+    def serve(
+        self,
+        model: nn.Module,
+        context: tuple[Any, ...],
+        inputs: Mapping[str, Any],
+        agrees: Callable[[Captured], bool],
+    ) -> Captured:
+        """The program that stands for ``model`` on these inputs, captured now if there is none yet.
+
+        ``context`` is what besides the inputs a graph depends on: the weights' type and device. An exported graph
+        that does not agree with the model, because the exporter took another branch of it, is recorded instead.
+        """
+        leaves = flatten(inputs)
+        known = self.programs.setdefault((*context, *((name, _kind(leaf)) for name, leaf in leaves.items())), [])
+        found = next((c for c in known if c.program.accepts(leaves)), None)
+        if found is None:
+            self._warn(model, known, leaves)
+            recorded = [c for c in known if c.program.recorded is not None]
+            found = _captured(model, inputs, record_only=bool(recorded))
+            if found.program.recorded is None and not agrees(found):
+                warnings.warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning, stacklevel=4)
+                found = _captured(model, inputs, record_only=True)
+            self.traced += 1
+            known[:] = [c for c in known if c not in recorded] + [found]
+        return found
+
+    def holds(self, captured: Captured) -> bool:
+        """Whether the graph is still one of the cache's."""
+        return any(captured in known for known in self.programs.values())
+
+    def _warn(self, model: nn.Module, known: Sequence[Captured], leaves: Mapping[str, Any]) -> None:
+        """Say once what it is that keeps the graphs traced so far from standing for these inputs."""
+        fixed = known[-1].program.fixed(leaves) if known else ()
+        if fixed and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{type(model).__name__} has fixed {', '.join(fixed)} in its graph: inputs of other sizes are "
+                "traced anew, once for each. Pad them to a few sizes to save that time.",
+                RetraceWarning,
+                stacklevel=4,
+            )
+
+
+def _kind(value: Any) -> Any:
+    return (value.dtype, value.ndim, value.device.type) if isinstance(value, Tensor) else value

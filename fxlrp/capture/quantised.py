@@ -1,0 +1,108 @@
+"""Quantised layers in floating point: packed weights as the matrices they are, rounding as an additive constant.
+
+A product with a packed weight is linear in its other factor but has no derivative in PyTorch: it is spelled out as
+a linear layer. A value that is rounded to a grid is ``x + (rounded - x)``: the value itself and, as a constant,
+what rounding added, so that relevance passes to x and the ledger shows the rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch.fx.proxy import Proxy
+
+from fxlrp.capture.canonical import replaces
+from fxlrp.capture.expansions import _narrowed, _value, _widened
+from fxlrp.graph.operators import Kind, Operator, packet, register
+
+with suppress(ImportError):  # defines the operators quantized_decomposed, where torch still has them
+    import torch.ao.quantization.fx._decomposed
+
+aten = torch.ops.aten
+
+
+@replaces(aten._weight_int8pack_mm)
+def _int8_product(x: Any, weight: Any, scales: Any) -> Any:
+    """x (diag(s) W)^T with W [out, in] of int8, s [out]."""
+    dense = aten.mul.Tensor(
+        aten._to_copy.default(weight, dtype=torch.float32), aten.unsqueeze.default(_widened(scales), 1)
+    )
+    return _narrowed(aten.linear.default(_widened(x), dense), x)
+
+
+def _packed_product(target: Any) -> Callable[..., Any]:
+    """x W^T with W^T what the operator makes of the unit vectors: the layout of the packed weight is its own affair."""
+
+    def replacement(x: Any, *packed: Any) -> Any:
+        value = _value(x)
+        kind = {"dtype": value.dtype, "device": value.device}
+        units = x.tracer.create_proxy("call_function", aten.eye.default, (int(value.shape[1]),), kind)
+        return aten.linear.default(x, aten.t.default(target(units, *packed)))
+
+    return replacement
+
+
+for _packet in (
+    aten._weight_int4pack_mm,
+    aten._weight_int4pack_mm_for_cpu,
+    aten._weight_int4pack_mm_with_scales_and_zeros,
+):
+    replaces(_packet)(_packed_product(_packet.default))
+
+
+def _rounded(x: Any, rounded: Any) -> Any:
+    """x + (rounded - x), the bracket a constant."""
+    return aten.add.Tensor(x, aten.detach.default(aten.sub.Tensor(rounded, x)))
+
+
+@replaces(aten.fake_quantize_per_tensor_affine)
+def _fake_per_tensor(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
+    target = aten.fake_quantize_per_tensor_affine
+    overload = target.tensor_qparams if isinstance(scale, Proxy) else target.default
+    return _rounded(x, overload(x, scale, zero, low, high))
+
+
+@replaces(aten.fake_quantize_per_channel_affine)
+def _fake_per_channel(x: Any, *grid: Any) -> Any:
+    return _rounded(x, aten.fake_quantize_per_channel_affine.default(x, *grid))
+
+
+def _there_and_back(target: Any) -> Callable[..., Any]:
+    """What was quantised from x and comes back is x, rounded; a stored integer weight is only spelled out."""
+
+    def replacement(q: Any, *grid: Any, **options: Any) -> Any:
+        if packet(q.node.target) not in QUANTISING:
+            return NotImplemented
+        overload = target.tensor if hasattr(target, "tensor") and isinstance(grid[0], Proxy) else target.default
+        return _rounded(Proxy(q.node.args[0], q.tracer), overload(q, *grid, **options))
+
+    return replacement
+
+
+def _known(*names: str) -> tuple[Any, ...]:
+    """Those operators of quantized_decomposed that this PyTorch defines."""
+    return tuple(
+        getattr(torch.ops.quantized_decomposed, name) for name in names if f"quantized_decomposed::{name}" in _DEFINED
+    )
+
+
+_DEFINED = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+#: Operators from floating point to integers, and their steps and zeros.
+QUANTISING = _known("quantize_per_tensor", "quantize_per_channel", "quantize_per_channel_group", "quantize_per_token")
+_GRIDS = _known(
+    "choose_qparams",
+    "choose_qparams_symmetric",
+    "choose_qparams_per_token",
+    "choose_qparams_per_token_asymmetric",
+)
+_BACK = _known(
+    "dequantize_per_tensor", "dequantize_per_channel", "dequantize_per_channel_group", "dequantize_per_token"
+)
+for _packet in _BACK:
+    replaces(_packet)(_there_and_back(_packet))
+_FAKE = (aten.fake_quantize_per_tensor_affine, aten.fake_quantize_per_channel_affine)
+for _packet in (*QUANTISING, *_GRIDS, *_BACK, *_FAKE):
+    register(_packet, Operator(Kind.CONSTANT, "constant"))

@@ -1,0 +1,127 @@
+"""Records a model that torch.export refuses: the operators that run on the given inputs, in the order they run.
+
+Whatever the model decides from values (branches, loops, sizes) is decided as on these inputs, so that the
+recording stands for the model on exactly these inputs and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call, functionalize
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxlrp.capture.canonical import unknown
+from fxlrp.capture.traced import Traced, with_values
+
+
+@torch.compiler.disable
+def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
+    """The operators that ``model`` runs on ``inputs``, in-place ones replaced by their functional forms."""
+    leaves, spec = pytree.tree_flatten(dict(inputs))
+    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    outputs: list[pytree.TreeSpec] = []
+
+    def run(weights: dict[str, Tensor], leaves: list[Any]) -> list[Any]:
+        result = functional_call(model, weights, (), pytree.tree_unflatten(leaves, spec))
+        flat, form = pytree.tree_flatten(result)
+        outputs.append(form)
+        return flat
+
+    decompositions = torch.export.default_decompositions()
+    table: dict[Any, Any] = {target: decompositions[target] for target in decompositions if unknown(target)}
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), _module_paths(model), _Values():
+        module = make_fx(
+            functionalize(run),
+            decomposition_table=table,
+            _allow_non_fake_inputs=True,
+            _error_on_data_dependent_ops=False,
+            record_stack_traces=True,
+        )(weights, leaves)
+    holders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    constants = _lifted(module)
+    with_values(module.graph)
+    return Traced(
+        module=module,
+        weights=dict(zip((str(n.target) for n in holders), weights, strict=False)),
+        constants=constants,
+        inputs=tuple(str(n.target) for n in holders[len(weights) :]),
+        output_spec=outputs[-1],
+        recorded=tuple(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves),
+    )
+
+
+class _Values(TorchFunctionMode):
+    """Lists of values and tensors made of them: a functional tensor has no storage to read from at once."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.tolist:
+            return _values(args[0])
+        func = _IN_PLACE.get(func, func)
+        if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], (list, tuple)):
+            args = (pytree.tree_map_only(Tensor, _values, args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+#: Operators in place that functionalisation knows by another name only.
+_IN_PLACE: dict[Any, Any] = {
+    Tensor.__iand__: Tensor.bitwise_and_,
+    Tensor.__ior__: Tensor.bitwise_or_,
+    Tensor.__ixor__: Tensor.bitwise_xor_,
+}
+
+
+def _values(x: Tensor) -> Any:
+    return [_values(row) for row in x.unbind()] if x.ndim else x.item()
+
+
+def _lifted(module: fx.GraphModule) -> dict[str, Tensor]:
+    """Constants that the model makes on its way become placeholders, as torch.export has them."""
+    holders: dict[str, fx.Node] = {}
+    first = next(iter(module.graph.nodes))
+    for node in [n for n in module.graph.nodes if n.op == "get_attr"]:
+        name = f"c_{node.target}"
+        if name not in holders:
+            with module.graph.inserting_before(first):
+                holders[name] = module.graph.placeholder(name)
+            holders[name].meta["val"] = getattr(module, str(node.target)).detach()
+        node.replace_all_uses_with(holders[name])
+        module.graph.erase_node(node)
+    return {name: holder.meta["val"] for name, holder in holders.items()}
+
+
+@contextmanager
+def _module_paths(model: nn.Module) -> Iterator[None]:
+    """Writes to each recorded node which modules it ran in, as torch.export does."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    stack: list[tuple[str, str]] = []
+
+    def mark() -> None:
+        mode = get_proxy_mode()
+        for node in reversed(mode.tracer.graph.nodes) if mode is not None else ():
+            if "nn_module_stack" in node.meta:
+                break
+            node.meta["nn_module_stack"] = {str(depth): place for depth, place in enumerate(stack)}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        mark()
+        stack.append((paths.get(id(module), stack[-1][0] if stack else ""), type(module).__qualname__))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        mark()
+        stack.pop()
+
+    handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

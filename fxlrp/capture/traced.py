@@ -1,0 +1,71 @@
+"""A traced model, exported or recorded, before it is brought into canonical form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from fxlrp.capture.canonical import decomposed
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph of operators whose placeholders are weights, lifted constants, then the leaves of the inputs.
+
+    ``weights`` and ``constants`` are by placeholder, ``inputs`` are the placeholders of the leaves in order.
+    ``guards`` are conditions on the inputs' sizes; ``recorded``, where the model decided by values, are the very
+    leaves that the graph stands for.
+    """
+
+    module: fx.GraphModule
+    weights: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    inputs: tuple[str, ...]
+    output_spec: pytree.TreeSpec
+    guards: tuple[str, ...] = ()
+    recorded: tuple[Any, ...] | None = None
+
+    @staticmethod
+    def of(exported: ExportedProgram) -> Traced:
+        """What torch.export captured, without updates of buffers, in operators that fxlrp knows."""
+        if any(spec.kind is not OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs):
+            _drop_mutations(exported)
+        exported = decomposed(exported)
+        specs = exported.graph_signature.input_specs
+        held = [s for s in specs if s.kind is not InputKind.USER_INPUT and s.target is not None]
+        return Traced(
+            module=exported.graph_module,
+            weights={s.arg.name: str(s.target) for s in held if s.target not in exported.constants},
+            constants={s.arg.name: exported.constants[s.target] for s in held if s.target in exported.constants},
+            inputs=tuple(s.arg.name for s in specs if s.kind is InputKind.USER_INPUT),
+            output_spec=exported.call_spec.out_spec,
+            guards=tuple(getattr(exported, "_guards_code", None) or ()),
+        )
+
+
+def _drop_mutations(exported: ExportedProgram) -> None:
+    """Buffers that a forward pass updates are computed, not written: the graph's user outputs alone are kept."""
+    mutated = [s for s in exported.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
+    output: Any = exported.graph.output_node()
+    output.args = (tuple(output.args[0])[len(mutated) :],)
+
+
+def with_values(graph: fx.Graph) -> None:
+    """Replace the values of a trace by fake ones of a single mode: shapes and types without data."""
+    mode = FakeTensorMode()
+
+    def fake(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return mode.from_tensor(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype))
+        return type(value)(map(fake, value)) if isinstance(value, (tuple, list)) else value
+
+    for node in graph.nodes:
+        node.meta["val"] = fake(node.meta.get("val"))

@@ -1,0 +1,32 @@
+"""``make fuzz``: many more random graphs than the suite draws, each under every ruleset, in shards with seeds of their own.
+
+FUZZ_EXAMPLES says how many (graph, ruleset) examples in all, FUZZ_SEED which ones. A failure is printed shrunk: keep
+it in ``test_regressions.py``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import fxlrp
+import pytest
+from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs
+from hypothesis import HealthCheck, given, seed, settings
+
+SHARDS = 80
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20000"))
+FIRST_SEED = int(os.environ.get("FUZZ_SEED", "0"))
+GRAPHS = max(1, EXAMPLES // (SHARDS * len(fxlrp.rulesets())))
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_values_stay_and_the_ledger_closes(shard: int) -> None:
+    @seed(FIRST_SEED * SHARDS + shard)
+    @settings(max_examples=GRAPHS, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(graphs(kinds=list(KINDS)))
+    def check(graph: RandomGraph) -> None:
+        lrp = fxlrp.convert(graph.module())
+        for ruleset in fxlrp.rulesets():
+            check_conservation(lrp.with_ruleset(ruleset), ruleset, graph.inputs(), target=1).raise_if_failed()
+
+    check()

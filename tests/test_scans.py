@@ -1,0 +1,94 @@
+"""Selective state spaces, step by step and by chunks: MambaLRP makes both linear in the signal, so they agree."""
+
+from __future__ import annotations
+
+import fxlrp
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WIDTH, STATE, CHUNK = 6, 4, 4
+
+
+class Scan(nn.Module):
+    """h_t = exp(dt_t a) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t, mean over t.  x: [batch, 12 steps, 6]."""
+
+    def __init__(self, chunked: bool) -> None:
+        super().__init__()
+        self.chunked = chunked
+        self.dt, self.b, self.c = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, STATE), nn.Linear(WIDTH, STATE)
+        self.rate = nn.Parameter(torch.randn(WIDTH))
+        self.held = False
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Step sizes [batch, step, width], log decays alike, input and read matrices [batch, step, state]."""
+        dt = F.softplus(self.dt(x))
+        parts = (dt, dt * -self.rate.exp(), self.b(x), self.c(x))
+        return tuple(part.detach() for part in parts) if self.held else parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        scanned = self.by_chunks(x) if self.chunked else self.by_steps(x)
+        return scanned.mean(1)
+
+    def by_steps(self, x: Tensor) -> Tensor:
+        dt, rate, b, c = self.parts(x)
+        state = x.new_zeros(len(x), WIDTH, STATE)
+        outputs = []
+        for t in range(x.shape[1]):
+            gain = dt[:, t, :, None] * b[:, t, None, :]
+            state = torch.exp(rate[:, t, :, None]) * state + gain * x[:, t, :, None]
+            outputs.append((state @ c[:, t, :, None])[..., 0])
+        return torch.stack(outputs, 1)
+
+    def by_chunks(self, x: Tensor) -> Tensor:
+        dt, rate, b, c = (part.unflatten(1, (-1, CHUNK)) for part in self.parts(x))  # [batch, chunk, step, ...]
+        signal = x.unflatten(1, (-1, CHUNK)) * dt
+        run = rate.cumsum(2)
+        lower = torch.ones(CHUNK, CHUNK, dtype=torch.bool).tril()[:, :, None]
+        within = (run[:, :, :, None] - run[:, :, None]).masked_fill(~lower, -torch.inf).exp()  # [batch, chunk, t, s, w]
+        kernel = (c[:, :, :, None] * b[:, :, None]).sum(-1)[..., None] * within
+        inside = (kernel * signal[:, :, None]).sum(3)
+        decay = (run[:, :, -1:] - run).exp()
+        states = ((b[:, :, :, None] * decay[..., None]) * signal[..., None]).sum(2)  # [batch, chunk, w, state]
+        state, before = torch.zeros_like(states[:, 0]), []
+        for k in range(states.shape[1]):
+            before.append(state)
+            state = run[:, k, -1].exp()[..., None] * state + states[:, k]
+        carried = (c[:, :, :, None] * torch.stack(before, 1)[:, :, None]).sum(-1) * run.exp()
+        return (inside + carried).flatten(1, 2)
+
+
+def build(chunked: bool) -> Scan:
+    torch.manual_seed(0)
+    return Scan(chunked).double().eval()
+
+
+def steps() -> Tensor:
+    return torch.randn(2, 12, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["steps", "chunks"])
+def test_mambalrp_is_the_gradient_of_the_scan_with_its_matrices_held(chunked: bool) -> None:
+    x = steps().requires_grad_()
+    held = build(chunked)
+    held.held = True
+    (gradient,) = torch.autograd.grad(held(x)[:, 2].sum(), x)
+    model = build(chunked)
+    found = fxlrp.attribute(model, x.detach(), ruleset="mambalrp", target=2)
+    torch.testing.assert_close(found.outputs, model(x).detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.relevance, (x * gradient).detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.relevance.sum((1, 2)), found.explained, rtol=1e-10, atol=1e-12)
+
+
+def test_both_scans_compute_the_same() -> None:
+    x = steps()
+    torch.testing.assert_close(build(True)(x), build(False)(x), rtol=1e-12, atol=1e-12)
+    relevance = [fxlrp.attribute(build(c), x, ruleset="mambalrp", target=2).relevance for c in (True, False)]
+    torch.testing.assert_close(*relevance, rtol=1e-9, atol=1e-12)
+
+
+def test_another_rule_for_the_decay_is_seen() -> None:
+    rules = fxlrp.ruleset("mambalrp").override(**{"recurrence.decay": "gradient"})
+    relevance = [fxlrp.attribute(build(True), steps(), ruleset=r, target=2).relevance for r in ("mambalrp", rules)]
+    assert not torch.allclose(*relevance, rtol=1e-3)
