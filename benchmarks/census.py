@@ -66,7 +66,7 @@ def _work(record: Record, pipe: Connection) -> None:
 
 
 def run(todo: list[Record], jobs: int, limit: float, file: Path, progress: Progress) -> None:
-    """Examine all of ``todo``, ``jobs`` at a time, each for at most ``limit`` seconds; append the results to ``file``."""
+    """Examine ``todo``, ``jobs`` at a time, each for at most ``limit`` seconds; append the results to ``file``."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.warm"])
     task = progress.add_task("", total=len(todo), name="")

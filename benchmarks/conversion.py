@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,15 @@ from fxlrp.capture.export import export
 
 @dataclass(frozen=True)
 class Conversion:
-    """Seconds for one model on the meta device: in torch.export, and in everything fxlrp does after it."""
+    """One model on the meta device: seconds in torch.export and in everything fxlrp does after it, and the peak of
+    Python's memory over both.
+    """
 
     layers: int
     nodes: int
     export_seconds: float
     passes_seconds: float
+    peak_bytes: int
 
     @property
     def ratio(self) -> float:
@@ -36,9 +40,16 @@ class Conversion:
         """Seconds of fxlrp's passes for each layer: constant where growth is linear."""
         return self.passes_seconds / self.layers
 
+    @property
+    def bytes_per_layer(self) -> float:
+        """Peak memory for each layer: constant, or falling to a constant, where growth is linear."""
+        return self.peak_bytes / self.layers
+
 
 def convert_llama(layers: int, ruleset: str = "attnlrp") -> Conversion:
-    """Convert a Llama of this depth, from the model to the rewritten graph of one ruleset."""
+    """Convert a Llama of this depth, from the model to the rewritten graph of one ruleset: timed, then once more under
+    tracemalloc, which is slow.
+    """
     with torch.device("meta"):
         model = LlamaForCausalLM(llama_config(Case("Llama", 64, layers=layers))).eval()
         inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.long)}
@@ -46,7 +57,13 @@ def convert_llama(layers: int, ruleset: str = "attnlrp") -> Conversion:
         start = time.perf_counter()
         converted = fxlrp.convert(model, ruleset, example_inputs=inputs)
         total = time.perf_counter() - start
-    return Conversion(layers, len(converted.plan.program.graph.nodes), timed.seconds, total - timed.seconds)
+    nodes = len(converted.plan.program.graph.nodes)
+    del converted
+    tracemalloc.start()
+    fxlrp.convert(model, ruleset, example_inputs=inputs)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return Conversion(layers, nodes, timed.seconds, total - timed.seconds, peak)
 
 
 class _Timed:

@@ -62,15 +62,15 @@ def page(records: list[Record]) -> str:
 
 
 _RECORDED = (
-    "Their control flow or their sizes depend on values (loops over the experts that some token chose, chunks around "
-    "global tokens). fxlrp then records the operators that run on the given inputs. The recording is good for these "
-    "inputs only, each new input is recorded anew, and a `RetraceWarning` names the line of the model that is the cause."
+    "Their control flow or their sizes depend on values (loops over the experts that some token chose, chunks around\n"
+    "global tokens). fxlrp then records the operators that run on the given inputs. The recording is good for these\n"
+    "inputs only, each new input is recorded anew, and a `RetraceWarning` names the line of the model that is why."
 )
 _NOT_RUN = "Not counted: a library is missing here, or the generic shrinking and inputs do not suit the model."
 _EACH = (
-    "Those that pass. *precision*: float32 where the model itself computes some of its values so. *convert/export*: the "
-    "time of fxlrp's own passes for three rulesets against that of torch.export, in the same process. *gap*: the largest "
-    "of the three rulesets and the tasks, relative to the explained value."
+    "Those that pass. *precision*: float32 where the model itself computes some of its values so. *convert/export*:\n"
+    "the time of fxlrp's own passes for three rulesets against that of torch.export, in the same process. *gap*: the\n"
+    "largest of the three rulesets and the tasks, relative to the explained value."
 )
 _OPERATORS = "The operators that carry relevance somewhere in these graphs, after canonicalisation."
 _HEAD = ("tasks", "precision", "nodes", "convert/export", "gap")
@@ -78,17 +78,29 @@ _HEAD = ("tasks", "precision", "nodes", "convert/export", "gap")
 
 def _intro(records: list[Record]) -> str:
     ratio = statistics.median(r.convert_s / r.export_s for r in records if r.passes and r.export_s)
-    return f"""# Coverage
+    return _INTRO.format(
+        transformers=transformers.__version__,
+        torch=torch.__version__.split("+")[0],
+        tasks=len({r.task for r in records}),
+        rulesets=", ".join(f"`{name}`" for name in RULESETS),
+        value=VALUES[torch.float64],
+        value32=VALUES[torch.float32],
+        gap=GAPS[torch.float64],
+        gap32=GAPS[torch.float32],
+        ratio=ratio,
+    )
+
+
+_INTRO = """# Coverage
 
 <!-- written by `python -m benchmarks.census --write docs/coverage.md` -->
 
-Every architecture that transformers {transformers.__version__} lists for {len({r.task for r in records})} tasks, its
-configuration shrunk by rules on the names of its fields, with random weights at a trained model's scale, two samples of
-random inputs, on a CPU with torch {torch.__version__.split("+")[0]}. *builds*, *runs*: the model itself. *exports*: the
-graph is captured. *converts*: a plan without uncovered operators (`strict=True`). *values*: outputs equal to the
-model's, to {VALUES[torch.float64]:.0e} relative in float64, {VALUES[torch.float32]:.0e} where the model itself computes in
-float32. *ledger*: the ledgers of {", ".join(f"`{name}`" for name in RULESETS)} close, to {GAPS[torch.float64]:.0e} and
-{GAPS[torch.float32]:.0e} of the explained value. Numbers are of those that got through all steps up to there.
+Every architecture that transformers {transformers} lists for {tasks} tasks, its configuration shrunk by rules on the
+names of its fields, with random weights at a trained model's scale, two samples of random inputs, on a CPU with torch
+{torch}. *builds*, *runs*: the model itself. *exports*: its graph is captured. *converts*: a plan without uncovered
+operators (`strict=True`). *values*: outputs equal to the model's, to {value:.0e} relative in float64, {value32:.0e}
+where the model itself computes in float32. *ledger*: the ledgers of {rulesets} close, to {gap:.0e} and {gap32:.0e} of
+the explained value. A number counts those that got through all steps up to there.
 
 fxlrp's own passes take {ratio:.2f} of the time of torch.export (median)."""
 

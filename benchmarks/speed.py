@@ -112,7 +112,16 @@ def _judged(ratio: float, goal: float | None) -> tuple[str, str]:
 def conversion_table(rows: Iterable[Conversion]) -> Table:
     """Seconds by depth, and what each layer costs."""
     table = Table(title="Conversion of a Llama on the meta device: fxlrp's passes / torch.export")
-    for heading in ("layers", "nodes", "export s", "passes s", "ratio", "goal", "passes ms per layer"):
+    for heading in (
+        "layers",
+        "nodes",
+        "export s",
+        "passes s",
+        "ratio",
+        "goal",
+        "passes ms per layer",
+        "peak MB per layer",
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -122,6 +131,7 @@ def conversion_table(rows: Iterable[Conversion]) -> Table:
             f"{row.passes_seconds:.2f}",
             *_judged(row.ratio, 1.0),
             f"{1e3 * row.passes_per_layer:.1f}",
+            f"{row.bytes_per_layer / 1e6:.2f}",
         )
     return table
 

@@ -1,4 +1,4 @@
-"""``make fuzz``: many more random graphs than the suite draws, each under every ruleset, in shards with seeds of their own.
+"""``make fuzz``: many more random graphs than the suite draws, each under every ruleset, in shards with own seeds.
 
 FUZZ_EXAMPLES says how many (graph, ruleset) examples in all, FUZZ_SEED which ones. A failure is printed shrunk: keep
 it in ``test_regressions.py``.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 
-import fxlrp
 import pytest
-from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs
 from hypothesis import HealthCheck, given, seed, settings
+
+import fxlrp
+from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs
 
 SHARDS = 80
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20000"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fxlrp
 import pytest
 import torch
 import transformers
-from fxlrp.testing.weights import realistic
 from torch import Tensor, nn
 from zoo import GROUPED
+
+import fxlrp
+from fxlrp.testing.weights import realistic
 
 
 class Combined(nn.Module):

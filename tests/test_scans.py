@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fxlrp
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import fxlrp
 
 WIDTH, STATE, CHUNK = 6, 4, 4
 
