@@ -109,7 +109,8 @@ def _steps(record: Record) -> Iterator[str]:
     for name, conversion in conversions.items():
         with _seeded():
             ledger = conversion.attribute(inputs, ledger=True).ledger
-        record.gaps[name] = float((ledger.gap.abs() / ledger.explained.abs()).max())
+        relative = torch.where(ledger.gap == 0, 0.0, ledger.gap.abs() / ledger.explained.abs())
+        record.gaps[name] = float(relative.max())
     open_ = {name: gap for name, gap in record.gaps.items() if not gap <= GAPS[lowest]}
     if open_:
         raise ValueError("ledger open: " + ", ".join(f"{name} {gap:.1e}" for name, gap in open_.items()))

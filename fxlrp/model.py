@@ -198,7 +198,11 @@ class ConvertedModel(nn.Module):
             return True
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # a model that draws numbers in eval mode draws the same ones
-            expected = self.model(**inputs)
+            try:
+                expected = self.model(**inputs)
+            except (RuntimeError, IndexError, ValueError, TypeError):
+                check_runs(self.model, inputs)
+                raise
             torch.default_generator.manual_seed(0)
             flat = self.run(rewritten, self.arguments(captured.program, rewritten, inputs), inputs)[0]
         return same_outputs(expected, captured.program.unpack(flat))

@@ -53,8 +53,8 @@ SAMPLE: dict[str, tuple[str, ...]] = {
     "image-text to text": ("llava", "qwen2_vl"),
     "zero-shot image classification": ("clip", "siglip"),
     "object detection": ("yolos",),
-    "depth": ("dpt",),
-    "time series": ("patchtst",),
+    "depth": ("glpn",),
+    "time series regression": ("patchtst",),
 }
 
 

@@ -19,7 +19,8 @@ from zoo import ZOO
 import fxlrp
 from fxlrp.targets import logits_of
 
-MODELS = ("bert", "llama", "gpt2", "t5", "vit", "convnext", "mixtral", "mamba")
+SLOW = ("bert", "gpt2", "t5", "convnext", "mixtral", "mamba")
+MODELS = ("llama", "vit", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BOUND = 16.0  # in eps of the type
 RULESETS = ("attnlrp", "conservative")

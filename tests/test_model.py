@@ -237,7 +237,6 @@ def test_under_gradient_checkpointing(llama: fxlrp.ConvertedModel) -> None:
     assert torch.equal(grads[0], grads[1])
 
 
-@pytest.mark.slow
 def test_under_compile() -> None:
     lrp = fxlrp.convert(ZOO["mlp"].build(), "epsilon")
     (x,) = ZOO["mlp"].inputs().values()

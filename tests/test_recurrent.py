@@ -115,6 +115,7 @@ def test_the_stand_in_computes_what_the_module_computes(kind: str) -> None:
 
 PLAIN = {}
 FULL = {"bidirectional": True, "num_layers": 2, "batch_first": False, "state": True}
+SORTED = FULL | {"sort": True, "total": STEPS}
 
 
 def check(model: nn.Module, given: dict[str, Tensor]) -> fxlrp.ConvertedModel:
@@ -135,13 +136,13 @@ def check(model: nn.Module, given: dict[str, Tensor]) -> fxlrp.ConvertedModel:
     return first
 
 
-@pytest.mark.parametrize("form", [PLAIN, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("form", [PLAIN, pytest.param(FULL, marks=pytest.mark.slow)], ids=["plain", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_padded(kind: str, form: dict[str, Any]) -> None:
     check(build(kind, **form), {"x": inputs("full")["x"]})
 
 
-@pytest.mark.parametrize("form", [PLAIN, FULL | {"sort": True, "total": STEPS}], ids=["plain", "full"])
+@pytest.mark.parametrize("form", [PLAIN, pytest.param(SORTED, marks=pytest.mark.slow)], ids=["plain", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed(kind: str, form: dict[str, Any]) -> None:
     model, given = build(kind, **form), inputs("sorted" if form else "unsorted")
@@ -168,6 +169,7 @@ def test_a_packed_sample_is_explained_as_if_it_stood_alone_and_padded(kind: str)
     assert (together[sample, :length] - alone[0]).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_of_a_packed_batch_do_not_mix(kind: str) -> None:
     lrp = fxlrp.convert(build(kind, total=STEPS, **FULL), "attnlrp")

@@ -46,7 +46,9 @@ def attribute(lrp: fxlrp.ConvertedModel, given: dict[str, Tensor]) -> Any:
         return lrp.attribute(given)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if i < 3 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(CASES)]
+)
 def test_one_graph_serves_every_batch_and_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     model = case.build()
