@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,22 +62,28 @@ def take_all(op: Operation, *operands: Tensor, signal: int = 0) -> Tensor:
 @take_all.reference
 def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, signal: int) -> tuple[Tensor, Tensor]:
     chosen = (a, b)[signal]
-    rows = torch.autograd.functional.jacobian(lambda v: op(v, b) if signal == 0 else op(a, v), chosen)
-    shares = torch.einsum("ij,i->j", rows.reshape(-1, chosen.numel()), ratio(relevance, op(a, b)).flatten())
-    taken = chosen * shares.reshape(chosen.shape)
+    taken = _by_jacobian(lambda v: op(v, b) if signal == 0 else op(a, v), chosen, relevance)
     return (taken, torch.zeros_like(b)) if signal == 0 else (torch.zeros_like(a), taken)
 
 
 @rule("quotient", conserves=Conserves.EXACTLY, source=Cite("Ali et al. 2022", "eq. 9, for any denominator"))
 def detach_denominator(op: Operation, a: Tensor, b: Tensor) -> Tensor:
-    """y = a / b.detach(): R_a = R_y, the denominator is a constant scale.  a, b: shapes that broadcast."""
+    """y = a / b.detach(): R_a = R_y, the denominator is a constant scale.  a, b: shapes that broadcast, or a
+    system b y = a that is solved, where R_a = a (b^-T (R_y / y)).
+    """
     result: Tensor = op(a, b.detach())
     return result
 
 
 @detach_denominator.reference
 def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return relevance.clone(), torch.zeros_like(b)
+    return _by_jacobian(lambda v: op(v, b), a, relevance), torch.zeros_like(b)
+
+
+def _by_jacobian(linear: Callable[[Tensor], Tensor], x: Tensor, relevance: Tensor) -> Tensor:
+    """R_j = x_j sum_i (dy_i / dx_j) R_i / y_i of a linear function y of x, with its Jacobian written out."""
+    rows = torch.autograd.functional.jacobian(linear, x)
+    return x * torch.einsum("ij,i->j", rows.reshape(-1, x.numel()), ratio(relevance, linear(x)).flatten()).view_as(x)
 
 
 class _NormalisedAdd(torch.autograd.Function):

@@ -93,7 +93,16 @@ def _run(lrp: ConvertedModel, program: Program, given: Mapping[str, Any]) -> dic
 def _double(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_double(item) for item in value)
-    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_complex():
+        return value.detach().to(torch.complex128)
+    return value.detach().double() if value.is_floating_point() else value
+
+
+def _real(value: Tensor) -> Tensor:
+    """A complex number as its two parts, each of which carries relevance of its own."""
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
 def _seed(
@@ -168,16 +177,20 @@ def _by_gradient(
         whole = values[operand]
         parts = list(whole) if isinstance(whole, (tuple, list)) else [whole]
         for index, part in enumerate(parts):
-            if isinstance(part, Tensor) and part.is_floating_point():
-                parts[index] = leaves[operand, index] = part.clone().requires_grad_()
+            if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex()):
+                leaf = leaves[operand, index] = _real(part).clone().requires_grad_()
+                parts[index] = torch.view_as_complex(leaf) if part.is_complex() else leaf
         replaced[operand] = type(whole)(parts) if isinstance(whole, (tuple, list)) else parts[0]
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), replaced.__getitem__)
     with torch.enable_grad():
         made = node.target(*args, **kwargs)  # type: ignore[operator]
     pairs = [
         (y, _finite(y.detach(), ratio(r, y.detach().double())).to(y.dtype))
-        for y, r in zip(made if isinstance(made, (tuple, list)) else [made], relevance, strict=True)
-        if r is not None and isinstance(y, Tensor) and y.requires_grad
+        for y, r in (
+            (_real(y), r)
+            for y, r in zip(made if isinstance(made, (tuple, list)) else [made], relevance, strict=True)
+            if r is not None and isinstance(y, Tensor) and y.requires_grad
+        )
     ]
     if not pairs:
         return

@@ -55,7 +55,7 @@ def add_rows(m: Any, x: Tensor) -> Tensor:
 def masked_write(m: Any, x: Tensor) -> Tensor:
     """Embeddings take the places of placeholder tokens, as in a vision-language model."""
     places = (torch.arange(TOKENS) % 2 == 0)[:, None].expand(TOKENS, FEATURES)
-    return x.masked_scatter(places.expand_as(x), m.w(x))
+    return x.masked_scatter(places.expand_as(x), m.w(x)[:, ::2])  # as many as there are places, sample by sample
 
 
 def scattered(m: Any, x: Tensor) -> Tensor:
