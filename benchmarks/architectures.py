@@ -41,6 +41,12 @@ TASKS: dict[str, str] = {
 CORE = tuple(TASKS)[:5]
 
 
+def listed(task: str) -> dict[str, Any]:
+    """The names of transformers' classes for a task, by model type."""
+    names: dict[str, Any] = getattr(modeling_auto, f"MODEL_FOR_{TASKS[task]}_MAPPING_NAMES")
+    return names
+
+
 def _for_class(config: Any, kind: type) -> Any:
     """The part of a composite configuration that a model of class ``kind`` is built from."""
     wanted = kind.config_class  # type: ignore[attr-defined]
@@ -63,7 +69,7 @@ class Architecture:
     @property
     def model_class(self) -> Any:
         """The class that transformers builds for the task."""
-        names = getattr(modeling_auto, f"MODEL_FOR_{TASKS[self.task]}_MAPPING_NAMES")[self.model_type]
+        names = listed(self.task)[self.model_type]
         return getattr(transformers, names if isinstance(names, str) else names[0])
 
     def config(self, variant: int = 0) -> Any:
@@ -100,8 +106,4 @@ def _runs(model: nn.Module, variant: int) -> bool:
 
 def architectures(tasks: Iterable[str] = tuple(TASKS)) -> list[Architecture]:
     """All that transformers lists for the tasks, in its order."""
-    return [
-        Architecture(task, name)
-        for task in tasks
-        for name in getattr(modeling_auto, f"MODEL_FOR_{TASKS[task]}_MAPPING_NAMES")
-    ]
+    return [Architecture(task, name) for task in tasks for name in listed(task)]

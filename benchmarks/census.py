@@ -123,7 +123,8 @@ def census(
     columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[name]}"))
     with Progress(*columns, console=console) as progress:
         run(todo, jobs, limit, file, progress)
-    records = [load(file)[_key(r)] for r in wanted]
+    examined = load(file)
+    records = [examined[_key(r)] for r in wanted]
     console.print(summary(records))
     if write:
         write.write_text(page(records))

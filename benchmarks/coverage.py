@@ -42,8 +42,8 @@ def groups(records: list[Record]) -> Iterator[tuple[str, list[Record]]]:
 def summary(records: list[Record]) -> Table:
     """Counts by task and in all, the share of those that run, and the reason of each that runs and does not pass."""
     table = Table("task", *COLUMNS, "of those that run")
-    for name, found in groups(records):
-        table.add_row(name, *map(str, counts(found)), share(found))
+    for row in _counted(records):
+        table.add_row(*row)
     table.caption = "\n".join(f"{r.model_type} ({r.task}): {r.reason}" for r in records if r.runs and not r.passes)
     return table
 

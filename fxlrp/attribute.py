@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxlrp.errors import FxlrpError, InputError
 from fxlrp.ledger import Entry, Ledger, compute_ledger
+from fxlrp.rewrite.call import widened
 from fxlrp.targets import Selection, Target, call_target, label, resolve
 
 if TYPE_CHECKING:
@@ -307,9 +308,8 @@ def _leaf(value: Tensor) -> Tensor:
 
 def _relevance(value: Tensor, message: Tensor | None) -> Tensor:
     """value x message; half precision is widened first, as sums over hundreds of features follow."""
-    exact = torch.promote_types(value.dtype, torch.float32)
-    value = value.detach().to(exact)
-    return torch.zeros_like(value) if message is None else value * message.to(exact)
+    value = widened(value.detach())
+    return torch.zeros_like(value) if message is None else value * widened(message)
 
 
 def _detached(outputs: Any) -> Any:

@@ -6,14 +6,17 @@ In: a model and inputs. Out: :class:`Captured`. One cache is shared by all conve
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Program, capture
-from fxlrp.capture.program import flatten
+from fxlrp.capture.export import check_runs
+from fxlrp.capture.program import flatten, weight
 from fxlrp.errors import RetraceWarning
 from fxlrp.graph.live import entrances
 from fxlrp.patterns.fold import fold_activations
@@ -39,6 +42,45 @@ def _captured(model: nn.Module, inputs: Mapping[str, Any], record_only: bool) ->
     return Captured(program, Structure.of(program, entrances(program, model)))
 
 
+def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bool:
+    """Whether a new graph gives what the model gives on the inputs that it was captured on."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        return True
+    values = flatten(inputs)
+    arguments = [
+        weight(model, program.weights[name])
+        if name in program.weights
+        else program.constants[name].to(device)
+        if name in program.constants
+        else values[program.inputs[name]]
+        for name in program.placeholders
+    ]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # a model that draws numbers in eval mode draws the same ones
+        expected = check_runs(model, inputs)
+        torch.default_generator.manual_seed(0)
+        found = program.unpack(fx.Interpreter(nn.Module(), graph=program.graph).run(*arguments))
+    return _same_outputs(expected, found)
+
+
+def _same_outputs(expected: Any, found: Any) -> bool:
+    """Whether two output objects hold float tensors of equal shapes and, but for rounding of any type, equal values."""
+    ours, theirs = (
+        [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+        for outputs in (expected, found)
+    )
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=0.1, atol=0.1 * _size(a), equal_nan=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _size(x: Tensor) -> float:
+    finite = x[torch.isfinite(x)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
 @dataclass
 class Cache:
     """Programs by input signature: a signature may need several, for shapes that one graph does not stand for.
@@ -50,13 +92,7 @@ class Cache:
     traced: int = 0
     warned: bool = False
 
-    def serve(
-        self,
-        model: nn.Module,
-        context: tuple[Any, ...],
-        inputs: Mapping[str, Any],
-        agrees: Callable[[Captured], bool],
-    ) -> Captured:
+    def serve(self, model: nn.Module, context: tuple[Any, ...], inputs: Mapping[str, Any]) -> Captured:
         """The program that stands for ``model`` on these inputs, captured now if there is none yet.
 
         ``context`` is what besides the inputs a graph depends on: the weights' type and device. An exported graph
@@ -69,7 +105,7 @@ class Cache:
             self._warn(model, known, leaves)
             recorded = [c for c in known if c.program.recorded is not None]
             found = _captured(model, inputs, record_only=bool(recorded))
-            if found.program.recorded is None and not agrees(found):
+            if found.program.recorded is None and not _agrees(model, found.program, inputs):
                 warnings.warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning, stacklevel=4)
                 found = _captured(model, inputs, record_only=True)
             self.traced += 1

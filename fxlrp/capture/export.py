@@ -52,11 +52,11 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> ExportedProgram:
     raise _explain(model, failure) from failure
 
 
-def check_runs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Raises :class:`InputError` with the model's own words if it fails on the inputs."""
+def check_runs(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """The model's own outputs. Raises :class:`InputError` with the model's own words if it fails on the inputs."""
     try:
         with torch.no_grad():
-            model(**inputs)
+            return model(**inputs)
     except Exception as error:
         name = type(model).__name__
         raise InputError(f"The model {name} itself fails on these inputs: {type(error).__name__}: {error}") from error

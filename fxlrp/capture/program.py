@@ -167,6 +167,13 @@ def _leaf_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)
 
 
+def weight(model: nn.Module, target: str) -> Tensor:
+    """The parameter or buffer of ``model`` at a path."""
+    owner, _, name = target.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(owner), name)
+    return found
+
+
 def flatten(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of the (possibly nested) inputs by the names of :class:`Program`."""
     return {_leaf_name(path): leaf for path, leaf in pytree.tree_flatten_with_path(dict(inputs))[0]}

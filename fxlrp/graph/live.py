@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program
+from fxlrp.capture.program import weight
 from fxlrp.errors import InputError
 from fxlrp.graph.operators import is_float, packet
 
@@ -90,8 +91,7 @@ def _input_tables(model: nn.Module) -> list[Tensor]:
 
 
 def _same(model: nn.Module, target: str, table: Tensor) -> bool:
-    owner, _, name = target.rpartition(".")
-    return bool(target) and getattr(model.get_submodule(owner), name) is table
+    return bool(target) and weight(model, target) is table
 
 
 def _input_behind(ids: fx.Node, program: Program) -> str | None:
