@@ -126,8 +126,8 @@ def _conservation(
             leak = rule.leak(operation, y, message, *operands, **parameters).sum()
     arrived, passed = (y * message).sum(), torch.stack([r.sum() for r in relevance.values()]).sum()
     leak = leak.detach()
-    gap = float((arrived - passed - leak).abs())
-    size = float((y * message).abs().sum() + sum(r.abs().sum() for r in relevance.values()))
+    gap = float((arrived - passed - leak).detach().abs())
+    size = float((y * message).detach().abs().sum() + sum(r.abs().sum() for r in relevance.values()))
     if not gap <= TOLERANCE * size:
         account = f"{float(arrived):.6g} arrived, {float(passed):.6g} passed on, {float(leak):.6g} leaked"
         yield f"conserves {rule.conserves.name}: {account}"
