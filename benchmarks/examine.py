@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 import fxlrp
@@ -79,7 +80,8 @@ def _steps(record: Record) -> Iterator[str]:
     yield "builds"
     with quiet(), torch.no_grad():
         inputs = example(model, variant=record.variant)
-        with _seeded():
+        # On a CPU torch's fused kernel misreads float32 masks beside float64 queries.
+        with _seeded(), sdpa_kernel(SDPBackend.MATH):
             expected = model(**inputs)
     if not all(bool(torch.isfinite(t).any()) and not bool(torch.isnan(t).any()) for t in _floats(expected)):
         raise ValueError("the model's own output is not finite")
@@ -95,15 +97,18 @@ def _steps(record: Record) -> Iterator[str]:
     record.nodes = len(graph.nodes)
     record.captured = "recorded" if captured.program.recorded is not None else "exported"
     dependent = [n for n in graph.nodes if n in captured.structure.dependent and is_float(n)]
-    record.operators = sorted({getattr(packet(n.target), "__name__", "") for n in dependent if n.op == "call_function"})
     lowest = torch.float64 if all(_exact(n) for n in dependent) else torch.float32
     record.lowest = str(lowest).removeprefix("torch.")
     for conversion in conversions.values():
         _ = conversion.plan
     record.convert_s += time.perf_counter() - start
+    carrying = [n for n in conversions[RULESETS[0]].plan.carrying if n.op == "call_function"]
+    record.operators = sorted({getattr(packet(n.target), "__name__", "") for n in carrying})
     yield "converts"
     record.values = _compare(conversions[RULESETS[0]], inputs, expected)
-    if not record.values <= VALUES[lowest]:
+    # A model's constants may be made in float32 on the way, and rounded otherwise by the exporter.
+    rounding = torch.float64 if all(_exact(n) for n in graph.nodes) else torch.float32
+    if not record.values <= VALUES[rounding]:
         raise ValueError(f"the outputs differ by {record.values:.1e}")
     yield "values"
     for name, conversion in conversions.items():

@@ -109,6 +109,7 @@ RULES: tuple[tuple[str, Shrink], ...] = (
     (r"layers$|n_layers?$|^depth$|num_blocks", lambda value, sizes: min(value, sizes.layers)),
     (r"sliding_window|local_attention|attention_window|chunk_(size|len)|^block_size", _most(8)),
     (r"chunk_\w*context", _most(2)),
+    (r"^context_length$", _most(128)),
     (r"window", lambda value, sizes: min(value, 4) if value < 64 else 32),  # of patches or of pixels
     (r"image_size|input_size|img_size", lambda value, sizes: sizes.image),
     (r"patch_size|unit_size", _most(8)),

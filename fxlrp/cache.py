@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Program, capture
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import flatten, weight
-from fxlrp.errors import RetraceWarning
+from fxlrp.errors import CaptureError, RetraceWarning
 from fxlrp.graph.live import entrances
 from fxlrp.patterns.fold import fold_activations
 from fxlrp.plan import Structure
@@ -34,6 +35,12 @@ class Captured:
 _OTHER_BRANCH = (
     "decides by the values of its inputs, and its exported graph decides otherwise than the model does on these. It is "
     "recorded as it runs, anew on each input, which takes its time."
+)
+
+_NOT_FOLLOWED = (
+    "gives other values than the graph that was made of it, also where its operators were recorded as they ran. It may "
+    "keep state from one call to the next, or change tensors in a way that leaves no trace: make its forward a "
+    "function of its inputs."
 )
 
 
@@ -56,7 +63,8 @@ def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bo
         else values[program.inputs[name]]
         for name in program.placeholders
     ]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
         torch.default_generator.manual_seed(0)  # a model that draws numbers in eval mode draws the same ones
         expected = check_runs(model, inputs)
         torch.default_generator.manual_seed(0)
@@ -105,9 +113,13 @@ class Cache:
             self._warn(model, known, leaves)
             recorded = [c for c in known if c.program.recorded is not None]
             found = _captured(model, inputs, record_only=bool(recorded))
-            if found.program.recorded is None and not _agrees(model, found.program, inputs):
+            agrees = _agrees(model, found.program, inputs)
+            if not agrees and found.program.recorded is None:
                 warnings.warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning, stacklevel=4)
                 found = _captured(model, inputs, record_only=True)
+                agrees = _agrees(model, found.program, inputs)
+            if not agrees:
+                raise CaptureError(f"{type(model).__name__} {_NOT_FOLLOWED}")
             self.traced += 1
             known[:] = [c for c in known if c not in recorded] + [found]
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -59,7 +60,36 @@ class Kept(nn.Module):
         return torch.stack(rows)
 
 
-MODELS = {"branch": (Branch, (2, 3)), "loop": (Loop, (2, 5, 6)), "kept": (Kept, (2, 7, 5))}
+class Padded(nn.Module):
+    """Rows of lengths that the data decides, padded by an operator that writes to a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(x)
+        rows = [row[: 2 + int(given[0, 0] > 0)] for row, given in zip(hidden, x, strict=True)]
+        return self.head(nn.utils.rnn.pad_sequence(rows, batch_first=True).sum(1))
+
+
+class Counting(nn.Module):
+    """Adds how often it was called, of which a graph knows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.head = itertools.count(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) + 10.0 ** next(self.calls)
+
+
+MODELS = {
+    "branch": (Branch, (2, 3)),
+    "loop": (Loop, (2, 5, 6)),
+    "kept": (Kept, (2, 7, 5)),
+    "padded": (Padded, (2, 5, 4)),
+}
 
 
 def build(name: str) -> tuple[nn.Module, list[Tensor]]:
@@ -137,3 +167,20 @@ def test_modules_of_a_recording_have_their_names() -> None:
     result = fxlrp.convert(model, "conservative").attribute(x, at=["up", "down"][side == "down" : 1 + (side == "down")])
     assert list(result.at) == [side]
     assert result.at[side].shape == (2, 4)
+
+
+def test_a_padded_recording_has_the_lines_and_modules_of_the_model() -> None:
+    model, (x, *_) = build("padded")
+    with pytest.warns(fxlrp.RetraceWarning):
+        program = fxlrp.convert(model, "conservative").captured({"x": x}).program
+    writes = [node for node in program.graph.nodes if "scatter" in str(node.target)]
+    assert writes
+    assert all("pad_sequence" in node.meta["stack_trace"] for node in writes)
+    layers = [node for node in program.graph.nodes if node.target is torch.ops.aten.addmm.default]
+    assert {list(node.meta["nn_module_stack"].values())[-1][0] for node in layers} == {"inner", "head"}
+
+
+@pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
+def test_a_model_that_no_graph_follows_is_refused() -> None:
+    with pytest.raises(fxlrp.CaptureError, match="keep state from one call to the next"):
+        fxlrp.attribute(Counting().double().eval(), torch.randn(2, 4, dtype=torch.float64), ruleset="conservative")

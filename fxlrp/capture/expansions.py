@@ -121,6 +121,19 @@ def _native_batch_norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any,
     return (_fixed_statistics(x, weight, bias, mean, variance, eps), None, None)
 
 
+@replaces(aten.native_batch_norm, aten.cudnn_batch_norm)
+def _recorded_batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float
+) -> Any:
+    standard = _batch_norm(x, weight, bias, mean, variance, training, momentum, eps)
+    return NotImplemented if standard is NotImplemented else (standard, None, None)
+
+
+@replaces(aten.native_group_norm)
+def _native_group_norm(x: Any, weight: Any, bias: Any, _n: Any, _c: Any, _hw: Any, groups: int, eps: float) -> Any:
+    return (_group_norm(x, groups, weight, bias, eps), None, None)
+
+
 @replaces(aten.instance_norm, fused=True)
 def _instance_norm(
     x: Any,
@@ -244,8 +257,10 @@ def _cat(tensors: Any, dim: int = 0) -> Any:
 def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
     """One bound after the other; an infinite bound is none."""
     for bound, operator, nothing in ((low, aten.clamp_min, -math.inf), (high, aten.clamp_max, math.inf)):
-        if bound is not None and bound != nothing:
-            x = (operator.Tensor if isinstance(bound, Proxy) else operator.default)(x, bound)
+        if isinstance(_value(bound), torch.Tensor):
+            x = operator.Tensor(x, bound)
+        elif isinstance(bound, Proxy) or (bound is not None and bound != nothing):  # a proxy: a size that may vary
+            x = operator.default(x, bound)
     return x
 
 

@@ -6,13 +6,15 @@ recording stands for the model on exactly these inputs and no others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.func import functional_call, functionalize
+from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as hooks
@@ -38,14 +40,13 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
 
     decompositions = torch.export.default_decompositions()
     table: dict[Any, Any] = {target: decompositions[target] for target in decompositions if unknown(target)}
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), _module_paths(model), _Values():
-        module = make_fx(
-            functionalize(run),
-            decomposition_table=table,
-            _allow_non_fake_inputs=True,
-            _error_on_data_dependent_ops=False,
-            record_stack_traces=True,
-        )(weights, leaves)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with _module_paths(model), _Values():
+            module = _traced(run, table, weights, leaves)
+        if any(map(_writes, module.graph.nodes)):  # composite operators may write to what they made themselves
+            replay = fx.Interpreter(module)
+            with fx_traceback.preserve_node_meta():
+                module = _traced(lambda *given: replay.run(*given), table, weights, leaves)
     holders = [node for node in module.graph.nodes if node.op == "placeholder"]
     constants = _lifted(module)
     with_values(module.graph)
@@ -57,6 +58,20 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
         output_spec=outputs[-1],
         recorded=tuple(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves),
     )
+
+
+def _traced(run: Callable[..., Any], table: Mapping[Any, Any], *arguments: Any) -> fx.GraphModule:
+    return make_fx(
+        functionalize(run),
+        decomposition_table=dict(table),
+        _allow_non_fake_inputs=True,
+        _error_on_data_dependent_ops=False,
+        record_stack_traces=True,
+    )(*arguments)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 class _Values(TorchFunctionMode):

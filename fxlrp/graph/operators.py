@@ -200,11 +200,15 @@ def is_movement(node: fx.Node) -> bool:
     )
 
 
+def is_continuous(value: Any) -> bool:
+    """Whether this is a tensor of real or complex numbers: what relevance can be carried by."""
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def is_float(node: fx.Node) -> bool:
-    """Whether the node's value is a floating point tensor (or a tuple holding one)."""
+    """Whether the node's value is a tensor of real or complex numbers (or a tuple holding one)."""
     value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    return any(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+    return any(map(is_continuous, value if isinstance(value, (tuple, list)) else (value,)))
 
 
 register(aten._grouped_mm, Operator(Kind.FACTORS, "matmul", factors=(0, 1)))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.graph.operators import is_continuous
 from fxlrp.rules import Operation, Rule
 
 
@@ -53,5 +54,5 @@ def total(amount: Tensor) -> Tensor:
 def source_leaf(value: Tensor | float, like: Tensor) -> Tensor:
     """An additive constant as a leaf of its own, so that the backward pass reports its message."""
     if isinstance(value, Tensor):
-        return value.detach().requires_grad_(value.is_floating_point())
+        return value.detach().requires_grad_(is_continuous(value))
     return torch.full((), value, dtype=like.dtype, device=like.device, requires_grad=True)

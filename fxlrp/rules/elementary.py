@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.graph.operators import Kind
+from fxlrp.graph.operators import Kind, is_continuous
 from fxlrp.rules.operation import Operation, fill
 from fxlrp.rules.primitives import carry, ratio, received
 from fxlrp.rules.rule import Cite, Conserves, rule
@@ -34,7 +34,7 @@ def _gradient_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Te
     if op.operator.kind is Kind.FACTORS:
         # each live factor receives sum(y g) less what the additive constants got
         terms = [term for term in operands[op.factors :] if isinstance(term, Tensor)]
-        return (1 - count) * (y - _additive(op, operands) if terms else y) * g
+        return (1 - count) * received(y - _additive(op, operands) if terms else y, g)
     if op.operator.kind is Kind.SOFTMAX:
         return _softmax_leak(op, y, g, *operands)
     return _local_defect(op, y, g, *operands)
@@ -52,7 +52,7 @@ def _local_defect(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Ten
     """
     counted = [i for i, x in enumerate(operands) if isinstance(x, Tensor) and (op.live[i] or i in op.sources)]
     with torch.enable_grad():
-        leaves = {i: operands[i].detach().requires_grad_() for i in counted if operands[i].is_floating_point()}
+        leaves = {i: operands[i].detach().requires_grad_() for i in counted if is_continuous(operands[i])}
         value = op(*(leaves.get(i, x) for i, x in enumerate(operands)))
     grads = torch.autograd.grad(value, list(leaves.values()), g, allow_unused=True)
     shares = [received(x.detach(), v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None]

@@ -72,7 +72,11 @@ def away_from_zero(x: Tensor, epsilon: float) -> Tensor:
 
 
 def received(value: Tensor, message: Tensor) -> Tensor:
-    """value x message, and 0 where the message is 0, also at the infinite values of masks."""
+    """value x message, and 0 where the message is 0, also at the infinite values of masks. What a complex number
+    receives is the sum of what its two parts do: Re(z conj(g)).
+    """
+    if value.is_complex():
+        return received(torch.view_as_real(value.resolve_conj()), torch.view_as_real(message.resolve_conj())).sum(-1)
     return torch.where(message == 0, torch.zeros_like(message), value * message)
 
 

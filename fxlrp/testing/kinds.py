@@ -23,6 +23,7 @@ from fxlrp.testing.blocks import (
     parameter,
     squared,
 )
+from fxlrp.testing.images import IMAGES
 from fxlrp.testing.uncommon import UNCOMMON
 
 
@@ -338,6 +339,7 @@ KINDS: dict[str, Kind] = {
         CONSTANTS,
         ATTENTIONS,
         UNCOMMON,
+        IMAGES,
         ROUNDED,
     )
     for entry in table

@@ -87,6 +87,12 @@ PRODUCT = (
 QUOTIENT = (
     Sample("div", lambda a, b: a / b, (ROWS, ROWS), live=2),
     Sample("div with broadcasting", lambda a, b: a / b, (ROWS, (BATCH, 3, 1)), live=2),
+    Sample(
+        "triangular solve",
+        lambda a, b: torch.linalg.solve_triangular(b, a, upper=False),
+        ((BATCH, 3, 2), (BATCH, 3, 3)),
+        live=2,
+    ),
 )
 ACTIVATION = (
     *(

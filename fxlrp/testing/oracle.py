@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fxlrp.attribute import as_inputs
 from fxlrp.capture import Program
 from fxlrp.capture.program import flatten
-from fxlrp.graph.operators import nodes_in, operator_of
+from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.model import ConvertedModel
 from fxlrp.plan import Plan
 from fxlrp.rules import Conserves, Rule, take_apart
@@ -177,7 +177,7 @@ def _by_gradient(
         whole = values[operand]
         parts = list(whole) if isinstance(whole, (tuple, list)) else [whole]
         for index, part in enumerate(parts):
-            if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex()):
+            if is_continuous(part):
                 leaf = leaves[operand, index] = _real(part).clone().requires_grad_()
                 parts[index] = torch.view_as_complex(leaf) if part.is_complex() else leaf
         replaced[operand] = type(whole)(parts) if isinstance(whole, (tuple, list)) else parts[0]

@@ -48,7 +48,7 @@ def test_kind_runs_with_sane_values_and_a_gradient(kind: str) -> None:
             assert gradient.abs().amax() > 1e-4, f"{name} has no influence"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [name for name in KINDS if name != "checked"])  # which decides by values
 def test_kind_exports_with_a_dynamic_batch(kind: str) -> None:
     graph = _single(kind)
     model, inputs = graph.module(), graph.inputs()
