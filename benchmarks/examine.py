@@ -22,6 +22,7 @@ from benchmarks.examples import example
 from fxlrp.capture import program
 from fxlrp.capture.export import quiet
 from fxlrp.graph.operators import is_float, packet
+from fxlrp.plan import Plan
 
 RULESETS = ("conservative", "attnlrp", "ali2022")
 #: Largest gap of a ledger relative to the explained value, and largest relative difference of the outputs: where all
@@ -102,8 +103,7 @@ def _steps(record: Record) -> Iterator[str]:
     for conversion in conversions.values():
         _ = conversion.plan
     record.convert_s += time.perf_counter() - start
-    carrying = [n for n in conversions[RULESETS[0]].plan.carrying if n.op == "call_function"]
-    record.operators = sorted({getattr(packet(n.target), "__name__", "") for n in carrying})
+    record.operators = operators(conversions[RULESETS[0]].plan)
     yield "converts"
     record.values = _compare(conversions[RULESETS[0]], inputs, expected)
     # A model's constants may be made in float32 on the way, and rounded otherwise by the exporter.
@@ -120,6 +120,12 @@ def _steps(record: Record) -> Iterator[str]:
     if open_:
         raise ValueError("ledger open: " + ", ".join(f"{name} {gap:.1e}" for name, gap in open_.items()))
     yield "ledger"
+
+
+def operators(plan: Plan) -> list[str]:
+    """The operators that carry relevance."""
+    carrying = [node for node in plan.carrying if node.op == "call_function"]
+    return sorted({getattr(packet(node.target), "__name__", "") for node in carrying})
 
 
 def _exact(node: torch.fx.Node) -> bool:

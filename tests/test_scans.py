@@ -60,6 +60,56 @@ class Scan(nn.Module):
         return (inside + carried).flatten(1, 2)
 
 
+class Delta(nn.Module):
+    """A gated delta net by chunks of 4, mean over t: h_t = a_t h_{t-1} + k_t b_t (v_t - a_t h_{t-1} k_t)^T, y_t = q_t
+    h_t.  x: [batch, 12 steps, 6]. ``solved``: with a triangular solve, otherwise with the inverse made row by row.
+    """
+
+    def __init__(self, solved: bool) -> None:
+        super().__init__()
+        self.solved, self.held = solved, False
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.rate, self.learning = nn.Linear(WIDTH, 1), nn.Linear(WIDTH, 1)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries and keys [batch, step, width], log decays [batch, step], rates of learning [batch, step, 1]."""
+        parts = (
+            F.normalize(self.q(x), dim=-1),
+            F.normalize(self.k(x), dim=-1),
+            -F.softplus(self.rate(x))[..., 0],
+            torch.sigmoid(self.learning(x)),
+        )
+        return tuple(part.detach() for part in parts) if self.held else parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, rate, learning = (part.unflatten(1, (-1, CHUNK)) for part in self.parts(x))
+        v = self.v(x).unflatten(1, (-1, CHUNK)) * learning
+        keys = k * learning
+        run = rate.cumsum(-1)
+        upper = torch.ones(CHUNK, CHUNK, dtype=torch.bool).triu(1)
+        within = (run[..., :, None] - run[..., None, :]).masked_fill(upper, -torch.inf).exp()
+        system = (keys @ k.transpose(-1, -2)) * within
+        scores = (q @ k.transpose(-1, -2)) * within
+        asked = keys * run.exp()[..., None]
+        if self.solved:
+            v, asked = (torch.linalg.solve_triangular(system, y, upper=False, unitriangular=True) for y in (v, asked))
+        else:
+            inverse = -system.tril(-1)
+            for t in range(1, CHUNK):
+                row = inverse[..., t, :t].clone()
+                inverse[..., t, :t] = row + (row[..., None] * inverse[..., :t, :t].clone()).sum(-2)
+            inverse = inverse + torch.eye(CHUNK, dtype=x.dtype)
+            v, asked = inverse @ v, inverse @ asked
+        q = q * run.exp()[..., None]
+        k = k * (run[..., -1:] - run).exp()[..., None]
+        state, outputs = x.new_zeros(len(x), WIDTH, WIDTH), []
+        for c in range(x.shape[1] // CHUNK):
+            new = v[:, c] - asked[:, c] @ state
+            outputs.append(q[:, c] @ state + scores[:, c] @ new)
+            state = state * run[:, c, -1].exp()[:, None, None] + k[:, c].transpose(-1, -2) @ new
+        return torch.cat(outputs, 1).mean(1)
+
+
 def build(chunked: bool) -> Scan:
     torch.manual_seed(0)
     return Scan(chunked).double().eval()
@@ -93,3 +143,33 @@ def test_another_rule_for_the_decay_is_seen() -> None:
     rules = fxlrp.ruleset("mambalrp").override(**{"recurrence.decay": "gradient"})
     relevance = [fxlrp.attribute(build(True), steps(), ruleset=r, target=2).relevance for r in ("mambalrp", rules)]
     assert not torch.allclose(*relevance, rtol=1e-3)
+
+
+def delta(solved: bool) -> Delta:
+    torch.manual_seed(0)
+    return Delta(solved).double().eval()
+
+
+@pytest.mark.parametrize("solved", [False, True], ids=["inverted", "solved"])
+def test_mambalrp_is_the_gradient_of_a_delta_rule_with_its_keys_and_gates_held(solved: bool) -> None:
+    x = steps().requires_grad_()
+    held = delta(solved)
+    held.held = True
+    (gradient,) = torch.autograd.grad(held(x)[:, 2].sum(), x)
+    found = fxlrp.attribute(delta(solved), x.detach(), ruleset="mambalrp", target=2)
+    torch.testing.assert_close(found.outputs, held(x).detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.relevance, (x * gradient).detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.relevance.sum((1, 2)), found.explained, rtol=1e-10, atol=1e-12)
+
+
+def test_a_delta_rule_by_chunks_is_the_one_by_steps() -> None:
+    model, x = delta(solved=True), steps()
+    q, k, rate, learning = model.parts(x)
+    v, state, outputs = model.v(x), x.new_zeros(len(x), WIDTH, WIDTH), []
+    for t in range(x.shape[1]):
+        state = rate[:, t].exp()[:, None, None] * state
+        fed = learning[:, t] * (v[:, t] - torch.einsum("bk,bkv->bv", k[:, t], state))
+        state = state + torch.einsum("bk,bv->bkv", k[:, t], fed)
+        outputs.append(torch.einsum("bk,bkv->bv", q[:, t], state))
+    torch.testing.assert_close(model(x), torch.stack(outputs, 1).mean(1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(delta(solved=False)(x), model(x), rtol=1e-10, atol=1e-12)

@@ -2,6 +2,9 @@
 
 A scan by chunks holds the same products for many steps at once: within a chunk the decay from step s to step t is
 exp of a difference of running sums, and y = ((read input^T) * decay) u; between chunks states are carried on.
+
+A delta rule feeds in what the state does not know yet, h_t = decay_t h_{t-1} + key_t rate_t (v_t - key_t^T decay_t
+h_{t-1}), y_t = query_t h_t: with its keys, queries, rates and decays held it is linear in the values v.
 """
 
 from __future__ import annotations
@@ -83,3 +86,35 @@ def gated_step(rate: Tensor, before: Tensor, fed: Tensor) -> Tensor:
 def gated_input(signal: Tensor, rate: Tensor) -> Tensor:
     """u sqrt(1 - decay^2): the input of a linear recurrence scaled so that its states keep their size."""
     return signal * part(chain(torch.sqrt(1.0 - torch.exp(rate))), "input")
+
+
+def _scores(query: Tensor, keys: Tensor, rate: Tensor) -> Tensor:
+    return chain(torch.matmul(query, keys), adding=False) * _decay(rate)
+
+
+@pattern("recurrence", dependent=("rate",), query=(2, 3), keys=(3, 2), rate=(2,))
+def decayed_scores(query: Tensor, keys: Tensor, rate: Tensor) -> Tensor:
+    """How much of step s is read at step t of a chunk: (query_t . key_s) decay_ts."""
+    return part(_scores(query, keys, rate), "read")
+
+
+@pattern("recurrence", dependent=("rate", "learning"), key=(2, 3), learning=(2, 3), keys=(3, 2), rate=(2,))
+def known_before(key: Tensor, learning: Tensor, keys: Tensor, rate: Tensor) -> Tensor:
+    """What the keys of a delta rule have in common, by rates of learning: rate_t (key_t . key_s) decay_ts."""
+    learned = key * chain(part(torch.sigmoid(learning), "step"))
+    return part(_scores(chain(learned, adding=False), keys, rate), "input")
+
+
+@pattern("recurrence", dependent=("rate", "state"), query=(2, 3), rate=(2, 3), state=(3, 2))
+def state_by_matrix(query: Tensor, rate: Tensor, state: Tensor) -> Tensor:
+    """A state read by decayed queries, or fed by decayed keys, of all steps of a chunk: (query_t decay_t) state."""
+    return torch.matmul(part(chain(query * _decay(rate), adding=False), "read"), state)
+
+
+@pattern("recurrence", dependent=("rate", "system"), system=(2, 2), key=(2, 3), rate=(2, 3))
+def state_known(system: Tensor, key: Tensor, rate: Tensor) -> Tensor:
+    """The keys by which a delta rule asks for what the state knows already, after the steps within the chunk."""
+    keys = part(chain(key * _decay(rate), adding=False), "input")
+    return either(
+        torch.linalg.solve_triangular(system, keys, upper=False, unitriangular=True), torch.matmul(system, keys)
+    )
