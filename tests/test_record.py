@@ -73,6 +73,30 @@ class Padded(nn.Module):
         return self.head(nn.utils.rnn.pad_sequence(rows, batch_first=True).sum(1))
 
 
+class Indexed(nn.Module):
+    """Entries at places that are listed as tensors of one number each, found in the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = zip(*(x[0] > 0.5).nonzero(), strict=True)
+        kept = torch.ones_like(x[0])
+        kept[rows, columns] = 0.0
+        return self.head((x * kept).sum(1) + x[:, list(rows)].sum(1) + x[:, rows[0], columns[0]][:, None])
+
+
+class Mapped(nn.Module):
+    """A mask by a function of one place, mapped over all places: torch.export keeps the steps of the mapping."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        limits = (x[:, :, 0] > 0).sum(1)
+        keep = torch.vmap(torch.vmap(lambda limit, place: place <= limit, (None, 0)), (0, None))(limits, places)
+        return (x * keep[..., None]).sum(1)
+
+
 class Counting(nn.Module):
     """Adds how often it was called, of which a graph knows nothing."""
 
@@ -89,6 +113,8 @@ MODELS = {
     "loop": (Loop, (2, 5, 6)),
     "kept": (Kept, (2, 7, 5)),
     "padded": (Padded, (2, 5, 4)),
+    "indexed": (Indexed, (2, 5, 4)),
+    "mapped": (Mapped, (2, 5, 4)),
 }
 
 

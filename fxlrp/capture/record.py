@@ -18,7 +18,6 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.canonical import unknown
@@ -27,9 +26,13 @@ from fxlrp.capture.traced import Traced, with_values
 
 @torch.compiler.disable
 def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
-    """The operators that ``model`` runs on ``inputs``, in-place ones replaced by their functional forms."""
-    leaves, spec = pytree.tree_flatten(dict(inputs))
-    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """The operators that ``model`` runs on ``inputs``, in-place ones replaced by their functional forms.
+
+    First they are recorded as they are, on copies of what the model may write to; what writes is then replayed.
+    """
+    given, spec = pytree.tree_flatten(dict(inputs))
+    leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
+    weights = dict(model.named_parameters()) | {name: buffer.clone() for name, buffer in model.named_buffers()}
     outputs: list[pytree.TreeSpec] = []
 
     def run(weights: dict[str, Tensor], leaves: list[Any]) -> list[Any]:
@@ -41,12 +44,14 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     decompositions = torch.export.default_decompositions()
     table: dict[Any, Any] = {target: decompositions[target] for target in decompositions if unknown(target)}
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        with _module_paths(model), _Values():
+        with _module_paths(model):
             module = _traced(run, table, weights, leaves)
-        if any(map(_writes, module.graph.nodes)):  # composite operators may write to what they made themselves
+        if any(map(_writes, module.graph.nodes)):
             replay = fx.Interpreter(module)
+            leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
+            weights.update((name, buffer.clone()) for name, buffer in model.named_buffers())
             with fx_traceback.preserve_node_meta():
-                module = _traced(lambda *given: replay.run(*given), table, weights, leaves)
+                module = _traced(functionalize(lambda *values: replay.run(*values)), table, weights, leaves)
     holders = [node for node in module.graph.nodes if node.op == "placeholder"]
     constants = _lifted(module)
     with_values(module.graph)
@@ -56,13 +61,13 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
         constants=constants,
         inputs=tuple(str(n.target) for n in holders[len(weights) :]),
         output_spec=outputs[-1],
-        recorded=tuple(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves),
+        recorded=tuple(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given),
     )
 
 
 def _traced(run: Callable[..., Any], table: Mapping[Any, Any], *arguments: Any) -> fx.GraphModule:
     return make_fx(
-        functionalize(run),
+        run,
         decomposition_table=dict(table),
         _allow_non_fake_inputs=True,
         _error_on_data_dependent_ops=False,
@@ -72,30 +77,6 @@ def _traced(run: Callable[..., Any], table: Mapping[Any, Any], *arguments: Any) 
 
 def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
-
-
-class _Values(TorchFunctionMode):
-    """Lists of values and tensors made of them: a functional tensor has no storage to read from at once."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.tolist:
-            return _values(args[0])
-        func = _IN_PLACE.get(func, func)
-        if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], (list, tuple)):
-            args = (pytree.tree_map_only(Tensor, _values, args[0]), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-
-#: Operators in place that functionalisation knows by another name only.
-_IN_PLACE: dict[Any, Any] = {
-    Tensor.__iand__: Tensor.bitwise_and_,
-    Tensor.__ior__: Tensor.bitwise_or_,
-    Tensor.__ixor__: Tensor.bitwise_xor_,
-}
-
-
-def _values(x: Tensor) -> Any:
-    return [_values(row) for row in x.unbind()] if x.ndim else x.item()
 
 
 def _lifted(module: fx.GraphModule) -> dict[str, Tensor]:

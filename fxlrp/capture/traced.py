@@ -14,6 +14,11 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.canonical import decomposed
+from fxlrp.errors import CaptureError
+from fxlrp.graph.view import source_line
+
+#: Where torch keeps the functions that a graph holds if a vmap was traced but not carried out.
+_VMAP = "torch._functorch.predispatch"
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,16 @@ class Traced:
 
     @staticmethod
     def of(exported: ExportedProgram) -> Traced:
-        """What torch.export captured, without updates of buffers, in operators that fxlrp knows."""
+        """What torch.export captured, without updates of buffers, in operators that fxlrp knows.
+
+        Raises :class:`CaptureError` where the graph holds the steps of a ``torch.vmap`` instead of their result.
+        """
+        for node in exported.graph.nodes:
+            if getattr(node.target, "__module__", "") == _VMAP:
+                raise CaptureError(
+                    f"torch.export leaves a torch.vmap unresolved in the graph, at {source_line(node)}. Write the loop "
+                    "or the batch axis out."
+                )
         if any(spec.kind is not OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs):
             _drop_mutations(exported)
         exported = decomposed(exported)
