@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -110,22 +112,30 @@ class Delta(nn.Module):
         return torch.cat(outputs, 1).mean(1)
 
 
-def build(chunked: bool) -> Scan:
+MODELS: dict[str, Callable[[], Scan | Delta]] = {
+    "steps": lambda: Scan(chunked=False),
+    "chunks": lambda: Scan(chunked=True),
+    "delta rule, inverted": lambda: Delta(solved=False),
+    "delta rule, solved": lambda: Delta(solved=True),
+}
+
+
+def build(name: str) -> Scan | Delta:
     torch.manual_seed(0)
-    return Scan(chunked).double().eval()
+    return MODELS[name]().double().eval()
 
 
 def steps() -> Tensor:
     return torch.randn(2, 12, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["steps", "chunks"])
-def test_mambalrp_is_the_gradient_of_the_scan_with_its_matrices_held(chunked: bool) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_mambalrp_is_the_gradient_of_the_scan_with_its_matrices_held(name: str) -> None:
     x = steps().requires_grad_()
-    held = build(chunked)
+    held = build(name)
     held.held = True
     (gradient,) = torch.autograd.grad(held(x)[:, 2].sum(), x)
-    model = build(chunked)
+    model = build(name)
     found = fxlrp.attribute(model, x.detach(), ruleset="mambalrp", target=2)
     torch.testing.assert_close(found.outputs, model(x).detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.relevance, (x * gradient).detach(), rtol=1e-10, atol=1e-12)
@@ -134,36 +144,21 @@ def test_mambalrp_is_the_gradient_of_the_scan_with_its_matrices_held(chunked: bo
 
 def test_both_scans_compute_the_same() -> None:
     x = steps()
-    torch.testing.assert_close(build(True)(x), build(False)(x), rtol=1e-12, atol=1e-12)
-    relevance = [fxlrp.attribute(build(c), x, ruleset="mambalrp", target=2).relevance for c in (True, False)]
+    torch.testing.assert_close(build("chunks")(x), build("steps")(x), rtol=1e-12, atol=1e-12)
+    relevance = [
+        fxlrp.attribute(build(name), x, ruleset="mambalrp", target=2).relevance for name in ("chunks", "steps")
+    ]
     torch.testing.assert_close(*relevance, rtol=1e-9, atol=1e-12)
 
 
 def test_another_rule_for_the_decay_is_seen() -> None:
     rules = fxlrp.ruleset("mambalrp").override(**{"recurrence.decay": "gradient"})
-    relevance = [fxlrp.attribute(build(True), steps(), ruleset=r, target=2).relevance for r in ("mambalrp", rules)]
+    relevance = [fxlrp.attribute(build("chunks"), steps(), ruleset=r, target=2).relevance for r in ("mambalrp", rules)]
     assert not torch.allclose(*relevance, rtol=1e-3)
 
 
-def delta(solved: bool) -> Delta:
-    torch.manual_seed(0)
-    return Delta(solved).double().eval()
-
-
-@pytest.mark.parametrize("solved", [False, True], ids=["inverted", "solved"])
-def test_mambalrp_is_the_gradient_of_a_delta_rule_with_its_keys_and_gates_held(solved: bool) -> None:
-    x = steps().requires_grad_()
-    held = delta(solved)
-    held.held = True
-    (gradient,) = torch.autograd.grad(held(x)[:, 2].sum(), x)
-    found = fxlrp.attribute(delta(solved), x.detach(), ruleset="mambalrp", target=2)
-    torch.testing.assert_close(found.outputs, held(x).detach(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.relevance, (x * gradient).detach(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(found.relevance.sum((1, 2)), found.explained, rtol=1e-10, atol=1e-12)
-
-
 def test_a_delta_rule_by_chunks_is_the_one_by_steps() -> None:
-    model, x = delta(solved=True), steps()
+    model, x = build("delta rule, solved"), steps()
     q, k, rate, learning = model.parts(x)
     v, state, outputs = model.v(x), x.new_zeros(len(x), WIDTH, WIDTH), []
     for t in range(x.shape[1]):
@@ -172,4 +167,4 @@ def test_a_delta_rule_by_chunks_is_the_one_by_steps() -> None:
         state = state + torch.einsum("bk,bv->bkv", k[:, t], fed)
         outputs.append(torch.einsum("bk,bkv->bv", q[:, t], state))
     torch.testing.assert_close(model(x), torch.stack(outputs, 1).mean(1), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(delta(solved=False)(x), model(x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(build("delta rule, inverted")(x), model(x), rtol=1e-10, atol=1e-12)
