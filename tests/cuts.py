@@ -16,6 +16,7 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
+from fxlrp.graph.operators import is_continuous
 from fxlrp.graph.view import to_networkx
 from fxlrp.ledger import product_sum
 from fxlrp.model import ConvertedModel
@@ -112,7 +113,7 @@ def _gap(
 def _as_leaves(value: Any, leaves: list[Tensor]) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_as_leaves(item, leaves) for item in value)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not is_continuous(value):
         return value
     leaf = value.detach().requires_grad_()
     leaves.append(leaf)

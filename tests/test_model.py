@@ -26,7 +26,10 @@ def llama() -> fxlrp.ConvertedModel:
     return fxlrp.convert(ZOO["llama"].build(), "attnlrp")
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "vit", "opt", "roberta", "transformer_encoder", "cnn"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "roberta")]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "vit", "transformer_encoder", "cnn", *SLOW])
 def test_one_conversion_serves_other_lengths_batches_and_paddings(name: str) -> None:
     case = ZOO[name]
     model = case.build()
@@ -46,8 +49,9 @@ def test_one_conversion_serves_other_lengths_batches_and_paddings(name: str) -> 
             expected = fxlrp.targets.logits_of(model(**inputs))
         result = lrp.attribute(inputs)
         assert torch.allclose(fxlrp.targets.logits_of(result.outputs), expected, rtol=0, atol=1e-12)
-        fresh = fxlrp.convert(model, "attnlrp").attribute(inputs)
-        assert torch.allclose(result.relevance, fresh.relevance, rtol=0, atol=1e-10)
+        if length in (1, 12):
+            fresh = fxlrp.convert(model, "attnlrp").attribute(inputs)
+            assert torch.allclose(result.relevance, fresh.relevance, rtol=0, atol=1e-10)
     # With a mask, without one, and a sequence of one token: three graphs at most.
     assert sum(len(programs) for programs in lrp._cache.programs.values()) <= 3
 
