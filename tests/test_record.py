@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.capture.program import Program
+from fxlrp.testing import KINDS, RandomGraph, check_conservation
+from fxlrp.testing.graphs import Step
 
 RULESETS = ("conservative", "attnlrp", "ali2022")
 
@@ -210,3 +212,12 @@ def test_a_padded_recording_has_the_lines_and_modules_of_the_model() -> None:
 def test_a_model_that_no_graph_follows_is_refused() -> None:
     with pytest.raises(fxlrp.CaptureError, match="keep state from one call to the next"):
         fxlrp.attribute(Counting().double().eval(), torch.randn(2, 4, dtype=torch.float64), ruleset="conservative")
+
+
+@pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
+@pytest.mark.parametrize("start", range(0, len(KINDS), 24))
+def test_every_kind_can_be_recorded(start: int) -> None:
+    """A recording spells operators otherwise than an export: 24 kinds at a time beside one that cannot be exported."""
+    beside = [Step(kind, ("x", "x")[: KINDS[kind].arity]) for kind in list(KINDS)[start : start + 24]]
+    graph = RandomGraph((Step("checked", ("x",)), *beside))
+    check_conservation(graph.module(), "conservative", graph.inputs(), target=1).raise_if_failed()

@@ -24,9 +24,18 @@ FOUND = {
     "halves of a gate": ("conservative", "v1 = glu(x)"),
     # one of several values of a split is cut off while another carries on
     "split with one output cut off": ("cp-lrp", "v1 = chunk_product(x)\nv2 = attention_fused_qkv(v1)"),
+    # a recording has the transform's own operators, which had no class
+    "transform in a recording": ("ali2022", "v1 = fourier(x)\nv2 = checked(v1)"),
+    # the leak of an operation with complex values was y g instead of Re(y conj(g)), and so was its oracle
+    "complex numbers made of values": ("conservative", "v1 = polar(x)"),
+    # bounds were compared with infinity, which a value in a graph cannot be
+    "bounds that are values": ("conservative", "v1 = clamp_between_values(x)"),
+    # a batch norm has another name where it was recorded
+    "batch norm in a recording": ("attnlrp", "v1 = checked(x)"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be exported:fxlrp.RetraceWarning")
 @pytest.mark.parametrize("name", FOUND)
 def test_found(name: str) -> None:
     ruleset, code = FOUND[name]

@@ -72,7 +72,7 @@ _register(
     upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler unsafe_split_with_sizes
     split_copy expand_copy hsplit vsplit ravel matrix_H adjoint fft_fft fft_fft2 fft_fftn fft_ifft fft_rfft
-    fft_irfft upsample_nearest3d upsample_trilinear3d""",
+    fft_irfft _fft_c2c _fft_r2c _fft_c2r upsample_nearest3d upsample_trilinear3d""",
     terms=(0,),
 )
 _register("movement", Kind.TERMS, "complex", terms=(0, 1))
