@@ -22,17 +22,18 @@ from fxlrp.targets import Target
 
 EXACT, ROUNDED = 1e-9, 1e-5
 VALUE_EXACT = 1e-12  # an operation that had to be re-associated
-FLOOR = 1e-3
+#: A sum is only as exact as its largest terms: 4,500 epsilon of float64 times 1e-9, 8 epsilon of float32 times 1e-5.
+EXACT_FLOOR, ROUNDED_FLOOR = 1e-3, 0.1
 
 
 @dataclass(frozen=True)
 class ConservationReport:
     """What :func:`check_conservation` found. Print it to see where the relevance went.
 
-    ``gap`` is the largest |explained - sum of ledger entries| of a sample, relative to max(|explained|, 1e-3
+    ``gap`` is the largest |explained - sum of ledger entries| of a sample, relative to max(|explained|, floor x
     sum |entries|): a logit that happens to lie near zero is a sum of large entries that cancel, and such a
-    sum is only as exact as they are. ``max_value_error`` is the largest deviation of an output from the
-    model's own, relative to the largest output.
+    sum is only as exact as they are. The floor is 1e-3 in float64 and 0.1 where a value is of lower precision.
+    ``max_value_error`` is the largest deviation of an output from the model's own, relative to the largest output.
     """
 
     ruleset: str
@@ -88,13 +89,14 @@ def check_conservation(
         expected = lrp.model(**as_inputs(lrp, inputs))
     result = lrp.attribute(inputs, target=target, ledger=True)
     assert result.ledger is not None
+    exact = all(map(is_double, carried_types(lrp.plan)))
     if tolerance is None:
-        tolerance = EXACT if all(map(is_double, carried_types(lrp.plan))) else ROUNDED
+        tolerance = EXACT if exact else ROUNDED
     error = value_error(expected, result.outputs)
     bound = VALUE_EXACT if all(map(is_double, float_types(lrp))) else ROUNDED
     return ConservationReport(
         ruleset=lrp.ruleset.name,
-        gap=relative_gap(result.ledger),
+        gap=relative_gap(result.ledger, EXACT_FLOOR if exact else ROUNDED_FLOOR),
         tolerance=tolerance,
         values_equal=error <= bound,
         max_value_error=error,
@@ -102,10 +104,10 @@ def check_conservation(
     )
 
 
-def relative_gap(ledger: Ledger) -> float:
-    """The largest |gap| of a sample, relative to max(|explained|, 1e-3 sum |entries|); NaN stays NaN."""
+def relative_gap(ledger: Ledger, floor: float = EXACT_FLOOR) -> float:
+    """The largest |gap| of a sample, relative to max(|explained|, floor x sum |entries|); NaN stays NaN."""
     size = torch.stack([entry.amount.abs() for entry in ledger.entries]).sum(0)
-    scale = torch.maximum(ledger.explained.abs(), FLOOR * size)
+    scale = torch.maximum(ledger.explained.abs(), floor * size)
     return float((ledger.gap.abs() / torch.where(scale == 0, torch.ones_like(scale), scale)).max())
 
 
