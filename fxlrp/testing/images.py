@@ -28,7 +28,7 @@ def enlarged(m: Any, x: Tensor) -> Tensor:
 def reduced(m: Any, x: Tensor) -> Tensor:
     """Made smaller with a filter against aliasing, and brought back."""
     small = F.interpolate(image(x), (3, 3), mode="bilinear", antialias=True)
-    return x + F.interpolate(small, (HEIGHT, WIDTH), mode="bilinear").reshape(x.shape)
+    return x + F.interpolate(small, (HEIGHT, WIDTH), mode="nearest").reshape(x.shape)
 
 
 def sampled(m: Any, x: Tensor) -> Tensor:
@@ -80,6 +80,12 @@ def limited(m: Any, x: Tensor) -> Tensor:
     return (1.3 * x).clamp(m.bound - 2.0, m.bound + 1.0).nan_to_num()
 
 
+def between(m: Any, x: Tensor) -> Tensor:
+    """The larger of two values, and the smaller of two."""
+    low = x.amin(1, keepdim=True)
+    return torch.min(torch.max(x + m.low_bias, 0.5 * low), low + 1.5)
+
+
 def checked(m: Any, x: Tensor) -> Tensor:
     """Values are looked at before they are used: what follows can be recorded from a run, not exported."""
     if not bool(torch.isfinite(x).all()):
@@ -90,8 +96,8 @@ def checked(m: Any, x: Tensor) -> Tensor:
 
 def reordered(m: Any, x: Tensor) -> Tensor:
     """Features in another order by less usual spellings."""
-    rows = x.flatten(0, 1)
-    return torch.concatenate([rows.T[:3].flip(0), rows.T[3:]]).T.view_as(x)
+    rows = x.take_along_dim(x.detach().argsort(-1), -1).flatten(0, 1)
+    return torch.concatenate([rows.T[:3].flip(0), rows.t()[3:]]).T.view_as(x)
 
 
 def polar(m: Any, x: Tensor) -> Tensor:
@@ -128,11 +134,10 @@ IMAGES = (
     kind("hard_sigmoid", lambda m, x: F.hardsigmoid(2.0 * x.abs() - 1.0), bounded),
     kind("hard_tanh", lambda m, x: F.hardtanh(1.2 * x) + F.relu6(0.9 * x), bounded),
     kind("round", lambda m, x: x + 0.1 * torch.round(x) + 0.1 * torch.ceil(x)),
-    kind(
-        "smaller",
-        lambda m, x: torch.min(x + m.offset_bias, x.amin(1, keepdim=True) + 1.0),
-        offset_bias=parameter(TOKENS, FEATURES),
-    ),
+    kind("between", between, low_bias=parameter(TOKENS, FEATURES)),
+    kind("waves", lambda m, x: x.sin() + 0.5 * (2.0 * x).cos() * x, bounded),
+    kind("asinh", lambda m, x: torch.asinh(2.0 * x)),
+    kind("length", lambda m, x: x + torch.linalg.vector_norm(x, dim=-1, keepdim=True)),
     kind("reordered", reordered),
     kind("polar", polar, w=linear()),
     kind("checked", checked, **CHECKED),
