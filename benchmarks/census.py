@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.architectures import CORE, TASKS, Architecture, architectures
+from benchmarks.architectures import CORE, TASKS, architectures
 from benchmarks.coverage import page, summary
 from benchmarks.examine import Record, examine
 
@@ -92,7 +92,7 @@ def load(file: Path) -> dict[tuple[str, str, int], Record]:
     if not file.exists():
         return {}
     records = (Record(**json.loads(line)) for line in file.read_text().splitlines())
-    return {(r.task, r.model_type, r.variant): r for r in records}
+    return {record.key: record for record in records}
 
 
 @app.command()
@@ -118,24 +118,16 @@ def census(
     if fresh:
         file.unlink(missing_ok=True)
     known = load(file)
-    wanted = [_new(a, variant) for a in chosen]
-    todo = [r for r in wanted if _key(r) not in known or (again and not known[_key(r)].passes) or names]
+    wanted = [Record(a.task, a.model_type, variant) for a in chosen]
+    todo = [r for r in wanted if r.key not in known or (again and not known[r.key].passes) or names]
     columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[name]}"))
     with Progress(*columns, console=console) as progress:
         run(todo, jobs, limit, file, progress)
     examined = load(file)
-    records = [examined[_key(r)] for r in wanted]
+    records = [examined[r.key] for r in wanted]
     console.print(summary(records))
     if write:
         write.write_text(page(records))
-
-
-def _new(architecture: Architecture, variant: int) -> Record:
-    return Record(architecture.task, architecture.model_type, variant)
-
-
-def _key(record: Record) -> tuple[str, str, int]:
-    return record.task, record.model_type, record.variant
 
 
 if __name__ == "__main__":

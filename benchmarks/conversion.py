@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from unittest import mock
 
 import torch
@@ -14,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 import fxlrp
 import fxlrp.capture.program as program
+from benchmarks.measure import Timed
 from benchmarks.models import Case, llama_config
 from fxlrp.capture.export import export
 
@@ -53,7 +52,7 @@ def convert_llama(layers: int, ruleset: str = "attnlrp") -> Conversion:
     with torch.device("meta"):
         model = LlamaForCausalLM(llama_config(Case("Llama", 64, layers=layers))).eval()
         inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.long)}
-    with mock.patch.object(program, "export", _Timed(export)) as timed:
+    with mock.patch.object(program, "export", Timed(export)) as timed:
         start = time.perf_counter()
         converted = fxlrp.convert(model, ruleset, example_inputs=inputs)
         total = time.perf_counter() - start
@@ -64,18 +63,3 @@ def convert_llama(layers: int, ruleset: str = "attnlrp") -> Conversion:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return Conversion(layers, nodes, timed.seconds, total - timed.seconds, peak)
-
-
-class _Timed:
-    """A function that adds up how long it runs."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.seconds = 0.0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return self.function(*args, **kwargs)
-        finally:
-            self.seconds += time.perf_counter() - start

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 import fxlrp
 from benchmarks.architectures import Architecture
 from benchmarks.examples import example
+from benchmarks.measure import Timed
 from fxlrp.capture import program
 from fxlrp.capture.export import quiet
 from fxlrp.graph.operators import is_float, packet
@@ -29,6 +30,7 @@ RULESETS = ("conservative", "attnlrp", "ali2022")
 #: of the model is in float64 (rounding of deep sums), and where some of it is in float32 (whose epsilon is 1.2e-7).
 GAPS = {torch.float64: 1e-6, torch.float32: 1e-4}
 VALUES = {torch.float64: 1e-9, torch.float32: 1e-4}
+SEED = 0  # a model that draws random numbers in eval mode (hashes) draws the same ones on both sides
 STEPS = ("builds", "runs", "exports", "converts", "values", "ledger")
 
 
@@ -50,6 +52,11 @@ class Record:
     gaps: dict[str, float] = field(default_factory=dict)
     captured: str = ""
     operators: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What it is the record of."""
+        return self.task, self.model_type, self.variant
 
     @property
     def passes(self) -> bool:
@@ -75,19 +82,22 @@ def examine(record: Record, save: Callable[[Record], None]) -> None:
 
 
 def _steps(record: Record) -> Iterator[str]:
-    with quiet(), _seeded():
+    torch.manual_seed(SEED)
+    with quiet():
         model = Architecture(record.task, record.model_type).build(variant=record.variant)
         record.parameters = sum(p.numel() for p in model.parameters())
     yield "builds"
     with quiet(), torch.no_grad():
         inputs = example(model, variant=record.variant)
         # On a CPU torch's fused kernel misreads float32 masks beside float64 queries.
-        with _seeded(), sdpa_kernel(SDPBackend.MATH):
+        torch.manual_seed(SEED)
+        with sdpa_kernel(SDPBackend.MATH):
             expected = model(**inputs)
     if not all(bool(torch.isfinite(t).any()) and not bool(torch.isnan(t).any()) for t in _floats(expected)):
         raise ValueError("the model's own output is not finite")
     yield "runs"
-    with _timed(record), _seeded(), warnings.catch_warnings():
+    torch.manual_seed(SEED)
+    with _timed(record), warnings.catch_warnings():
         warnings.simplefilter("ignore", fxlrp.RetraceWarning)
         lrp = fxlrp.convert(model, RULESETS[0], strict=True)
         captured = lrp.captured(inputs)
@@ -112,8 +122,8 @@ def _steps(record: Record) -> Iterator[str]:
         raise ValueError(f"the outputs differ by {record.values:.1e}")
     yield "values"
     for name, conversion in conversions.items():
-        with _seeded():
-            ledger = conversion.attribute(inputs, ledger=True).ledger
+        torch.manual_seed(SEED)
+        ledger = conversion.attribute(inputs, ledger=True).ledger
         relative = torch.where(ledger.gap == 0, 0.0, ledger.gap.abs() / ledger.explained.abs())
         record.gaps[name] = float(relative.max())
     open_ = {name: gap for name, gap in record.gaps.items() if not gap <= GAPS[lowest]}
@@ -138,7 +148,8 @@ def _floats(outputs: Any) -> list[Tensor]:
 
 
 def _compare(lrp: nn.Module, inputs: Mapping[str, Any], expected: Any) -> float:
-    with torch.no_grad(), _seeded():
+    torch.manual_seed(SEED)
+    with torch.no_grad():
         got = lrp(**inputs)
     pairs = zip(_floats(got), _floats(expected), strict=True)
     return max(_difference(a.double(), b.double()) for a, b in pairs)
@@ -152,26 +163,14 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
-    """Models that draw random numbers in eval mode (hashes) draw the same ones on both sides."""
-    torch.manual_seed(0)
-    yield
-
-
-@contextmanager
 def _timed(record: Record) -> Iterator[None]:
     """Tells the exporter's time from ours."""
-    original, start = program.export, time.perf_counter()
-
-    def export(*args: Any) -> Any:
-        began = time.perf_counter()
+    start = time.perf_counter()
+    with mock.patch.object(program, "export", Timed(program.export)) as export:
         try:
-            return original(*args)
+            yield
         finally:
-            record.export_s += time.perf_counter() - began
-
-    with mock.patch.object(program, "export", export):
-        yield
+            record.export_s = export.seconds
     record.convert_s = time.perf_counter() - start - record.export_s
 
 

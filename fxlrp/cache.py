@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Program, capture
 from fxlrp.capture.export import check_runs
-from fxlrp.capture.program import flatten, weight
+from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import CaptureError, RetraceWarning
 from fxlrp.graph.live import entrances
 from fxlrp.patterns.fold import fold_activations
@@ -51,18 +51,9 @@ def _captured(model: nn.Module, inputs: Mapping[str, Any], record_only: bool) ->
 
 def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bool:
     """Whether a new graph gives what the model gives on the inputs that it was captured on."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if device.type == "meta":
+    if device_of(model).type == "meta":
         return True
-    values = flatten(inputs)
-    arguments = [
-        weight(model, program.weights[name])
-        if name in program.weights
-        else program.constants[name].to(device)
-        if name in program.constants
-        else values[program.inputs[name]]
-        for name in program.placeholders
-    ]
+    arguments = program.arguments(model, inputs).values()
     # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
     with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
         torch.default_generator.manual_seed(0)  # a model that draws numbers in eval mode draws the same ones

@@ -48,7 +48,7 @@ class MissingExtraError(FxlrpError):
 
 
 class RetraceWarning(UserWarning):
-    """A model fixed a size when it was traced: each other size is traced anew, which takes its time."""
+    """A graph stands for inputs of one size, or for one input: others are traced anew, which takes its time."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from fxlrp.attribute import Attribution, attribute
 from fxlrp.cache import Cache, Captured
 from fxlrp.capture import Program
 from fxlrp.capture.export import check_runs
-from fxlrp.capture.program import flatten
+from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import InputError, TrainingModeError, nearest
 from fxlrp.graph.view import module_stack
 from fxlrp.plan import Plan, make_plan
@@ -65,7 +65,7 @@ class ConvertedModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return device_of(self.model)
 
     @property
     def captures(self) -> int:

@@ -89,7 +89,7 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
     for _ in range(3):  # what an operator is taken apart into may be strange as well
         strange = {node.target for node in exported.graph.nodes if unknown(node.target)}
         table = {target: known[target] for target in strange if target in known}
-        if not table and not _mutates(exported.graph):
+        if not table and not mutates(exported.graph):
             break
         exported = exported.run_decompositions(table)
     return exported
@@ -109,7 +109,8 @@ def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]
     return graph, {exit_node: fused for exit_node, fused in walk.fused.items() if exit_node in alive}
 
 
-def _mutates(graph: fx.Graph) -> bool:
+def mutates(graph: fx.Graph) -> bool:
+    """Whether an operator writes to its arguments, of those that are not dropped or replaced anyway."""
     return any(
         isinstance(node.target, torch._ops.OpOverload)
         and node.target._schema.is_mutable

@@ -80,6 +80,18 @@ class Program:
         """The graph's placeholders by name, in order."""
         return {str(node.target): node for node in self.graph.nodes if node.op == "placeholder"}
 
+    def arguments(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of each placeholder: a weight of ``model``, a constant on its device, or a leaf of ``inputs``."""
+        device, leaves = device_of(model), flatten(inputs)
+        return {
+            name: weight(model, self.weights[name])
+            if name in self.weights
+            else self.constants[name].to(device)
+            if name in self.constants
+            else leaves[self.inputs[name]]
+            for name in self.placeholders
+        }
+
     def unpack(self, values: tuple[Any, ...]) -> Any:
         """The model's own output object from the flat outputs of the graph."""
         outputs = pytree.tree_unflatten(list(values), self.output_spec)
@@ -165,6 +177,11 @@ def _same(given: Any, recorded: Any) -> bool:
 def _leaf_name(path: tuple[Any, ...]) -> str:
     """``inputs["a"]`` is ``a``; a tensor inside a nested input is ``a.0.b``."""
     return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights of ``model`` are; the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def weight(model: nn.Module, target: str) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 from torch.func import functional_call, functionalize
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
@@ -20,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture.canonical import unknown
+from fxlrp.capture.canonical import mutates, unknown
 from fxlrp.capture.traced import Traced, with_values
 
 
@@ -31,9 +30,11 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     First they are recorded as they are, on copies of what the model may write to; what writes is then replayed.
     """
     given, spec = pytree.tree_flatten(dict(inputs))
-    leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
-    weights = dict(model.named_parameters()) | {name: buffer.clone() for name, buffer in model.named_buffers()}
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
     outputs: list[pytree.TreeSpec] = []
+
+    def arguments() -> tuple[dict[str, Tensor], list[Any]]:
+        return held | {name: buffer.clone() for name, buffer in model.named_buffers()}, _copied(given)
 
     def run(weights: dict[str, Tensor], leaves: list[Any]) -> list[Any]:
         result = functional_call(model, weights, (), pytree.tree_unflatten(leaves, spec))
@@ -45,38 +46,36 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     table: dict[Any, Any] = {target: decompositions[target] for target in decompositions if unknown(target)}
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         with _module_paths(model):
-            module = _traced(run, table, weights, leaves)
-        if any(map(_writes, module.graph.nodes)):
+            module = _traced(run, table, *arguments())
+        if mutates(module.graph):
             replay = fx.Interpreter(module)
-            leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
-            weights.update((name, buffer.clone()) for name, buffer in model.named_buffers())
             with fx_traceback.preserve_node_meta():
-                module = _traced(functionalize(lambda *values: replay.run(*values)), table, weights, leaves)
-    holders = [node for node in module.graph.nodes if node.op == "placeholder"]
+                module = _traced(functionalize(lambda *values: replay.run(*values)), table, *arguments())
+    holders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
     constants = _lifted(module)
     with_values(module.graph)
     return Traced(
         module=module,
-        weights=dict(zip((str(n.target) for n in holders), weights, strict=False)),
+        weights=dict(zip(holders, held, strict=False)),
         constants=constants,
-        inputs=tuple(str(n.target) for n in holders[len(weights) :]),
+        inputs=tuple(holders[len(held) :]),
         output_spec=outputs[-1],
-        recorded=tuple(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given),
+        recorded=tuple(_copied(given)),
     )
 
 
-def _traced(run: Callable[..., Any], table: Mapping[Any, Any], *arguments: Any) -> fx.GraphModule:
+def _copied(leaves: list[Any]) -> list[Any]:
+    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+def _traced(run: Callable[..., Any], table: dict[Any, Any], *arguments: Any) -> fx.GraphModule:
     return make_fx(
         run,
-        decomposition_table=dict(table),
+        decomposition_table=table,
         _allow_non_fake_inputs=True,
         _error_on_data_dependent_ops=False,
         record_stack_traces=True,
     )(*arguments)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _lifted(module: fx.GraphModule) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from torch import Tensor, fx
 
 from fxlrp.attribute import as_inputs
 from fxlrp.capture import Program
-from fxlrp.capture.program import flatten
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.model import ConvertedModel
 from fxlrp.plan import Plan
@@ -72,20 +71,16 @@ def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
 @torch.no_grad()
 def _run(lrp: ConvertedModel, program: Program, given: Mapping[str, Any]) -> dict[fx.Node, Any]:
     """The value of every node, floats as float64 (after any rounding that a cast in the graph asks for)."""
-    leaves = flatten(given)
+    arguments = program.arguments(lrp.model, given)
     values: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
-        name = str(node.target)
         if node.op == "output":
             continue
         if node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
             value = node.target(*args, **kwargs)
-        elif name in program.weights:
-            value = lrp.model.state_dict(keep_vars=True).get(program.weights[name])
-            value = lrp._weight(program.weights[name]) if value is None else value
         else:
-            value = program.constants[name] if name in program.constants else leaves[program.inputs[name]]
+            value = arguments[str(node.target)]
         values[node] = _double(value)
     return values
 
