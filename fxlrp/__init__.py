@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fxlrp.attribute import Attribution, Comparison
+from fxlrp.attribution import Attribution, Comparison
 from fxlrp.errors import (
     CaptureError,
     FxlrpError,

@@ -26,7 +26,7 @@ from fxlrp.errors import FxlrpError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from fxlrp.attribute import Attribution
+    from fxlrp.attribution import Attribution
     from fxlrp.model import ConvertedModel
     from fxlrp.rulesets import Citation, Entry
 

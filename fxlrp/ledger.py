@@ -20,6 +20,7 @@ from fxlrp.plan import Plan
 from fxlrp.rewrite.call import total, widened
 from fxlrp.rewrite.graph import Leak, Rewritten, Source
 from fxlrp.rules.primitives import received
+from fxlrp.rules.rule import Message
 
 aten = torch.ops.aten
 _NEAR = 64  # how many values behind a constant are looked at to name it
@@ -66,7 +67,10 @@ class Ledger:
 def compute_ledger(
     plan: Plan, rewritten: Rewritten, arguments: Sequence[Any], explain: Callable[[tuple[Any, ...]], Tensor]
 ) -> Ledger:
-    """Run the ledger graph and one backward pass per sample, so that an entry is exact whatever the model mixes."""
+    """Run the ledger graph and one backward pass per sample, so that an entry is exact whatever the model mixes.
+
+    ``explain`` gives the scalars whose relevance is themselves: what is explained, times its seed.
+    """
     with torch.enable_grad():
         outputs, entrances, _, leaves, sites = rewritten.module(*arguments)
         explained = explain(outputs)
@@ -78,7 +82,7 @@ def compute_ledger(
         [describe(plan, source) for source in rewritten.sources],
         [_describe_leak(plan, leak) for leak in rewritten.leaks],
     )
-    rows = [_one_sample(names, rewritten, scalar, watched, entrances, leaves, sites) for scalar in explained]
+    rows = [_one_sample(plan, names, rewritten, scalar, watched, entrances, leaves, sites) for scalar in explained]
     for row, constants, rest in zip(rows, held, outside, strict=True):
         if abs(constants) > 0:
             row["output", "value held constant", False] = constants
@@ -93,6 +97,7 @@ def compute_ledger(
 
 
 def _one_sample(
+    plan: Plan,
     names: tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]],
     rewritten: Rewritten,
     scalar: Tensor,
@@ -115,9 +120,9 @@ def _one_sample(
         row[key] = row[key] + amount if key in row else amount
 
     for name, tensor in zip(names[0], entrances, strict=True):
-        enter(name, "input", False, product_sum(tensor, found.get(id(tensor))))
-    for (path, kind), leaf in zip(names[1], leaves, strict=True):
-        enter(path, kind, False, product_sum(leaf, found.get(id(leaf))))
+        enter(name, "input", False, amount_of(plan.message, tensor, found.get(id(tensor))))
+    for (path, kind), source, leaf in zip(names[1], rewritten.sources, leaves, strict=True):
+        enter(path, kind, False, amount_of(source.message, leaf, found.get(id(leaf))))
     for (path, kind), leak, (value, operands, extras) in zip(names[2], rewritten.leaks, sites, strict=True):
         message = found.get(id(value))
         nothing = torch.zeros((), dtype=torch.float64)
@@ -145,6 +150,13 @@ def _not_carried(
         rest.append(scalar.detach().double() - torch.stack(list(parts.values())).sum())
         held.append(sum((part for i, part in parts.items() if constant[i]), torch.zeros_like(rest[-1])))
     return torch.stack(held), torch.stack(rest)
+
+
+def amount_of(kind: Message, value: Tensor, message: Tensor | None) -> Tensor:
+    """The relevance that a value received, summed in float64, from either message."""
+    if kind is Message.GRADIENT or message is None:
+        return product_sum(value, message)
+    return total(widened(message.detach()))
 
 
 def product_sum(value: Tensor, message: Tensor | None) -> Tensor:
@@ -204,11 +216,12 @@ def _weights_behind(plan: Plan, node: fx.Node) -> list[str]:
 
 def _describe_leak(plan: Plan, leak: Leak) -> tuple[str, str]:
     """Where a rule keeps relevance, and what the ledger calls it: a plain gradient by what it goes through."""
-    node, kind = leak.node, leak.call.rule.leak_kind
+    node, kind = leak.node, leak.call.rule.leak_kind or "not passed on"
     if kind == "plain gradient":
         labels = plan.structure.labels.get(node, ())
         pattern = next((label.split(".")[0] for label in labels if label != "residual"), "")
-        kind = f"{pattern or plan.decisions[node].category} gradient"
+        decision = plan.decisions.get(node)
+        kind = f"{pattern or decision.category} gradient" if decision else "not passed on"
     return module_path(node) or node.name, kind
 
 

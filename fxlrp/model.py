@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.attribute import Attribution, attribute
+from fxlrp.attribute import attribute
+from fxlrp.attribution import Attribution
 from fxlrp.cache import Cache, Captured
 from fxlrp.capture import Program
 from fxlrp.capture.export import check_runs
@@ -23,6 +24,7 @@ from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import InputError, TrainingModeError, nearest
 from fxlrp.graph.view import module_stack
 from fxlrp.plan import Plan, make_plan
+from fxlrp.readout.task import as_inputs
 from fxlrp.rewrite import Rewritten, rewrite
 from fxlrp.rulesets import Ruleset, glob, ruleset
 from fxlrp.targets import Target
@@ -32,10 +34,8 @@ class ConvertedModel(nn.Module):
     """The model with a backward pass that computes relevance.
 
     Call it like the original; ``(x * x.grad).sum(-1)`` after an ordinary backward pass is the relevance of a
-    float input x. :meth:`attribute` does that and more. ``message`` names what ``x.grad`` holds.
+    float input x (``x.grad.sum(-1)`` where :attr:`message` is ``"relevance"``). :meth:`attribute` does that and more.
     """
-
-    message = "gradient"
 
     def __init__(self, model: nn.Module, rules: Ruleset, strict: bool = True, cache: Cache | None = None) -> None:
         super().__init__()
@@ -68,6 +68,14 @@ class ConvertedModel(nn.Module):
         return device_of(self.model)
 
     @property
+    def message(self) -> str:
+        """What ``x.grad`` holds at the inputs: ``"gradient"`` (relevance is x * x.grad) or ``"relevance"`` itself.
+
+        Before the first call, when it is not known which rules the model needs, it is what the ruleset declares.
+        """
+        return self.ruleset.message if self._last is None else self.plan.message.value
+
+    @property
     def captures(self) -> int:
         """How many graphs of the model have been traced so far, by this conversion and those that share its cache.
 
@@ -82,7 +90,7 @@ class ConvertedModel(nn.Module):
             raise InputError(
                 "There is no plan before the first call: pass example_inputs to convert, or call the model once."
             )
-        return self._rewrite(self._last, (), ledger=False)[0]
+        return self.rewritten(self._last)[0]
 
     def with_ruleset(self, rules: str | Path | Mapping[str, Any] | Ruleset) -> ConvertedModel:
         """The same model under another ruleset, without capturing it again."""
@@ -107,7 +115,7 @@ class ConvertedModel(nn.Module):
         """The original's output, connected for a backward pass that carries relevance."""
         inputs = self.bind(args, kwargs)
         captured = self.captured(inputs)
-        _, rewritten = self._rewrite(captured, (), ledger=False)
+        _, rewritten = self.rewritten(captured)
         values = self.run(rewritten, self.arguments(captured.program, rewritten, inputs), inputs)
         return captured.program.unpack(values[0])
 
@@ -218,7 +226,10 @@ class ConvertedModel(nn.Module):
         weight: Tensor = getattr(*self._owners[target])
         return weight
 
-    def _rewrite(self, captured: Captured, taps: tuple[fx.Node, ...], ledger: bool) -> tuple[Plan, Rewritten]:
+    def rewritten(
+        self, captured: Captured, taps: tuple[fx.Node, ...] = (), ledger: bool = False
+    ) -> tuple[Plan, Rewritten]:
+        """The plan of a captured program under this ruleset, and its rewritten graph that returns ``taps`` as well."""
         key = (captured, taps, ledger)
         if key not in self._rewrites:
             self._rewrites = {k: made for k, made in self._rewrites.items() if self._cache.holds(k[0])}
@@ -233,7 +244,7 @@ class ConvertedModel(nn.Module):
         Raises :class:`InputError` for a glob that fits no module that carries relevance.
         """
         outputs = module_outputs(captured.program)
-        plan, _ = self._rewrite(captured, (), ledger=False)
+        plan, _ = self.rewritten(captured)
         carried = {path: node for path, node in outputs.items() if node in plan.carrying}
         chosen: dict[str, fx.Node] = {}
         for pattern in globs:
@@ -292,8 +303,6 @@ def convert(
     the plan says so. Raises :class:`fxlrp.FxlrpError`: unknown ruleset, training mode, a model that cannot be
     exported, an uncovered operation.
     """
-    from fxlrp.attribute import as_inputs
-
     if not isinstance(model, nn.Module):
         raise InputError(f"convert takes a torch.nn.Module, not {type(model).__name__}; load the model first.")
     converted = ConvertedModel(model, _ruleset(ruleset), strict)

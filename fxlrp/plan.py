@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxlrp.capture import Program
@@ -25,10 +26,17 @@ from fxlrp.patterns import PATTERNS, Match, NearMiss, find
 from fxlrp.rules import Conserves, Rule, find_rule
 from fxlrp.rules.elementary import value_at_zero
 from fxlrp.rules.operation import take_apart
+from fxlrp.rules.rule import WIDER, Message
 from fxlrp.rulesets import Ruleset
 
+aten = torch.ops.aten
 #: Classes whose plain gradient keeps relevance by itself: linear maps, sums and homogeneous selections.
-KEEPING = frozenset({"linear", "convolution", "mixing", "scale", "sum", "add", "movement", "selection"})
+KEEPING = frozenset(
+    {"linear", "convolution", "mixing", "scale", "sum", "add", "shift", "movement", "index", "selection"}
+)
+
+#: Movements that choose some entries of an axis, as pooling by one token does.
+INDEXING = frozenset({aten.select, aten.index_select, aten.index})
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,13 @@ class Decision:
     label: str
     note: str = ""
 
+    @property
+    def spelled(self) -> str:
+        """The rule with those parameters that are not its defaults."""
+        shown = {k: v for k, v in self.params.items() if v != self.rule.parameters[k].default}
+        options = ", ".join(f"{k}={v}" for k, v in shown.items())
+        return self.rule.name + (f"({options})" if options else "")
+
 
 @dataclass(frozen=True)
 class PlanRow:
@@ -51,6 +66,7 @@ class PlanRow:
     count: int
     modules: str
     note: str = ""
+    message: str = "g"
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,7 @@ class Structure:
     labels: Mapping[fx.Node, tuple[str, ...]]
     dependent: frozenset[fx.Node]
     entrances: tuple[Entrance, ...]
+    forks: frozenset[fx.Node] = frozenset()
 
     @staticmethod
     def of(program: Program, entrances: tuple[Entrance, ...]) -> Structure:
@@ -77,9 +94,11 @@ class Structure:
                 labels[node] = (f"{name}.{part}", *labels.get(node, ()))
             for node in match.nodes:
                 labels[node] = (*labels.get(node, ()), name)
-        for node in skip_connections(program.graph, inside):
+        forks = set()
+        for node, fork in skip_connections(program.graph, inside):
             labels[node] = (*labels.get(node, ()), "residual")
-        return Structure(tuple(matches), tuple(misses), labels, inside, entrances)
+            forks.add(fork)
+        return Structure(tuple(matches), tuple(misses), labels, inside, entrances, frozenset(forks))
 
 
 @dataclass(frozen=True)
@@ -91,17 +110,61 @@ class Plan:
     ruleset: Ruleset
     decisions: Mapping[fx.Node, Decision] = field(repr=False)
     carrying: frozenset[fx.Node] = field(repr=False)
+    relevant: frozenset[fx.Node] = field(repr=False, default=frozenset())
+    forks: Mapping[fx.Node, Decision] = field(repr=False, default_factory=dict)
+
+    def takes(self, node: fx.Node) -> Message:
+        """What arrives at the value of ``node``: its gradient message, or its relevance (``relevant``)."""
+        return Message.RELEVANCE if node in self.relevant else Message.GRADIENT
+
+    def rule(self, node: fx.Node) -> Rule:
+        """The rule at a node; where none is needed, the plain gradient."""
+        decision = self.decisions.get(node)
+        return decision.rule if decision is not None else find_rule("gradient")
+
+    def gives(self, node: fx.Node) -> Message:
+        """What ``node`` hands to its operands: once relevance, always relevance."""
+        return Message.RELEVANCE if node in self.relevant else self.rule(node).message
+
+    @property
+    def message(self) -> Message:
+        """What arrives at the attributed values."""
+        entrances = (entrance.node for entrance in self.structure.entrances)
+        return next(map(self.takes, entrances), Message.GRADIENT)
 
     @cached_property
     def rows(self) -> tuple[PlanRow, ...]:
         """What was matched, the rule it got, how often and where, in the order of the graph."""
-        groups: dict[tuple[str, str, str], list[str]] = {}
-        for node, decision in self.decisions.items():
-            shown = {k: v for k, v in decision.params.items() if v != decision.rule.parameters[k].default}
-            options = ", ".join(f"{k}={v}" for k, v in shown.items())
-            rule = decision.rule.name + (f"({options})" if options else "")
-            groups.setdefault((decision.label, rule, decision.note), []).append(module_path(node))
-        return tuple(PlanRow(k[0], k[1], len(paths), compact(paths), k[2]) for k, paths in groups.items())
+        groups: dict[tuple[str, str, str, str], list[str]] = {}
+        for node in self.program.graph.nodes:
+            if node in self.decisions:
+                decision = self.decisions[node]
+                key = (decision.label, decision.spelled, self._conversion(node), decision.note)
+            elif node in self.relevant and node.op == "call_function" and self._divides(node):
+                operator = operator_of(node)
+                key = (operator.category if operator else "", "gradient", self._conversion(node), "")
+            else:
+                continue
+            groups.setdefault(key, []).append(module_path(node))
+        for node, decision in self.forks.items():
+            key = (decision.label, decision.spelled, self.takes(node).symbol, decision.note)
+            groups.setdefault(key, []).append(module_path(node))
+        return tuple(PlanRow(k[0], k[1], len(paths), compact(paths), k[3], k[2]) for k, paths in groups.items())
+
+    def _divides(self, node: fx.Node) -> bool:
+        """Whether relevance that arrives is turned back into a gradient here, for want of a rule that takes it."""
+        rule, operator = self.rule(node), operator_of(node)
+        if rule.name == "gradient":  # entries that only move, or are scaled, take their relevance along
+            return operator is not None and not operator.copies and operator.category not in ("product", "quotient")
+        return rule.converts and rule.conserves is not Conserves.NOTHING
+
+    def _conversion(self, node: fx.Node) -> str:
+        """What the rule takes and gives, and how one message becomes the other."""
+        if node not in self.carrying:
+            return ""
+        if self.takes(node) is Message.GRADIENT:
+            return "g" if self.gives(node) is Message.GRADIENT else "R = y g"
+        return "R, by g = R / y" if self._divides(node) else "R"
 
     @property
     def near_misses(self) -> tuple[str, ...]:
@@ -109,9 +172,9 @@ class Plan:
         return tuple(str(miss) for miss in self.structure.misses)
 
     def __str__(self) -> str:
-        head = ("pattern", "rule", "count", "modules", "note")
-        table = [head, *((r.pattern, r.rule, str(r.count), r.modules, r.note) for r in self.rows)]
-        widths = [max(len(line[i]) for line in table) for i in range(4)]
+        head = ("pattern", "rule", "message", "count", "modules", "note")
+        table = [head, *((r.pattern, r.rule, r.message, str(r.count), r.modules, r.note) for r in self.rows)]
+        widths = [max(len(line[i]) for line in table) for i in range(5)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip() for line in table
         ]
@@ -146,8 +209,9 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         if node in carrying or node.op != "call_function" or not is_float(node):
             continue
         operator = operator_of(node)
-        feeding = node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
-        if not any(n in carrying for n in feeding) or (operator is not None and operator.kind is Kind.CONSTANT):
+        if not any(n in carrying for n in operands_of(node)) or (
+            operator is not None and operator.kind is Kind.CONSTANT
+        ):
             continue  # nothing arrives, or only as a condition or an index
         try:
             decision = _decide(node, operator, carrying, ruleset, structure, strict)
@@ -162,17 +226,45 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         if node in useful:
             raise refusal
     kept = {node: decision for node, decision in decisions.items() if node in useful or node not in carrying}
-    return Plan(program, structure, ruleset, kept, frozenset(carrying & useful))
+    plan = Plan(program, structure, ruleset, kept, frozenset(carrying & useful), forks=_forks(structure, ruleset))
+    return replace(plan, relevant=_relevant(plan))
+
+
+def _forks(structure: Structure, ruleset: Ruleset) -> dict[fx.Node, Decision]:
+    """The rule, if any, for what arrives where a skip connection begins, from both of its ways."""
+    chosen = {node: ruleset.choose(("fork",), module_stack(node), "fork") for node in structure.forks}
+    return {node: Decision(*entry.bound, "fork", "fork") for node, entry in chosen.items() if entry is not None}
+
+
+def _relevant(plan: Plan) -> frozenset[fx.Node]:
+    """The values at which relevance arrives: some user hands on relevance, or the ruleset asks for it throughout.
+
+    All attributed values get the same message, so that a caller knows what it holds.
+    """
+    everywhere = plan.ruleset.message == Message.RELEVANCE.value
+    found: set[fx.Node] = set()
+    for node in reversed(plan.program.graph.nodes):
+        if node not in plan.carrying:
+            continue
+        users = (user for user in node.users if user in plan.carrying and node in operands_of(user))
+        if everywhere or any(u in found or plan.rule(u).message is Message.RELEVANCE for u in users):
+            found.add(node)
+    entrances = {entrance.node for entrance in plan.structure.entrances} & plan.carrying
+    return frozenset(found | entrances if found & entrances else found)
+
+
+def operands_of(node: fx.Node) -> list[fx.Node]:
+    """The arguments of a node that relevance may flow to."""
+    operator = operator_of(node)
+    return node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
 
 
 def _useful(graph: fx.Graph, carrying: set[fx.Node]) -> set[fx.Node]:
     """The carrying values from which a path of carrying values leads to the output."""
     useful = {node for node in graph.output_node().all_input_nodes if node in carrying}
     for node in reversed(graph.nodes):
-        operator = operator_of(node)
         if node in useful and node.op == "call_function":
-            feeding = node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
-            useful.update(n for n in feeding if n in carrying)
+            useful.update(n for n in operands_of(node) if n in carrying)
     return useful
 
 
@@ -197,7 +289,9 @@ def classify(node: fx.Node, operator: Operator, carrying: set[fx.Node], inside: 
             return "general"  # the exponent of a power is itself a value
         at_zero = value_at_zero(site.operation)
         return "activation" if abs(at_zero) < float("inf") else "singular"
-    return operator.category
+    if operator.category == "add" and len([n for n in nodes_in(node, operator.terms) if n in carrying]) == 1:
+        return "shift"
+    return "index" if operator.category == "movement" and packet(node.target) in INDEXING else operator.category
 
 
 def _decide(
@@ -211,7 +305,7 @@ def _decide(
     if operator is None:
         return _uncovered(node, "unknown operator", ruleset, structure, strict)
     category = classify(node, operator, carrying, structure.dependent)
-    labels = (*structure.labels.get(node, ()), category, "any")
+    labels = (*structure.labels.get(node, ()), category, *WIDER.get(category, ()), "any")
     if not ruleset.mentions.isdisjoint(labels):
         entry = ruleset.choose(labels, module_stack(node), category)
         if entry is not None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fxlrp.errors import RulesetError, nearest
 from fxlrp.patterns import PATTERNS, Pattern
 from fxlrp.patterns.language import PART
+from fxlrp.readings import AnyReading, InputReading
 from fxlrp.rules import Rule, find_rule
 from fxlrp.rules.rule import ALIASES, RULES
 
@@ -37,11 +38,18 @@ CLASSES = (
     "selection",
     "sum",
     "add",
+    "shift",
     "movement",
+    "index",
     "general",
+    "fork",
     "any",
 )
 CLASS_ALIASES = {"conv": "convolution", "act": "activation", "matmul": "product"}
+
+
+#: What a ruleset takes from the one that it extends unless it says otherwise, besides rules.
+INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout")
 
 
 class Citation(BaseModel):
@@ -119,8 +127,11 @@ class Ruleset(BaseModel):
     citation: Citation | None = None
     extends: str | None = None
     rules: tuple[Entry, ...] = ()
+    message: Literal["gradient", "relevance"] = "gradient"
     bias: Literal["source", "distribute"] = "source"
-    seed: Literal["logit", "probability"] = "logit"
+    seed: Literal["logit", "one", "probability"] = "logit"
+    temperature: float = Field(default=1.0, gt=0)
+    readout: AnyReading = InputReading()
     fallback: str = "gradient"
     notes: tuple[str, ...] = ()
 
@@ -170,6 +181,13 @@ class Ruleset(BaseModel):
                         entry["params"] = {**entry["params"], key: value}
             else:
                 raise RulesetError(f"Ruleset '{self.name}' cannot override '{key}'.{nearest(key, labels())}")
+        if isinstance(fields.get("readout"), Mapping):
+            known = (
+                self.readout.model_dump()
+                if fields["readout"].get("kind", self.readout.kind) == self.readout.kind
+                else {}
+            )
+            fields["readout"] = {**known, **fields["readout"]}
         content = {**self.model_dump(by_alias=True), **fields, "rules": new + rules, "extends": None}
         return _validated(content, f"override of '{self.name}'", None)
 
@@ -270,7 +288,7 @@ def _complete(content: dict[str, Any], origin: str, node: yaml.Node | None, besi
             f"{origin}{place}: extends unknown ruleset '{own.extends}'.{nearest(own.extends, rulesets())}"
         )
     base = _load(path)
-    unset = {f: getattr(base, f) for f in ("bias", "seed", "fallback") if f not in own.model_fields_set}
+    unset = {f: getattr(base, f) for f in INHERITED if f not in own.model_fields_set}
     return own.model_copy(update={"rules": own.rules + base.rules, "extends": None, **unset})
 
 

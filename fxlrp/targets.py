@@ -24,10 +24,10 @@ class Selection:
 
     index: tuple[tuple[int, ...], ...]
 
-    def __call__(self, outputs: Any, seed: str) -> Tensor:
-        """The chosen logits [batch], or with ``seed='probability'`` their softmax probabilities."""
+    def __call__(self, outputs: Any, seed: str, temperature: float = 1.0) -> Tensor:
+        """The chosen logits [batch], or with ``seed='probability'`` their softmax(logits / temperature)."""
         scores = logits_of(outputs)
-        scores = torch.softmax(scores, -1) if seed == "probability" else scores
+        scores = torch.softmax(scores / temperature, -1) if seed == "probability" else scores
         # One gather for the batch: a chain of selections would allocate the logits' gradient anew for each sample.
         axes = zip(*((sample, *place) for sample, place in enumerate(self.index)), strict=True)
         return scores[tuple(torch.tensor(axis, device=scores.device) for axis in axes)]

@@ -40,13 +40,15 @@ class Operator:
 
     ``factors`` are the multilinear arguments of FACTORS, the numerator and denominator of a QUOTIENT; ``terms``
     enter by addition or concatenation, so a constant among them is a source. A slot may hold a list of tensors
-    (``cat``) or a number.
+    (``cat``) or a number. ``copies``: every entry of the result is an entry of an argument, so relevance R moves as
+    the entries do.
     """
 
     kind: Kind
     category: str
     factors: tuple[int, ...] = ()
     terms: tuple[int, ...] = ()
+    copies: bool = False
 
 
 OPERATORS: dict[Any, Operator] = {}
@@ -68,22 +70,26 @@ _register(
     pixel_shuffle pixel_unshuffle flatten unflatten view_as reshape_as diagonal diag_embed movedim swapaxes
     lift_fresh_copy lift_fresh broadcast_to tile channel_shuffle masked_select take_along_dim rot90 as_strided
     constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d atleast_1d
-    atleast_2d squeeze_ dropout feature_dropout alpha_dropout native_dropout conj real view_as_real view_as_complex
-    upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler unsafe_split_with_sizes
-    split_copy expand_copy hsplit vsplit ravel matrix_H adjoint fft_fft fft_fft2 fft_fftn fft_ifft fft_rfft
-    fft_irfft _fft_c2c _fft_r2c _fft_c2r upsample_nearest3d upsample_trilinear3d""",
+    atleast_2d squeeze_ upsample_nearest1d upsample_nearest2d upsample_nearest3d unsafe_split_with_sizes
+    split_copy expand_copy hsplit vsplit ravel embedding cat concat concatenate stack hstack vstack""",
+    terms=(0,),
+    copies=True,
+)
+_register(
+    "movement",
+    Kind.TERMS,
+    """dropout feature_dropout alpha_dropout native_dropout conj real view_as_real view_as_complex matrix_H adjoint
+    upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
+    _upsample_bicubic2d_aa grid_sampler_2d grid_sampler fft_fft fft_fft2 fft_fftn fft_ifft fft_rfft fft_irfft
+    _fft_c2c _fft_r2c _fft_c2r""",
     terms=(0,),
 )
 _register("movement", Kind.TERMS, "complex", terms=(0, 1))
-_register("movement", Kind.TERMS, "cat concat concatenate stack hstack vstack", terms=(0,))
-_register("movement", Kind.TERMS, "slice_scatter select_scatter diagonal_scatter", terms=(0, 1))
-_register("movement", Kind.TERMS, "index_put", terms=(0, 2))
-_register("movement", Kind.TERMS, "scatter scatter_add", terms=(0, 3))
-_register("movement", Kind.TERMS, "index_add index_copy", terms=(0, 3))
-_register("movement", Kind.TERMS, "masked_scatter", terms=(0, 2))
-_register("movement", Kind.TERMS, "embedding", terms=(0,))
-_register("movement", Kind.TERMS, "copy", terms=(1,))
+_register("movement", Kind.TERMS, "slice_scatter select_scatter diagonal_scatter", terms=(0, 1), copies=True)
+_register("movement", Kind.TERMS, "index_put masked_scatter", terms=(0, 2))
+_register("movement", Kind.TERMS, "scatter index_copy", terms=(0, 3), copies=True)
+_register("movement", Kind.TERMS, "scatter_add index_add", terms=(0, 3))
+_register("movement", Kind.TERMS, "copy", terms=(1,), copies=True)
 _register(
     "sum",
     Kind.TERMS,
@@ -112,18 +118,22 @@ _register("quotient", Kind.QUOTIENT, "linalg_solve_triangular", factors=(1, 0))
 _register(
     "selection",
     Kind.HOMOGENEOUS,
-    """relu abs max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d
-    amax amin topk sort leaky_relu rrelu kthvalue median norm linalg_vector_norm frobenius_norm cummax cummin
-    mode nan_to_num max_pool3d_with_indices""",
+    """relu max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
+    adaptive_max_pool2d amax amin topk sort kthvalue median mode cummax cummin nan_to_num""",
+    terms=(0,),
+    copies=True,
+)
+_register(
+    "selection",
+    Kind.HOMOGENEOUS,
+    "abs leaky_relu rrelu prelu _prelu_kernel norm linalg_vector_norm frobenius_norm std hypot",
     terms=(0,),
 )
-_register("selection", Kind.HOMOGENEOUS, "max min maximum minimum fmax fmin", terms=(0, 1))
-_register("selection", Kind.HOMOGENEOUS, "where", terms=(1, 2))
+_register("selection", Kind.HOMOGENEOUS, "max min maximum minimum fmax fmin", terms=(0, 1), copies=True)
+_register("selection", Kind.HOMOGENEOUS, "where", terms=(1, 2), copies=True)
 _register("selection", Kind.HOMOGENEOUS, "scatter_reduce index_reduce", terms=(0, 3))
-_register("selection", Kind.HOMOGENEOUS, "masked_fill", terms=(0, 2))
-_register("selection", Kind.HOMOGENEOUS, "clamp clamp_min clamp_max clip", terms=(0, 1, 2))
-_register("selection", Kind.HOMOGENEOUS, "std hypot", terms=(0,))
-_register("selection", Kind.HOMOGENEOUS, "prelu _prelu_kernel", terms=(0,))
+_register("selection", Kind.HOMOGENEOUS, "masked_fill", terms=(0, 2), copies=True)
+_register("selection", Kind.HOMOGENEOUS, "clamp clamp_min clamp_max clip", terms=(0, 1, 2), copies=True)
 _register("softmax", Kind.SOFTMAX, "softmax _softmax _safe_softmax", terms=(0,))
 _register(
     "general",
@@ -145,7 +155,7 @@ _register(
 )
 for _packet in (*SLOPES, SPELLED):
     OPERATORS[_packet] = Operator(Kind.ACTIVATION, "activation", terms=(0,))
-OPERATORS[operator.getitem] = Operator(Kind.TERMS, "movement", terms=(0,))
+OPERATORS[operator.getitem] = Operator(Kind.TERMS, "movement", terms=(0,), copies=True)
 
 
 def register(target: Any, operator: Operator) -> None:

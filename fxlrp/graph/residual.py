@@ -12,8 +12,8 @@ from fxlrp.graph.operators import is_movement, packet
 aten = torch.ops.aten
 
 
-def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[fx.Node]:
-    """The additions whose one term is an ancestor of the other.
+def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Each addition of which one term is an ancestor of the other, with that term: where the ways part.
 
     The search from the later term never goes behind the earlier one, so the cost over the whole graph is that
     of its blocks.
@@ -27,7 +27,7 @@ def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[fx
             continue
         early, late = sorted((a, b), key=lambda n: position[n])
         if _reaches(late, early, position):
-            yield node
+            yield node, early
 
 
 def _unmoved(value: object) -> fx.Node | None:

@@ -21,12 +21,23 @@ def _inverse_root(x: Tensor, variance: Tensor, eps: Tensor) -> Tensor:
     )
 
 
-@pattern("norm", x=(2, 3), eps=())
-def layer_norm(x: Tensor, eps: Tensor) -> Tensor:
-    """(x - mean(x)) / sqrt(var(x) + eps): LayerNorm, and GroupNorm, InstanceNorm on a reshaped x."""
+def _standardised(x: Tensor, eps: Tensor) -> Tensor:
     centred = x - part(x.mean(-1, keepdim=True), "mean")
     square = torch.pow(centred, 2).mean(-1, keepdim=True)
     return _inverse_root(centred, either(square, square * eps, x.var(-1, keepdim=True)), eps)
+
+
+@pattern("norm", x=(2, 3), eps=())
+def layer_norm(x: Tensor, eps: Tensor) -> Tensor:
+    """(x - mean(x)) / sqrt(var(x) + eps): LayerNorm, and GroupNorm, InstanceNorm on a reshaped x."""
+    return _standardised(x, eps)
+
+
+@pattern("norm", x=(2, 3), eps=(), gain=(3,), shift=(3,))
+def layer_norm_affine(x: Tensor, eps: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """The same with what learnt norms add: gain * y + shift."""
+    y = _standardised(x, eps)
+    return part(either(part(y * gain, "gain"), y) + shift, "shift")
 
 
 @pattern("norm", x=(2, 3), eps=())

@@ -1,4 +1,4 @@
-"""What there is to show: in goes an :class:`~fxlrp.attribute.Attribution`, out come plain frozen values, one
+"""What there is to show: in goes an :class:`~fxlrp.attribution.Attribution`, out come plain frozen values, one
 per sample.
 
 Every view (HTML, terminal, matplotlib, JSON) draws these values, so what a number means is decided here once:
@@ -23,7 +23,7 @@ from fxlrp.report.pieces import Piece, readable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxlrp.attribute import Attribution
+    from fxlrp.attribution import Attribution
     from fxlrp.ledger import Ledger
 
 Array = npt.NDArray[np.float64]

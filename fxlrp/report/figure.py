@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fxlrp.attribute import Attribution
+    from fxlrp.attribution import Attribution
 
 POSITIVE = "#e0603a"
 NEGATIVE = "#4a8fc2"

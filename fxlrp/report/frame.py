@@ -15,7 +15,7 @@ from fxlrp.report.digest import digest
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fxlrp.attribute import Attribution
+    from fxlrp.attribution import Attribution
 
 COLUMNS = ("ruleset", "sample", "label", "explained", "input", "position", "token", "relevance")
 

@@ -22,7 +22,7 @@ from fxlrp.report.numbers import share, signed
 from fxlrp.report.pixels import png_data_uri
 
 if TYPE_CHECKING:
-    from fxlrp.attribute import Attribution
+    from fxlrp.attribution import Attribution
 
 NUMBERED_TOKENS = 40
 """Up to this many tokens, each shows its value below it; longer texts show it on hover and in the value

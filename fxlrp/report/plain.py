@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fxlrp.report.digest import Array, LayerMap, LedgerSheet, Panel, SampleView, digest
 
 if TYPE_CHECKING:
-    from fxlrp.attribute import Attribution
+    from fxlrp.attribution import Attribution
 
 
 def as_plain(attribution: Attribution) -> dict[str, Any]:

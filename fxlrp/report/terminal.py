@@ -21,7 +21,7 @@ from fxlrp.report.digest import LayerMap, Layout, LedgerSheet, Panel, SampleView
 from fxlrp.report.numbers import share, signed
 
 if TYPE_CHECKING:
-    from fxlrp.attribute import Attribution
+    from fxlrp.attribution import Attribution
 
 NEUTRAL = (88, 88, 94)
 POSITIVE = (200, 62, 36)

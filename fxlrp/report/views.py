@@ -1,4 +1,4 @@
-"""The views as an :class:`~fxlrp.attribute.Attribution` and a :class:`~fxlrp.attribute.Comparison` offer
+"""The views as an :class:`~fxlrp.attribution.Attribution` and a :class:`~fxlrp.attribution.Comparison` offer
 them.
 
 In goes either of the two; both are a sequence of attributions to the functions that draw.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fxlrp.attribute import Attribution, Comparison
+from fxlrp.attribution import Attribution, Comparison
 from fxlrp.report.figure import draw
 from fxlrp.report.frame import tabulate
 from fxlrp.report.html import render_fragment, render_html

@@ -11,15 +11,21 @@ from torch import Tensor
 
 from fxlrp.graph.operators import is_continuous
 from fxlrp.rules import Operation, Rule
+from fxlrp.rules.primitives import received
+from fxlrp.rules.rule import Message
 
 
 @dataclass(frozen=True, eq=False)
 class RuleCall:
-    """Calls ``rule`` on ``operation``; takes the operands, then the operation's other arguments."""
+    """Calls ``rule`` on ``operation``; takes the operands, then the operation's other arguments. ``takes`` and
+    ``gives`` are the messages that arrive and that are handed on.
+    """
 
     rule: Rule
     params: Mapping[str, Any]
     operation: Operation
+    takes: Message = Message.GRADIENT
+    gives: Message = Message.GRADIENT
 
     @property
     def __name__(self) -> str:
@@ -28,16 +34,29 @@ class RuleCall:
     def __call__(self, *values: Any) -> Any:
         """The operation's value, with the rule's backward pass."""
         count = len(self.operation.live)
-        return self.rule.surrogate(self.operation.bind(values[count:]), *values[:count], **self.params)
+        operation = self.operation.bind(values[count:])
+        return self.rule.apply(self.takes, operation, *values[:count], **self.params)
 
     def leak(self, y: Tensor, message: Tensor, *values: Any) -> Tensor:
         """What the rule declares to keep of the incoming relevance, summed in float64."""
-        assert self.rule.leak is not None
         count = len(self.operation.live)
         wide = [widened(value) for value in values]
+        if self.gives is Message.RELEVANCE:
+            return self._lost(widened(y), widened(message), wide)
+        assert self.rule.leak is not None
         operation = self.operation.bind(wide[count:])
         with torch.no_grad():
             return total(self.rule.leak(operation, widened(y), widened(message), *wide[:count], **self.params))
+
+    def _lost(self, y: Tensor, message: Tensor, values: list[Any]) -> Tensor:
+        """Relevance that arrived less what operands and sources receive, from the rule applied here alone."""
+        arrived = message if self.takes is Message.RELEVANCE else received(y, message)
+        counted = [i for i, live in enumerate(self.operation.live) if live or i in self.operation.sources]
+        leaves = {i: values[i].detach().requires_grad_() for i in counted if is_continuous(values[i])}
+        with torch.enable_grad():
+            value = self(*(leaves.get(i, x) for i, x in enumerate(values)))
+        given = torch.autograd.grad(value, list(leaves.values()), message, allow_unused=True)
+        return total(arrived) - torch.stack([total(r) for r in given if r is not None] or [total(arrived * 0)]).sum()
 
 
 def widened(x: Any) -> Any:
@@ -48,7 +67,7 @@ def widened(x: Any) -> Any:
 
 def total(amount: Tensor) -> Tensor:
     """The sum in float64."""
-    return amount.sum(dtype=torch.float64)
+    return (amount.real if amount.is_complex() else amount).sum(dtype=torch.float64)
 
 
 def source_leaf(value: Tensor | float, like: Tensor) -> Tensor:

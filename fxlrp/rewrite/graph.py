@@ -13,23 +13,27 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxlrp.graph.operators import is_float, nodes_in, operator_of, packet
-from fxlrp.plan import Plan
+from fxlrp.graph.operators import is_float, operator_of, packet
+from fxlrp.plan import Plan, operands_of
 from fxlrp.rewrite import kernels
 from fxlrp.rewrite.call import RuleCall, source_leaf
-from fxlrp.rules import find_rule, take_apart
+from fxlrp.rules import take_apart
+from fxlrp.rules.operation import IDENTITY
+from fxlrp.rules.primitives import as_relevance
+from fxlrp.rules.rule import Message
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Source:
-    """An additive constant: the node it feeds and, as a node of the canonical graph or a number, the constant
-    itself.
+    """An additive constant: the node it feeds, the constant itself as a node of the canonical graph or a number, and
+    the message that its leaf receives.
     """
 
     user: fx.Node
     value: fx.Node | float
+    message: Message = Message.GRADIENT
 
 
 @dataclass(frozen=True)
@@ -64,21 +68,26 @@ def rewrite(plan: Plan, taps: Sequence[fx.Node] = (), *, ledger: bool = False, f
     With ``fused`` the fast kernels stand where they apply; without, and in a ledger, every rule stands in its
     definition.
     """
-    return _Rewriting(plan, ledger, fused and not ledger).run(taps)
+    return _Rewriting(plan, ledger, fused and not ledger, taps).run(taps)
 
 
 class _Rewriting:
-    def __init__(self, plan: Plan, ledger: bool, fused: bool) -> None:
+    def __init__(self, plan: Plan, ledger: bool, fused: bool, taps: Sequence[fx.Node]) -> None:
         self.plan = plan
         self.ledger = ledger
         self.regions: dict[fx.Node, Callable[..., Any]] = {}
         if fused:
-            found = {node: kernels.choose(plan, region) for node, region in plan.program.fused.items()}
+            whole = {
+                n: region for n, region in plan.program.fused.items() if {*region.members}.isdisjoint({*taps} - {n})
+            }
+            found = {node: kernels.choose(plan, region) for node, region in whole.items()}
             self.regions = {node: function for node, function in found.items() if function is not None}
         self.tail = set(kernels.after_mixing(plan)) if fused else set()
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
+        self.returned: dict[fx.Node, fx.Node] = {}
         self.detached: dict[fx.Node, fx.Node] = {}
+        self.converted: dict[fx.Node, fx.Node] = {}
         self.prepared: dict[fx.Node, fx.Node] = {}
         self.lookups = {e.node for e in plan.structure.entrances if e.lookup}
         self.attributed = {e.node for e in plan.structure.entrances}
@@ -92,16 +101,20 @@ class _Rewriting:
     def run(self, taps: Sequence[fx.Node]) -> Rewritten:
         nodes = list(self.plan.program.graph.nodes)
         for node in (n for n in nodes if n.op == "placeholder"):
-            self.values[node] = self.graph.node_copy(node)
+            self.values[node] = self.returned[node] = self.graph.node_copy(node)
+            if node in self.plan.forks and node in self.plan.carrying:
+                self.values[node] = self._forked(node)
         for table in (n for n in nodes if n in self.tables):
             self.lookup_weights[table] = self.graph.placeholder(f"{table.target}_lookup")
         for node in (n for n in nodes if n.op == "call_function"):
-            self.values[node] = self._emit(node)
+            self.values[node] = self.returned[node] = self._emit(node)
             self.values[node].meta = dict(node.meta)
-        outputs: Any = fx.map_arg(self.plan.program.graph.output_node().args[0], lambda n: self.values[n])
-        entrances = tuple(self.values[e.node] for e in self.plan.structure.entrances)
+            if node in self.plan.forks and node in self.plan.carrying:
+                self.values[node] = self._forked(node)
+        outputs: Any = fx.map_arg(self.plan.program.graph.output_node().args[0], self._returned)
+        entrances = tuple(self.returned[e.node] for e in self.plan.structure.entrances)
         extra = (tuple(self.leaves), tuple(self.operands)) if self.ledger else ()
-        self.graph.output((tuple(outputs), entrances, tuple(self.values[n] for n in taps), *extra))
+        self.graph.output((tuple(outputs), entrances, tuple(self.returned[n] for n in taps), *extra))
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
         self.graph.lint()
         return Rewritten(
@@ -125,13 +138,24 @@ class _Rewriting:
             # was taken.
             taken = any(n in self.plan.carrying and not _is_tensor(n) for n in node.all_input_nodes)
             return self.graph.call_function(aten.detach.default, (copied,)) if taken and _is_tensor(node) else copied
-        decision = self.plan.decisions.get(node)
-        if not self.ledger and (decision is None or decision.rule.name == "gradient"):
+        plain = self.plan.rule(node).name == "gradient" and (self.plan.takes(node) is Message.GRADIENT or _copies(node))
+        if not self.ledger and plain:
             if node in self.tail:
-                return self.graph.call_function(kernels.few_rows_linear, fx.map_arg(node.args, self._value))
-            operands = self._operands(node)
-            return self.graph.node_copy(node, lambda n: self.values[n] if n in operands else self._constant(n))
+                args = fx.map_arg(node.args, lambda n: self._operand(n, node))
+                return self.graph.call_function(kernels.few_rows_linear, args)
+            operands = operands_of(node)
+            return self.graph.node_copy(node, lambda n: self._operand(n, node) if n in operands else self._constant(n))
         return self._apply(node)
+
+    def _forked(self, node: fx.Node) -> fx.Node:
+        """The value behind the rule for what arrives from all of its ways."""
+        decision, kind = self.plan.forks[node], self.plan.takes(node)
+        call = RuleCall(decision.rule, decision.params, IDENTITY, kind, kind)
+        made = self.graph.call_function(call, (self.values[node],))
+        if self.ledger and (decision.rule.leak is not None or kind is Message.RELEVANCE):
+            self.leaks.append(Leak(node, call))
+            self.operands.append((made, (self.values[node],), ()))
+        return made
 
     def _emit_fused(self, node: fx.Node) -> fx.Node:
         fused = self.plan.program.fused[node]
@@ -153,14 +177,20 @@ class _Rewriting:
             self.prepared[value] = self.graph.call_function(prepare, (value,))
         return self.prepared[value]
 
-    @staticmethod
-    def _operands(node: fx.Node) -> set[fx.Node]:
-        operator = operator_of(node)
-        assert operator is not None
-        return set(nodes_in(node, operator.factors + operator.terms))
-
     def _value(self, node: fx.Node) -> fx.Node:
         return self.values[node]
+
+    def _operand(self, node: fx.Node, user: fx.Node) -> fx.Node:
+        """The value as ``user`` takes it: where relevance must arrive, a user's gradient is converted on its edge."""
+        return self.values[node] if self.plan.gives(user) is Message.RELEVANCE else self._returned(node)
+
+    def _returned(self, node: fx.Node) -> fx.Node:
+        """The value, to which a gradient message may be sent."""
+        if node not in self.plan.relevant or node not in self.plan.carrying:
+            return self.values[node]
+        if node not in self.converted:
+            self.converted[node] = self.graph.call_function(as_relevance, (self.values[node],))
+        return self.converted[node]
 
     def _constant(self, node: Any) -> Any:
         """The value cut off from relevance."""
@@ -174,11 +204,12 @@ class _Rewriting:
         return self.detached[node]
 
     def _apply(self, node: fx.Node) -> fx.Node:
-        decision = self.plan.decisions.get(node)
-        rule = decision.rule if decision is not None else find_rule("gradient")
+        decision, rule = self.plan.decisions.get(node), self.plan.rule(node)
         site = take_apart(node, self.plan.carrying.__contains__)
-        call = RuleCall(rule, decision.params if decision is not None else {}, site.operation)
-        operands = [self.values[o] if isinstance(o, fx.Node) else o for o in site.operands]
+        params = decision.params if decision is not None else {}
+        takes, gives = self.plan.takes(node), self.plan.gives(node)
+        call = RuleCall(rule, params, site.operation, takes, gives)
+        operands = [self._operand(o, node) if isinstance(o, fx.Node) else o for o in site.operands]
         extras = [self._constant(extra) for extra in site.extras]
         if self.ledger:
             for index in site.operation.sources:
@@ -187,9 +218,10 @@ class _Rewriting:
         if self.ledger and isinstance(
             target, torch._ops.OpOverload
         ):  # a number that became a leaf needs another overload
-            call = RuleCall(rule, call.params, replace(site.operation, target=target.overloadpacket))
+            call = replace(call, operation=replace(site.operation, target=target.overloadpacket))
         made = self.graph.call_function(call, (*operands, *extras))
-        if self.ledger and decision is not None and rule.leak is not None:
+        keeps = decision is not None and rule.leak is not None
+        if self.ledger and _is_tensor(node) and (keeps or gives is Message.RELEVANCE):
             self.leaks.append(Leak(node, call))
             self.operands.append((made, tuple(operands), tuple(extras)))
         return made
@@ -204,9 +236,14 @@ class _Rewriting:
         leaf = self.graph.call_function(
             source_leaf, (self.values[value] if isinstance(value, fx.Node) else value, like)
         )
-        self.sources.append(Source(user, value))
+        self.sources.append(Source(user, value, self.plan.gives(user)))
         self.leaves.append(leaf)
         return leaf
+
+
+def _copies(node: fx.Node) -> bool:
+    operator = operator_of(node)
+    return operator is not None and operator.copies
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -20,6 +20,7 @@ from fxlrp.capture.canonical import Fused
 from fxlrp.graph.operators import Kind, nodes_in, operator_of, packet
 from fxlrp.plan import Plan
 from fxlrp.rules.primitives import scale_message
+from fxlrp.rules.rule import Message
 
 aten = torch.ops.aten
 #: A kernel takes the region and returns a function of the fused operator's own arguments, or None.
@@ -83,6 +84,8 @@ def choose(plan: Plan, fused: Fused) -> Callable[..., Any] | None:
 
     Where no rule changed anything inside, that is the operator itself, bit for bit.
     """
+    if any(plan.gives(node) is Message.RELEVANCE for node in fused.members if node in plan.carrying):
+        return None
     region = Region.of(plan, fused)
     if region.untouched_but():
         return PLAIN.get(packet(fused.target), fused.target)
@@ -193,7 +196,8 @@ def _attention(region: Region) -> Callable[..., Tensor] | None:
     if region.rule("weights") == "constant":
         return constant_weights_attention
     rules = {part: region.rule(part) for part in ("scores", "output")}
-    if not set(rules.values()) <= {None, "split"}:
+    stabilised = any(rule and region.param(part, "epsilon") for part, rule in rules.items() if rule == "split")
+    if stabilised or not set(rules.values()) <= {None, "split"}:
         return None
     (q, k), (weights, v) = (_shares(region, part) for part in ("scores", "output"))
     return named(partial(_scaled_attention, q * weights, k * weights, v), "scaled_attention")

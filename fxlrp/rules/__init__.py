@@ -1,8 +1,8 @@
-"""Propagation rules in the gradient message: a table from names to small functions, each with its mathematics
+"""Propagation rules: a table from names to small functions, each with its mathematics
 beside it.
 """
 
-from fxlrp.rules import elementary, gamma, linear, product
+from fxlrp.rules import elementary, gamma, linear, product, relevance
 from fxlrp.rules.operation import Operation, take_apart
 from fxlrp.rules.rule import RULES, Cite, Conserves, Rule, find_rule, rule
 
@@ -17,6 +17,7 @@ __all__ = [
     "gamma",
     "linear",
     "product",
+    "relevance",
     "rule",
     "take_apart",
 ]

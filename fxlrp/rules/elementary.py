@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fxlrp.graph.operators import Kind, is_continuous
-from fxlrp.rules.operation import Operation, fill
+from fxlrp.rules.operation import Hole, Operation, fill
 from fxlrp.rules.primitives import carry, ratio, received
-from fxlrp.rules.rule import Cite, Conserves, rule
+from fxlrp.rules.rule import Cite, Conserves, rule, twin
 
 
 def value_at_zero(op: Operation) -> float:
@@ -93,6 +93,27 @@ def gradient(op: Operation, *operands: Tensor) -> Tensor:
     """
     result: Tensor = op(*operands)
     return result
+
+
+@gradient.in_relevance
+def _(op: Operation, *operands: Tensor) -> Tensor:
+    """R_x = x J^T (R_y / y). Where y holds entries of x, or each times a constant, R moves along undivided."""
+    if op.operator.copies:
+        moved: Tensor = op(*operands)
+        return moved
+    if op.live == (True, False) and _scales(op):
+        x, other = operands
+        y = op(x, other)
+        return carry(y, x.expand_as(y), (op(torch.ones_like(x), other) != 0).to(y.dtype))
+    result: Tensor = twin(gradient.surrogate, op, *operands)
+    return result
+
+
+def _scales(op: Operation) -> bool:
+    """Whether the first operand is multiplied, or divided, entry by entry."""
+    if op.operator.category == "product":
+        return True
+    return op.operator.factors == (0, 1) and op.operator.category == "quotient" and op.args[0] == Hole(0)
 
 
 @gradient.reference

@@ -11,61 +11,29 @@ from fxlrp.errors import RulesetError, nearest
 from fxlrp.rules.dense import matrix, shares
 from fxlrp.rules.linear import LINEAR, affine, negative, positive, without
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import away_from_zero, ratio, same_value, scale_message
+from fxlrp.rules.primitives import away_from_zero, ratio, scale_message
 from fxlrp.rules.rule import Cite, Conserves, rule
+from fxlrp.rules.shares import Shares, share_rule
 
 MONTAVON = "Montavon et al. 2019, Layer-Wise Relevance Propagation: An Overview"
-
-
-def _gamma_expression(
-    op: Operation,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: float,
-    epsilon: float,
-    form: str,
-    scale_bias: bool,
-) -> Tensor:
-    z = affine(op, x, weight, bias)
-    bias_gamma = gamma if scale_bias else 0.0
-    up = weight + gamma * weight.clamp(min=0)
-    raised = None if bias is None else bias + bias_gamma * positive(bias)
-    if form == "ali":
-        total = affine(op, x, up, raised)
-        return total * ratio(z, away_from_zero(total, epsilon)).detach()
-    down = weight + gamma * weight.clamp(max=0)
-    lowered = None if bias is None else bias + bias_gamma * negative(bias)
-    above = affine(op, positive(x), up, raised) + affine(op, negative(x), down, without(bias))
-    below = affine(op, positive(x), down, lowered) + affine(op, negative(x), up, without(bias))
-    share_above = ratio(z, away_from_zero(above, epsilon)) * (z > 0)
-    share_below = ratio(z, away_from_zero(below, epsilon)) * (z < 0)
-    return above * share_above.detach() + below * share_below.detach()
 
 
 def _gamma_leak(
     op: Operation, y: Tensor, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     """sum of y g less the numerators that the rule passes on: what its two stabilisers keep."""
-    bridge = options.pop("bridge")
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         constant = None if bias is None else bias.detach().requires_grad_()
-        value = _gamma_expression(op, leaf, weight.detach(), constant, **options)
+        value = gamma.surrogate(op, leaf, weight.detach(), constant, **options)
     leaves = [leaf] if constant is None else [leaf, constant]
     grads = torch.autograd.grad(value, leaves, g)
-    passed = (x * grads[0] * _bridged(x, bridge, options["form"])).sum()
-    kept = (y * g).sum() - passed
+    kept = (y * g).sum() - (x * grads[0]).sum()
     return kept if bias is None else kept - (bias * grads[1]).sum()
 
 
-def _bridged(x: Tensor, bridge: float, form: str) -> Tensor:
-    return ratio(x, away_from_zero(x, bridge)) if bridge and form == "generalised" else torch.ones_like(x)
-
-
-@rule(
+@share_rule(
     *LINEAR,
-    conserves=Conserves.WITH_LEAK,
     source=Cite(MONTAVON, "eq. 10.10; generalised form of zennit 0.5"),
     leak=_gamma_leak,
     leak_kind="epsilon",
@@ -81,7 +49,7 @@ def gamma(
     form: str = "generalised",
     scale_bias: bool = True,
     bridge: float = 1e-10,
-) -> Tensor:
+) -> Shares:
     """Positive contributions are favoured by 1 + gamma.  x: any shape the operation takes.
 
     ``generalised`` (any sign of x): for z_i > 0, R_j = (x_j+ (W + gamma W+)_ij + x_j- (W + gamma W-)_ij) R_i /
@@ -89,14 +57,27 @@ def gamma(
     b+, b-) swap. ``ali`` (x unsplit; Ali et al. 2022): g_x = (W + gamma W+)^T (z / z' g) with z' = (W + gamma
     W+) x + b + gamma b+. ``scale_bias=False`` leaves b as it is (captum). epsilon stabilises d by sign; it has
     the unit of z. ``bridge`` (unit of x; generalised form only) is the stabiliser of the division by x with
-    which zennit's hooks return from R to a gradient: g_x is multiplied by x / (x + bridge sign x). At 0 there
-    is none, as the gradient form needs none.
+    which zennit's hooks return from R to a gradient: R_x is multiplied by x / (x + bridge sign x). At 0 there
+    is none, as neither form needs one.
     """
     if form not in ("generalised", "ali"):
         raise RulesetError(f"Rule 'gamma' has no form '{form}'.{nearest(form, ('generalised', 'ali'))}")
+    bias_gamma = gamma if scale_bias else 0.0
+    up = weight + gamma * weight.clamp(min=0)
+    raised = None if bias is None else bias + bias_gamma * positive(bias)
+    if form == "ali":
+        total = affine(op, x, up, raised)
+        return [(total, away_from_zero(total, epsilon))]
     z = affine(op, x, weight, bias)
-    x = scale_message(x, _bridged(x, bridge, form).detach()) if bridge and form == "generalised" else x
-    return same_value(z, _gamma_expression(op, x, weight, bias, gamma, epsilon, form, scale_bias))
+    x = scale_message(x, ratio(x, away_from_zero(x, bridge)).detach()) if bridge else x
+    down = weight + gamma * weight.clamp(max=0)
+    lowered = None if bias is None else bias + bias_gamma * negative(bias)
+    above = affine(op, positive(x), up, raised) + affine(op, negative(x), down, without(bias))
+    below = affine(op, positive(x), down, lowered) + affine(op, negative(x), up, without(bias))
+    return [
+        (above * (z > 0), away_from_zero(above, epsilon)),
+        (below * (z < 0), away_from_zero(below, epsilon)),
+    ]
 
 
 @gamma.reference

@@ -14,8 +14,9 @@ from torch import Tensor
 from fxlrp.errors import RulesetError, nearest
 from fxlrp.rules.dense import matrix, shares
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import away_from_zero, ratio, same_value, scale_message
+from fxlrp.rules.primitives import away_from_zero, ratio, same_value, stabilised
 from fxlrp.rules.rule import Cite, Conserves, rule
+from fxlrp.rules.shares import Shares, share_rule
 
 LINEAR = ("linear", "convolution", "mixing")
 BACH = "Bach et al. 2015, On Pixel-Wise Explanations"
@@ -36,75 +37,60 @@ def without(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else 0 * bias
 
 
-def _epsilon_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor, epsilon: float) -> Tensor:
-    """sum of z g (1 - kappa), kappa = z / (z + epsilon sign z)."""
-    return y * g * (1 - ratio(y, away_from_zero(y, epsilon)))
-
-
-@rule(
-    *LINEAR,
-    "add",
-    conserves=Conserves.WITH_LEAK,
-    source=Cite(BACH, "eq. 58"),
-    leak=_epsilon_leak,
-    leak_kind="epsilon",
-)
-def epsilon(op: Operation, *operands: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """R_j = x_j sum_i W_ij R_i / (z_i + epsilon sign z_i), that is g_j = sum_i W_ij kappa_i g_i, kappa = z / (z
-    + epsilon sign z).
-
-    x: any shape the operation takes. epsilon has the unit of z; at 0 the rule is the plain gradient.
-    """
-    z: Tensor = op(*operands)
-    return scale_message(z, ratio(z, away_from_zero(z, epsilon)).detach())
-
-
-@epsilon.reference
-def _(
-    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float
-) -> Tensor | tuple[Tensor, Tensor]:
-    if not op.factors:  # a sum: each term takes its own part
-        first = op(x, torch.zeros_like(weight))
-        share = relevance / away_from_zero(op(x, weight), epsilon)
-        return first * share, (op(x, weight) - first) * share
-    z = op(x, weight, bias).flatten() if op.factors + 1 == len(op.live) else op(x, weight).flatten()
-    contributions = matrix(op, x, weight) * x.flatten()[None, :]
-    return shares(contributions, away_from_zero(z, epsilon), relevance.flatten()).reshape(x.shape)
-
-
 def affine(op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The operation on other operands; one that takes no bias is given none."""
     result: Tensor = op(x, weight) if len(op.live) == op.factors else op(x, weight, bias)
     return result
 
 
-def _alphabeta_expression(
+@share_rule(*LINEAR, "add", "sum", "movement", "fork", source=Cite(BACH, "eq. 58"), leak_kind="epsilon")
+def epsilon(op: Operation, *operands: Tensor, epsilon: float = 1e-6, stabiliser: str = "signed") -> Shares:
+    """R_j = x_j sum_i W_ij R_i / (z_i + epsilon sign z_i), that is g_j = sum_i W_ij kappa_i g_i, kappa = z / (z
+    + epsilon sign z).
+
+    x: any shape the operation takes; a sum is a map with weights of one. epsilon has the unit of z; at 0 the rule
+    is the plain gradient. ``stabiliser``: ``signed`` as above, ``unsigned`` z + epsilon, ``masked`` the same but
+    no share at z = 0.
+    """
+    z: Tensor = op(*operands)
+    return [(z, stabilised(z, epsilon, stabiliser))]
+
+
+@epsilon.reference
+def _(
     op: Operation,
+    relevance: Tensor,
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    alpha: float,
-    beta: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
     epsilon: float,
-    bias_share: str,
-    split_by: str,
-) -> Tensor:
-    z = affine(op, x, weight, bias)
-    up, down = weight.clamp(min=0), weight.clamp(max=0)
-    plus, minus = (None, None) if bias is None else _bias_shares(bias, bias_share)
-    if split_by == "weight":
-        gain, loss = affine(op, x, up, plus), affine(op, x, down, minus)
-    else:
-        gain = affine(op, positive(x), up, plus) + affine(op, negative(x), down, without(bias))
-        loss = affine(op, positive(x), down, minus) + affine(op, negative(x), up, without(bias))
-    share = gain * (alpha * ratio(z, away_from_zero(gain, epsilon) if epsilon else gain)).detach()
-    return (
-        share - loss * (beta * ratio(z, away_from_zero(loss, epsilon) if epsilon else loss)).detach() if beta else share
-    )
+    stabiliser: str,
+) -> Tensor | tuple[Tensor, ...]:
+    if not op.factors:  # a sum, or values that move: each term takes its own part
+        operands = [x] if weight is None else [x, weight]
+        share = ratio(relevance, stabilised(op(*operands), epsilon, stabiliser))
+        return tuple(
+            operand * torch.einsum("ij,i->j", _jacobian(op, operands, i), share.flatten()).reshape(operand.shape)
+            for i, operand in enumerate(operands)
+        )
+    assert weight is not None
+    z = affine(op, x, weight, bias).flatten()
+    contributions = matrix(op, x, weight) * x.flatten()[None, :]
+    return shares(contributions, stabilised(z, epsilon, stabiliser), relevance.flatten()).reshape(x.shape)
 
 
-def _bias_shares(bias: Tensor, share: str) -> tuple[Tensor, Tensor]:
+def _jacobian(op: Operation, operands: list[Tensor], index: int) -> Tensor:
+    """dy_i / dx_j of one operand, [outputs, inputs]."""
+    x = operands[index]
+    rows = torch.autograd.functional.jacobian(lambda v: op(*operands[:index], v, *operands[index + 1 :]), x)
+    return rows.reshape(-1, x.numel())
+
+
+def _bias_shares(bias: Tensor | None, share: str) -> tuple[Tensor | None, Tensor | None]:
     """What of the bias stands in the positive and in the negative denominator."""
+    if bias is None:
+        return None, None
     shares_by_name = {
         "signed": (positive(bias), negative(bias)),
         "whole": (bias, bias),
@@ -115,21 +101,7 @@ def _bias_shares(bias: Tensor, share: str) -> tuple[Tensor, Tensor]:
     return shares_by_name[share]
 
 
-def _alphabeta_leak(
-    op: Operation, y: Tensor, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
-) -> Tensor:
-    """alpha z g where an output has no positive contribution, -beta z g where it has no negative one."""
-    options = {"alpha": 1.0, "beta": 0.0, "epsilon": 0.0, "split_by": "contribution", **options}
-    return (y - _alphabeta_expression(op, x, weight, bias, **options)) * g
-
-
-@rule(
-    *LINEAR,
-    conserves=Conserves.WITH_LEAK,
-    source=Cite(BACH, "eq. 60"),
-    leak=_alphabeta_leak,
-    leak_kind="dead output",
-)
+@share_rule(*LINEAR, source=Cite(BACH, "eq. 60"), leak_kind="dead output")
 def alphabeta(
     op: Operation,
     x: Tensor,
@@ -139,70 +111,147 @@ def alphabeta(
     alpha: float = 2.0,
     beta: float = 1.0,
     epsilon: float = 0.0,
+    stabiliser: str = "signed",
     bias_share: str = "signed",
-    split_by: str = "contribution",
-) -> Tensor:
+    denominators: str = "joint",
+) -> Shares:
     """R_j = alpha sum_i z_ij+ / Z_i+ R_i - beta sum_i z_ij- / Z_i- R_i with z_ij = W_ij x_j, alpha - beta = 1.
 
     x: any shape the operation takes. Contributions are split by the sign of W_ij x_j; Z+ and Z- include b+ and
     b- (``bias_share``: or the ``whole`` bias, or ``none``). An output with no contribution of a sign has nobody
-    to pass that share to: it is the declared leak. ``split_by="weight"`` splits by the sign of W_ij alone, as
-    captum's alpha-1-beta-0 rule does (it supposes x >= 0, and takes the whole bias); ``epsilon`` stabilises the
-    denominators (unit of z).
+    to pass that share to: it is the declared leak. Products of two positive and of two negative numbers share one
+    denominator (``joint``); with ``separate`` ones each has its own, and an output that has both passes its
+    relevance on twice (Chefer et al.'s baseline code). epsilon stabilises the denominators (unit of z).
     """
-    if split_by not in ("contribution", "weight"):
-        raise RulesetError(
-            f"Rule 'alphabeta' cannot split by '{split_by}'.{nearest(split_by, ('contribution', 'weight'))}"
-        )
-    z = affine(op, x, weight, bias)
-    return same_value(z, _alphabeta_expression(op, x, weight, bias, alpha, beta, epsilon, bias_share, split_by))
+    if denominators not in ("joint", "separate"):
+        valid = nearest(denominators, ("joint", "separate"))
+        raise RulesetError(f"Rule 'alphabeta' has no denominators '{denominators}'.{valid}")
+    plus, minus = _bias_shares(bias, bias_share)
+    found: Shares = []
+    for part, (same, other), constant in ((alpha, _SIGNS[0], plus), (-beta, _SIGNS[1], minus)):
+        if part:
+            parts = (
+                affine(op, positive(x), weight.clamp(**same), constant),
+                affine(op, negative(x), weight.clamp(**other), without(bias)),
+            )
+            for value in (parts[0] + parts[1],) if denominators == "joint" else parts:
+                found.append((part * value, stabilised(value, epsilon, stabiliser)))
+    return found
+
+
+#: The bounds on W that make W x positive, and negative, for positive x and for negative x.
+_SIGNS: tuple[tuple[dict[str, int], dict[str, int]], ...] = (({"min": 0}, {"max": 0}), ({"max": 0}, {"min": 0}))
 
 
 @alphabeta.reference
 def _(
     op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    dense = matrix(op, x, weight)
-    contributions = dense * x.flatten()[None, :]
-    plus, minus = _bias_shares(affine(op, x, weight, bias).flatten() - contributions.sum(1), options["bias_share"])
-    gain, loss = contributions.clamp(min=0), contributions.clamp(max=0)
-    if options["split_by"] == "weight":
-        gain, loss = dense.clamp(min=0) * x.flatten(), dense.clamp(max=0) * x.flatten()
-    above, below = gain.sum(1) + plus, loss.sum(1) + minus
-    if options["epsilon"]:
-        above, below = away_from_zero(above, options["epsilon"]), away_from_zero(below, options["epsilon"])
-    r = relevance.flatten()
-    return (options["alpha"] * shares(gain, above, r) - options["beta"] * shares(loss, below, r)).reshape(x.shape)
+    dense, flat = matrix(op, x, weight), x.flatten()
+    constant = affine(op, x, weight, bias).flatten() - dense @ flat
+    result = torch.zeros_like(flat)
+    for i, row in enumerate(dense * flat):
+        offset = {"signed": constant[i], "whole": constant[i], "none": torch.zeros(())}[options["bias_share"]]
+        for part, sign in ((options["alpha"], 1), (-options["beta"], -1)):
+            chosen = row * (sign * row > 0)
+            extra = offset * (sign * offset > 0) if options["bias_share"] == "signed" else offset
+            groups = [(chosen, extra)]
+            if options["denominators"] == "separate":
+                groups = [(chosen * (flat > 0), extra), (chosen * (flat < 0), 0 * extra)]
+            for numerator, added in groups:
+                z = stabilised(numerator.sum() + added, options["epsilon"], options["stabiliser"])
+                result += part * ratio(numerator, z.expand_as(numerator)) * relevance.flatten()[i]
+    return result.reshape(x.shape)
 
 
-@rule(
-    *LINEAR,
-    conserves=Conserves.WITH_LEAK,
-    source=Cite("Montavon et al. 2017, Deep Taylor", "z+ rule"),
-    leak=_alphabeta_leak,
-    leak_kind="dead output",
-)
+@share_rule(*LINEAR, source=Cite("Montavon et al. 2017, Deep Taylor", "z+ rule"), leak_kind="dead output")
 def z_plus(
-    op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, bias_share: str = "signed"
-) -> Tensor:
-    """R_j = sum_i z_ij+ / Z_i+ R_i: alpha-beta with alpha = 1 and beta = 0.  x: any shape the operation takes."""
-    return alphabeta.surrogate(op, x, weight, bias, alpha=1.0, beta=0.0, bias_share=bias_share)
-
-
-@z_plus.reference
-def _(
     op: Operation,
-    relevance: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    bias_share: str,
+    epsilon: float = 0.0,
+    stabiliser: str = "signed",
+    bias_share: str = "signed",
+    denominators: str = "joint",
+) -> Shares:
+    """R_j = sum_i z_ij+ / Z_i+ R_i: alpha-beta with alpha = 1 and beta = 0.  x: any shape the operation takes."""
+    options = {
+        "epsilon": epsilon,
+        "stabiliser": stabiliser,
+        "bias_share": bias_share,
+        "denominators": denominators,
+    }
+    return alphabeta.shares(op, x, weight, bias, alpha=1.0, beta=0.0, **options)
+
+
+@z_plus.reference
+def _(op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Any:
+    return alphabeta.references[0](op, relevance, x, weight, bias, alpha=1.0, beta=0.0, **options)
+
+
+@share_rule(*LINEAR, source=Cite(BACH, "eq. 60, in its own signs"), leak_kind="dead output")
+def bach60(
+    op: Operation,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    alpha: float = 2.0,
+    beta: float = -1.0,
+    epsilon: float = 0.0,
+    bias_share: str = "signed",
+) -> Shares:
+    """R_j = alpha sum_i z_ij+ / Z_i+ R_i + beta sum_i z_ij- / Z_i- R_i with alpha + beta = 1: alpha-beta with the
+    sign of beta as Bach et al. write it.  x: any shape the operation takes.
+    """
+    return alphabeta.shares(op, x, weight, bias, alpha=alpha, beta=-beta, epsilon=epsilon, bias_share=bias_share)
+
+
+@bach60.reference
+def _(op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Any:
+    options |= {"beta": -options["beta"], "stabiliser": "signed", "denominators": "joint"}
+    return alphabeta.references[0](op, relevance, x, weight, bias, **options)
+
+
+@share_rule(*LINEAR, source=Cite("Wu & Ong 2020, code", "util/lrp.py; captum's alpha-1-beta-0"), leak_kind="epsilon")
+def weight_sign(
+    op: Operation,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    epsilon: float = 1e-7,
+    bias_share: str = "signed",
+) -> Shares:
+    """R_j = x_j sum_i (alpha W_ij+ / (Z_i+ + epsilon) + beta W_ij- / (Z_i- - epsilon)) R_i, Z+ = W+ x + b+.
+
+    x: any shape the operation takes. Split by the sign of the weight alone, which is alpha-beta where x >= 0; for
+    x of both signs the denominators are signed sums that may vanish. alpha + beta = 1. epsilon (unit of z) moves
+    the first denominator up and the second down, whatever their signs.
+    """
+    plus, minus = _bias_shares(bias, bias_share)
+    gain, loss = affine(op, x, weight.clamp(min=0), plus), affine(op, x, weight.clamp(max=0), minus)
+    return [(alpha * gain, gain + epsilon)] + ([(beta * loss, loss - epsilon)] if beta else [])
+
+
+@weight_sign.reference
+def _(
+    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    contributions = (matrix(op, x, weight) * x.flatten()[None, :]).clamp(min=0)
-    constant = affine(op, x, weight, bias).flatten() - matrix(op, x, weight) @ x.flatten()
-    total = contributions.sum(1) + _bias_shares(constant, bias_share)[0]
-    return shares(contributions, total, relevance.flatten()).reshape(x.shape)
+    dense, flat, r = matrix(op, x, weight), x.flatten(), relevance.flatten()
+    constant = affine(op, x, weight, bias).flatten() - dense @ flat
+    plus, minus = {
+        "signed": (constant.clamp(min=0), constant.clamp(max=0)),
+        "whole": (constant, constant),
+        "none": (0 * constant, 0 * constant),
+    }[options["bias_share"]]
+    up, down = dense.clamp(min=0) * flat, dense.clamp(max=0) * flat
+    above, below = up.sum(1) + plus + options["epsilon"], down.sum(1) + minus - options["epsilon"]
+    return (options["alpha"] * shares(up, above, r) + options["beta"] * shares(down, below, r)).reshape(x.shape)
 
 
 def _distribute_leak(

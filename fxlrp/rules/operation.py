@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxlrp.graph.elementwise import slope_of
-from fxlrp.graph.operators import Operator, operator_of
+from fxlrp.graph.operators import OPERATORS, Operator, operator_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Operation:
         arguments = tuple(a for a in self.args[1:] if not isinstance(a, Hole))
         options = {k: v for k, v in self.kwargs.items() if not isinstance(v, Hole)}
         return lambda x: closed(x, *arguments, **options)
+
+
+#: A value as it is: what a rule acts on where a value's ways part.
+IDENTITY = Operation(torch.ops.aten.alias.default, OPERATORS[torch.ops.aten.alias], (Hole(0),), {}, (True,), 0)
 
 
 def fill(template: Any, operands: Sequence[Any], extras: Sequence[Any]) -> Any:

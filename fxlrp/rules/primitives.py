@@ -1,14 +1,19 @@
-"""The three primitives that surrogates are made of, beside ``detach``: all return a value unchanged and alter
-its message.
+"""The primitives that surrogates are made of, beside ``detach``: each returns a value unchanged and alters its message.
+
+A message is a gradient g or a relevance R = x g; :func:`as_relevance` and :func:`as_gradient` lead from one to the
+other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from fxlrp.errors import RulesetError, nearest
 
 
 class _Scaled(torch.autograd.Function):
@@ -44,6 +49,46 @@ class _SameValue(torch.autograd.Function):
         return None, grads[0]
 
 
+class _AsRelevance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return received(x, grads[0]).to(x.dtype)
+
+
+class _AsGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return ratio(grads[0] * y, y * y.conj()) if y.is_complex() else ratio(grads[0], y)
+
+
+def as_relevance(x: Any) -> Any:
+    """``x`` (a tensor, several, a number), through which a gradient message g passes as relevance: R = x g."""
+    return _converted(_AsRelevance, x)
+
+
+def as_gradient(y: Any) -> Any:
+    """``y`` (a tensor or several), through which relevance R passes as a gradient message: g = R / y, 0 at y = 0."""
+    return _converted(_AsGradient, y)
+
+
+def _converted(function: Any, value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_converted(function, item) for item in value)
+    return _apply(function, value) if isinstance(value, Tensor) and value.requires_grad else value
+
+
 def scale_message(x: Tensor, factor: Tensor | float) -> Tensor:
     """``x``, whose message is multiplied by ``factor`` (of x's shape or a number)."""
     return _apply(_Scaled, x, factor)
@@ -54,6 +99,11 @@ def carry(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
     bit for bit y.
     """
     return _apply(_Carried, y.detach(), x, slope.detach())
+
+
+def carry_all(y: Tensor, *ways: tuple[Tensor, Tensor]) -> Tensor:
+    """``y``, whose message reaches each x times its slope: the derivative of the sum of x slope.detach()."""
+    return same_value(y, torch.stack([(x * slope.detach()).expand_as(y) for x, slope in ways]).sum(0))
 
 
 def same_value(y: Tensor, surrogate: Tensor) -> Tensor:
@@ -69,6 +119,23 @@ def _apply(function: Any, *arguments: Any) -> Tensor:
 def away_from_zero(x: Tensor, epsilon: float) -> Tensor:
     """x + epsilon sign(x), with sign(0) = +1."""
     return x + epsilon * torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+
+
+#: How a denominator z is kept from zero by an epsilon of its unit.
+STABILISERS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "signed": away_from_zero,
+    "unsigned": lambda z, epsilon: z + epsilon,
+    "masked": lambda z, epsilon: torch.where(z == 0, z, torch.where(z == -epsilon, epsilon, z + epsilon)),
+}
+
+
+def stabilised(z: Tensor, epsilon: float, form: str = "signed") -> Tensor:
+    """A denominator z kept from zero: ``signed`` z + epsilon sign z (sign 0 = +1), ``unsigned`` z + epsilon,
+    ``masked`` z + epsilon but 0 at 0 (a share of it is then 0). Raises :class:`RulesetError` for any other form.
+    """
+    if form not in STABILISERS:
+        raise RulesetError(f"There is no stabiliser '{form}'.{nearest(form, STABILISERS)}")
+    return STABILISERS[form](z, epsilon) if epsilon else z
 
 
 def received(value: Tensor, message: Tensor) -> Tensor:

@@ -8,34 +8,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.rules import elementary
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import ratio, scale_message
-from fxlrp.rules.rule import Cite, Conserves, rule
+from fxlrp.rules.primitives import as_relevance, carry, carry_all, ratio, received, scale_message, stabilised
+from fxlrp.rules.rule import Cite, Conserves, rule, twin
 
 ACHTIBAT = "Achtibat et al. 2024, AttnLRP"
 
 
-@rule("product", conserves=Conserves.EXACTLY, source=Cite(ACHTIBAT, "eq. 14, prop. 3.3"))
-def split(op: Operation, *operands: Tensor, first: float = -1.0) -> Tensor:
-    """g_a = lambda_a VJP_a(g), g_b = lambda_b VJP_b(g) with lambda_a + lambda_b = 1, for a * b, a @ b and any
-    bilinear operation.
+def _kappa_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor, **options: Any) -> Tensor:
+    """sum of y g (1 - kappa), kappa = y / stabilised y."""
+    return y * g * (1 - ratio(y, stabilised(y, options["epsilon"], options["stabiliser"])))
+
+
+@rule(
+    "product",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite(ACHTIBAT, "eq. 14, prop. 3.3"),
+    leak=_kappa_leak,
+    leak_kind="epsilon",
+)
+def split(
+    op: Operation, *operands: Tensor, first: float = -1.0, epsilon: float = 0.0, stabiliser: str = "signed"
+) -> Tensor:
+    """R_a = lambda_a a sum (dy / da) R_y / (y + epsilon sign y), and so for b, with lambda_a + lambda_b = 1: g_a =
+    lambda_a VJP_a(kappa g), for a * b, a @ b and any bilinear operation.
 
     Equal shares by default (the *uniform* rule); ``first`` in [0, 1] is the share of the first factor, the rest
-    goes to the others alike. Each factor's relevance sums to its share of sum(y g_y). Factors: any shapes the
-    operation takes.
+    goes to the others alike. Each factor's relevance sums to its share of sum(y g_y), less what epsilon (unit of y)
+    keeps, kappa = y / (y + epsilon sign y). Factors: any shapes the operation takes.
     """
     live = [i for i, alive in enumerate(op.live[: op.factors]) if alive]
     shares = {i: 1 / len(live) for i in live}
     if first >= 0:
         shares = {i: first if i == live[0] else (1 - first) / (len(live) - 1) for i in live}
     if len(set(shares.values())) == 1 and op.factors == len(op.live):
-        return scale_message(op(*operands), shares[live[0]])
-    result: Tensor = op(*(scale_message(x, shares[i]) if i in shares else x for i, x in enumerate(operands)))
-    return result
+        y = scale_message(op(*operands), shares[live[0]])
+    else:
+        y = op(*(scale_message(x, shares[i]) if i in shares else x for i, x in enumerate(operands)))
+    return scale_message(y, ratio(y, stabilised(y, epsilon, stabiliser)).detach()) if epsilon else y
+
+
+@split.in_relevance
+def _(op: Operation, *operands: Tensor, epsilon: float = 0.0, stabiliser: str = "signed", **options: Any) -> Tensor:
+    """R_y / stabilised y in place of kappa R_y / y."""
+    y = split.surrogate(op, *map(as_relevance, operands), **options)
+    return scale_message(y, ratio(torch.ones_like(y), stabilised(y, epsilon, stabiliser)).detach())
 
 
 @split.reference
-def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, first: float) -> tuple[Tensor, Tensor]:
+def _(
+    op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, first: float, epsilon: float, stabiliser: str
+) -> tuple[Tensor, Tensor]:
     share = 0.5 if first < 0 else first
     results = []
     for index, part in ((0, share), (1, 1 - share)):
@@ -43,10 +67,73 @@ def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, first: float) -
         rows = torch.autograd.functional.jacobian(lambda v, i=index: op(v, b) if i == 0 else op(a, v), x)
         dense = rows.reshape(-1, x.numel())
         contributions = dense * x.flatten()[None, :]
-        results.append(
-            part * torch.einsum("ij,i->j", contributions, ratio(relevance, op(a, b)).flatten()).reshape(x.shape)
-        )
+        y = stabilised(op(a, b), epsilon, stabiliser)
+        results.append(part * torch.einsum("ij,i->j", contributions, ratio(relevance, y).flatten()).reshape(x.shape))
     return results[0], results[1]
+
+
+def _shares_of_values(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a / (a + b) and b / (a + b); one half where a + b is 0."""
+    total = a + b
+    nothing = total == 0
+    share = torch.where(nothing, 0.5, ratio(a, total))
+    return share, torch.where(nothing, 0.5, ratio(b, total))
+
+
+def _proportional(op: Operation, a: Tensor, b: Tensor, sizes: tuple[Tensor, Tensor]) -> Tensor:
+    y = op(a, b)
+    shares = _shares_of_values(*torch.broadcast_tensors(*sizes))
+    return carry_all(y, (a, shares[0] * b), (b, shares[1] * a))
+
+
+def _entrywise(op: Operation, operands: tuple[Tensor, ...]) -> bool:
+    """Whether the operation is a * b of two live factors; of any other product there is no share by entry."""
+    return op.operator.category == "product" and len(operands) == 2
+
+
+@rule("product", conserves=Conserves.EXACTLY, source=Cite("Arras et al. 2019, sec. 3.1", "LRP-prop"))
+def share(op: Operation, *operands: Tensor) -> Tensor:
+    """R_a = a / (a + b) R_y, R_b = b / (a + b) R_y, entry by entry of a * b: g_a = a / (a + b) b g.
+
+    a, b: shapes that broadcast; halves where a + b is 0. A product that is not entry by entry is split evenly.
+    """
+    if not _entrywise(op, operands):
+        return split.surrogate(op, *operands)
+    a, b = operands
+    return _proportional(op, a, b, (a.detach(), b.detach()))
+
+
+@share.reference
+def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if not _entrywise(op, (a, b)):
+        return split.references[0](op, relevance, a, b, **split.bind({}))
+    return (
+        (relevance * a / (a + b)).sum_to_size(a.shape),
+        (relevance * b / (a + b)).sum_to_size(b.shape),
+    )
+
+
+@rule("product", conserves=Conserves.EXACTLY, source=Cite("Arras et al. 2019, sec. 3.1", "LRP-abs"))
+def absolute_share(op: Operation, *operands: Tensor) -> Tensor:
+    """R_a = |a| / (|a| + |b|) R_y, R_b = |b| / (|a| + |b|) R_y, entry by entry of a * b: g_a = |a| / (|a| + |b|) b g.
+
+    a, b: shapes that broadcast; halves where both are 0. A product that is not entry by entry is split evenly.
+    """
+    if not _entrywise(op, operands):
+        return split.surrogate(op, *operands)
+    a, b = operands
+    return _proportional(op, a, b, (a.detach().abs(), b.detach().abs()))
+
+
+@absolute_share.reference
+def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if not _entrywise(op, (a, b)):
+        return split.references[0](op, relevance, a, b, **split.bind({}))
+    size = a.abs() + b.abs()
+    return (
+        (relevance * a.abs() / size).sum_to_size(a.shape),
+        (relevance * b.abs() / size).sum_to_size(b.shape),
+    )
 
 
 @rule("product", conserves=Conserves.EXACTLY, source=Cite("Arras et al. 2017, WASSA", "signal-take-all"))
@@ -57,6 +144,15 @@ def take_all(op: Operation, *operands: Tensor, signal: int = 0) -> Tensor:
     """
     result: Tensor = op(*(x if i == signal or i >= op.factors else x.detach() for i, x in enumerate(operands)))
     return result
+
+
+@take_all.in_relevance
+def _(op: Operation, *operands: Tensor, signal: int = 0) -> Tensor:
+    """R_signal = R_y, entry by entry, where the product is; else the twin."""
+    if not _entrywise(op, operands):
+        return twin(take_all.surrogate, op, *operands, signal=signal)
+    y = op(*operands)
+    return carry(y, operands[signal].expand_as(y), torch.ones_like(y))
 
 
 @take_all.reference
@@ -87,60 +183,110 @@ def _by_jacobian(linear: Callable[[Tensor], Tensor], x: Tensor, relevance: Tenso
 
 
 class _NormalisedAdd(torch.autograd.Function):
+    """In gradients: g times the lambdas of :func:`balance`."""
+
     @staticmethod
-    def forward(ctx: Any, y: Tensor, a: Tensor, b: Tensor, sign: float) -> Tensor:
+    def forward(ctx: Any, y: Tensor, a: Tensor, b: Tensor, sign: float, axes: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(a, b)
-        ctx.sign = sign
+        ctx.sign, ctx.axes = sign, axes
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
-        g_a, g_b = grads[0].sum_to_size(a.shape), (ctx.sign * grads[0]).sum_to_size(b.shape)
-        share_a, share_b = balance(_per_sample(a * g_a), _per_sample(b * g_b))
-        return None, g_a * share_a, g_b * share_b, None
+        g_a, g_b = grads[0], ctx.sign * grads[0]
+        share_a, share_b = balance(*(received(x, g).sum(ctx.axes, keepdim=True) for x, g in ((a, g_a), (b, g_b))))
+        return None, (g_a * share_a).sum_to_size(a.shape), (g_b * share_b).sum_to_size(b.shape), None, None
 
 
-def _per_sample(relevance: Tensor) -> Tensor:
-    return relevance.sum(tuple(range(1, relevance.ndim)), keepdim=True) if relevance.ndim > 1 else relevance
+class _NormalisedAddOfRelevance(torch.autograd.Function):
+    """In relevance, each division stabilised as the authors' code has it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, a: Tensor, b: Tensor, sign: float, axes: tuple[int, ...], epsilon: float, form: str
+    ) -> Tensor:
+        ctx.save_for_backward(y, a, b)
+        ctx.options = sign, axes, epsilon, form
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        y, a, b = ctx.saved_tensors
+        sign, axes, epsilon, form = ctx.options
+
+        def over(numerator: Tensor, denominator: Tensor) -> Tensor:
+            return ratio(numerator, stabilised(denominator, epsilon, form))
+
+        share = over(grads[0], y)
+        parts = [received(a, share), received(sign * b, share)]
+        sums = [part.sum(axes, keepdim=True) for part in parts]
+        total, size = grads[0].sum(axes, keepdim=True), sums[0].abs() + sums[1].abs()
+        given = [part * over(over(s.abs(), size) * total, s) for part, s in zip(parts, sums, strict=True)]
+        return None, given[0].sum_to_size(a.shape), given[1].sum_to_size(b.shape), None, None, None, None
 
 
 def balance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """lambda_a = sign(A) (A + B) / (|A| + |B|) and lambda_b likewise, for the sums A, B of the two branches'
     relevance.
     """
-    if a.shape != b.shape:  # operands of different rank broadcast: their sums as numbers of the whole
-        a, b = a.sum(), b.sum()
     factor = ratio(a + b, a.abs() + b.abs())
     return torch.sign(a) * factor, torch.sign(b) * factor
 
 
 @rule("add", conserves=Conserves.EXACTLY, source=Cite("Chefer et al. 2021, CVPR", "eq. 9-10, per sample"))
-def normalised_add(op: Operation, *operands: Tensor) -> Tensor:
+def normalised_add(
+    op: Operation,
+    *operands: Tensor,
+    whole_batch: bool = False,
+    epsilon: float = 0.0,
+    stabiliser: str = "masked",
+) -> Tensor:
     """g_a = lambda_a g, g_b = lambda_b g with A = sum a g, B = sum b g of one sample and lambda_a = sign(A)(A +
     B)/(|A| + |B|).
 
     Two branches whose relevance cancels are kept from exploding; branches of the same sign are left as they are.
-    a, b: [batch, ...]. A sum with a constant is a plain sum.
+    a, b: [batch, ...]; an additive constant (a position embedding, a mask) counts as a branch, a number does not.
+    ``whole_batch`` sums over the batch as well, as the authors' code does: relevance then depends on the other
+    samples. epsilon stabilises the divisions of the relevance form, as that code does (unit of a, and of relevance).
     """
-    if len(operands) != 2 or not all(op.live):
+    if not _two_tensors(operands):
         result: Tensor = op(*operands)
         return result
+    return _normalised(_NormalisedAdd, op, operands, whole_batch)
+
+
+def _two_tensors(operands: tuple[Any, ...]) -> bool:
+    return len(operands) == 2 and all(isinstance(x, Tensor) for x in operands)
+
+
+def _normalised(function: Any, op: Operation, operands: tuple[Tensor, ...], whole_batch: bool, *options: Any) -> Tensor:
     a, b = operands
-    return normalised(op(a.detach(), b.detach()), a, b, float(op(torch.zeros(()), torch.ones(()))))
-
-
-def normalised(y: Tensor, a: Tensor, b: Tensor, sign: float) -> Tensor:
-    """``y = a + sign b`` whose message is balanced between its terms."""
-    result: Any = _NormalisedAdd.apply(y, a, b, sign)  # type: ignore[no-untyped-call]
+    y = op(a.detach(), b.detach())
+    sign_a, sign_b = (
+        float(op(*unit)) for unit in ((torch.ones(()), torch.zeros(())), (torch.zeros(()), torch.ones(())))
+    )
+    first, second, sign = (a, b, sign_b) if sign_a == 1 else (b, a, sign_a)
+    axes = tuple(range(0 if whole_batch else min(1, y.ndim), y.ndim))
+    result: Tensor = function.apply(y, first, second, sign, axes, *options)
     return result
 
 
+@normalised_add.in_relevance
+def _(op: Operation, *operands: Tensor, whole_batch: bool, epsilon: float, stabiliser: str) -> Tensor:
+    """R_a = a R_y / y |A| / (|A| + |B|) (sum R_y) / A, and so for b, with A, B the sums of a R_y / y, b R_y / y."""
+    if not _two_tensors(operands):
+        return elementary.gradient.relevances[0](op, *operands)
+    return _normalised(_NormalisedAddOfRelevance, op, operands, whole_batch, epsilon, stabiliser)
+
+
 @normalised_add.reference
-def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _(
+    op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, whole_batch: bool, epsilon: float, stabiliser: str
+) -> tuple[Tensor, Tensor]:
     y = op(a, b)
     first, second = a * ratio(relevance, y), (y - a) * ratio(relevance, y)
-    axes = tuple(range(1, y.ndim))
+    axes = tuple(range(0 if whole_batch else 1, y.ndim))
     sum_a, sum_b = first.sum(axes, keepdim=True), second.sum(axes, keepdim=True)
     total = relevance.sum(axes, keepdim=True)
     size = sum_a.abs() + sum_b.abs()

@@ -16,6 +16,23 @@ from typing import Any
 from torch import Tensor
 
 from fxlrp.errors import RulesetError, nearest
+from fxlrp.rules.primitives import as_gradient, as_relevance
+
+
+class Message(Enum):
+    """What travels backwards along an edge x: a gradient g, or the relevance R = x g itself."""
+
+    GRADIENT = "gradient"
+    RELEVANCE = "relevance"
+
+    @property
+    def symbol(self) -> str:
+        """g or R."""
+        return "g" if self is Message.GRADIENT else "R"
+
+
+#: Classes that are a case of another: what is said of a sum holds of a sum with constants.
+WIDER = {"shift": ("add",), "index": ("movement",)}
 
 
 class Conserves(Enum):
@@ -41,6 +58,9 @@ class Cite:
 class Rule:
     """A propagation rule for the operator classes ``on``.
 
+    ``message`` is what its surrogate takes and gives. A gradient rule also works on relevance: by its twin, the
+    same between g = R / y and R = x g, or by the form registered with :meth:`in_relevance`.
+
     ``surrogate(op, *operands, **parameters)`` takes the operation and its operands, those that carry relevance
     first. ``leak(op, y, g_y, *operands, **parameters)`` is the sum of y g_y less what the operands receive,
     ``leak_kind`` its name in the ledger; ``keeps_value`` is False only for a published quirk that changes the
@@ -56,7 +76,9 @@ class Rule:
     leak: Callable[..., Tensor] | None = None
     leak_kind: str = ""
     keeps_value: bool = True
+    message: Message = Message.GRADIENT
     references: list[Callable[..., Any]] = field(default_factory=list, compare=False)
+    relevances: list[Callable[..., Tensor]] = field(default_factory=list, compare=False)
 
     @property
     def doc(self) -> str:
@@ -71,12 +93,32 @@ class Rule:
 
     def fits(self, category: str) -> bool:
         """Whether the rule can take operations of this class."""
-        return "any" in self.on or category in self.on
+        return not {"any", category, *WIDER.get(category, ())}.isdisjoint(self.on)
 
     def reference(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the slow relevance form of the rule."""
         self.references.append(function)
         return function
+
+    def in_relevance(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Register the surrogate that takes and gives relevance, where the published form is not the plain twin."""
+        self.relevances.append(function)
+        return function
+
+    @property
+    def converts(self) -> bool:
+        """Whether on relevance the rule has nothing but its twin, which divides by the value: g = R / y."""
+        return self.message is Message.GRADIENT and not self.relevances
+
+    def apply(self, message: Message, op: Any, *operands: Any, **parameters: Any) -> Tensor:
+        """The operation's value with the rule's backward pass for this kind of message."""
+        if self.message is message:
+            return self.surrogate(op, *operands, **parameters)
+        if message is Message.GRADIENT:
+            return as_relevance(self.surrogate(op, *operands, **parameters))
+        if self.relevances:
+            return self.relevances[0](op, *operands, **parameters)
+        return twin(self.surrogate, op, *operands, **parameters)
 
     def bind(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """``parameters`` completed by defaults; unknown names and wrong types are a :class:`RulesetError`."""
@@ -92,6 +134,11 @@ class Rule:
                     f"not {value!r}."
                 )
         return {name: parameters.get(name, p.default) for name, p in self.parameters.items()}
+
+
+def twin(surrogate: Callable[..., Any], op: Any, *operands: Any, **parameters: Any) -> Any:
+    """What a gradient surrogate does to relevance: R_x = x g_x, where its g_y is R_y / y (0 where y is 0)."""
+    return as_gradient(surrogate(op, *map(as_relevance, operands), **parameters))
 
 
 RULES: dict[str, Rule] = {}
@@ -124,11 +171,12 @@ def rule(
     leak: Callable[..., Tensor] | None = None,
     leak_kind: str = "",
     keeps_value: bool = True,
+    message: Message = Message.GRADIENT,
 ) -> Callable[[Callable[..., Tensor]], Rule]:
     """Register a function as the rule of its name for the operator classes ``on`` ('any' for all)."""
 
     def register(function: Callable[..., Tensor]) -> Rule:
-        made = Rule(function.__name__, on, function, conserves, source, leak, leak_kind, keeps_value)
+        made = Rule(function.__name__, on, function, conserves, source, leak, leak_kind, keeps_value, message)
         RULES[made.name] = made
         return made
 

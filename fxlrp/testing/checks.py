@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.attribute import as_inputs
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.view import tensor_value
 from fxlrp.ledger import Ledger
 from fxlrp.model import ConvertedModel, convert
 from fxlrp.plan import Plan
+from fxlrp.readout.task import as_inputs
 from fxlrp.rulesets import Ruleset
 from fxlrp.targets import Target
 

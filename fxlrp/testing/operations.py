@@ -16,9 +16,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from fxlrp.capture.canonical import canonical_function
-from fxlrp.rules.operation import Operation, take_apart
+from fxlrp.rules.operation import IDENTITY, Operation, take_apart
 
 BATCH = 2
+FORK = "a value whose ways part"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Sample:
         rng = torch.Generator().manual_seed(seed)
         values = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in self.shapes]
         values = values if self.signed else [value.abs() + 0.5 for value in values]
+        if self.name == FORK:  # no operator: the value itself
+            return IDENTITY, (values[0].requires_grad_(),)
         graph = canonical_function(make_fx(lambda *given: self.code(*given), pre_dispatch=True)(*values))
         holders = [node for node in graph.nodes if node.op == "placeholder"]
         given = dict(zip(holders, values, strict=True))
@@ -131,7 +134,10 @@ ADD = (
     Sample("sub", lambda a, b: a - b, (ROWS, ROWS), live=2),
     Sample("add scaled", lambda a, b: torch.add(a, b, alpha=0.5), (ROWS, ROWS), live=2),
     Sample("add broadcast", lambda a, b: a + b, (ROWS, (BATCH, 1, 4)), live=2, referenced=False),
-    Sample("add a constant", lambda a, c: a + c, (ROWS, ROWS), referenced=False),
+)
+SHIFT = (
+    Sample("add a constant", lambda a, c: a + c, (ROWS, ROWS)),
+    Sample("subtract a constant row", lambda a, c: a - c, (ROWS, (4,))),
 )
 SELECTION = (
     Sample("relu", torch.relu, (ROWS,)),
@@ -157,6 +163,7 @@ MOVEMENT = (
     Sample("transpose", lambda x: x.transpose(1, 2), (ROWS,)),
     Sample("flip", lambda x: x.flip(1), (ROWS,)),
 )
+INDEX = (Sample("select", lambda x: x[:, 0], (ROWS,)),)
 
 #: Samples of each operator class that rulesets can name.
 OPERATIONS: dict[str, tuple[Sample, ...]] = {
@@ -172,6 +179,9 @@ OPERATIONS: dict[str, tuple[Sample, ...]] = {
     "selection": SELECTION,
     "sum": SUM,
     "add": ADD,
+    "shift": SHIFT,
     "movement": MOVEMENT,
+    "index": INDEX,
+    "fork": (Sample(FORK, lambda x: x, (ROWS,)),),
     "general": GENERAL,
 }

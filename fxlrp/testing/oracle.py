@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.attribute import as_inputs
 from fxlrp.capture import Program
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.model import ConvertedModel
 from fxlrp.plan import Plan
+from fxlrp.readout.task import as_inputs
 from fxlrp.rules import Conserves, Rule, take_apart
 from fxlrp.rules.primitives import ratio
 from fxlrp.targets import Target, resolve
@@ -114,7 +114,7 @@ def _seed(
     chosen = resolve(target, outputs, mask, bool(can_generate and can_generate()))
     leaves = [y for y in cut if isinstance(y, Tensor) and y.requires_grad]
     with torch.enable_grad():
-        explained = chosen(outputs, lrp.ruleset.seed).sum()
+        explained = chosen(outputs, lrp.ruleset.seed, lrp.ruleset.temperature).sum()
     grads = iter(torch.autograd.grad(explained, leaves, allow_unused=True))
     seeds: list[Tensor | None] = []
     for y in cut:
@@ -135,7 +135,7 @@ def _step(plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dic
     relevance = [arrived.get((node, index)) for index in range(len(parts))]
     if all(r is None for r in relevance) or (decision and decision.rule.conserves is Conserves.NOTHING):
         return
-    if decision is None or decision.rule.name == "gradient" or _is_plain_sum(plan, node, decision.rule):
+    if decision is None or decision.rule.name == "gradient" or _is_plain_sum(node, decision.rule):
         _by_gradient(plan, node, values, relevance, arrived)
         return
     site = take_apart(node, plan.carrying.__contains__)
@@ -149,10 +149,9 @@ def _step(plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dic
             _arrive(arrived, site.operands[index], 0, _finite(x, share.sum_to_size(x.shape)))
 
 
-def _is_plain_sum(plan: Plan, node: fx.Node, rule: Rule) -> bool:
-    """Whether a rule for two terms stands on a sum with a constant: relevance is then shared in proportion."""
-    terms = nodes_in(node, (0, 1))
-    return rule.name == "normalised_add" and not (len(terms) == 2 and all(t in plan.carrying for t in terms))
+def _is_plain_sum(node: fx.Node, rule: Rule) -> bool:
+    """Whether a rule for two terms stands on a sum with a number: relevance is then shared in proportion."""
+    return rule.name == "normalised_add" and len(nodes_in(node, (0, 1))) < 2
 
 
 def _by_gradient(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.rule import Conserves, Rule
+from fxlrp.rules.rule import Conserves, Message, Rule
 from fxlrp.testing.operations import OPERATIONS, Sample
 
+MESSAGES = (Message.GRADIENT, Message.RELEVANCE)
 TOLERANCE = 1e-9  # relative to the size of the terms of a sum
 SHAPES = re.compile(r"\[.*\]|\b[Aa]ny shape\b|\bsame shape\b|\bshape")
 
@@ -46,12 +47,13 @@ class RuleReport:
 def check_rule(rule: Rule, seeds: Iterable[int] = (0, 1, 2), parameters: Mapping[str, Any] | None = None) -> RuleReport:
     """Check one rule on small random operations of every class it stands on, with ``parameters`` (else its defaults).
 
-    Of each operation y = f(x1..xn) and a random message g_y:
+    Of each operation y = f(x1..xn) and a random message, once a gradient g_y (unless the rule takes relevance alone)
+    and once relevance R_y:
 
     - the surrogate's value is the operation's, bit for bit (unless the rule says that it changes it);
-    - sum of x g_x over live operands and additive constants = sum of y g_y (``EXACTLY``), or less the declared leak
-      (``WITH_LEAK``), to 1e-9 of the terms' size; a rule that conserves ``NOTHING`` passes no message;
-    - x g_x agrees with the rule's slow reference given R_y = y g_y.
+    - sum of x g_x (or R_x) over live operands and additive constants = sum of y g_y (or R_y) (``EXACTLY``), or less
+      the declared leak (``WITH_LEAK``), to 1e-9 of the terms' size; a rule that conserves ``NOTHING`` passes none;
+    - x g_x, and R_x, agree with the rule's slow reference given R_y = y g_y.
 
     And the rule states a source, a formula and shapes. Raises :class:`fxlrp.RulesetError` for unknown
     parameters.
@@ -64,9 +66,9 @@ def check_rule(rule: Rule, seeds: Iterable[int] = (0, 1, 2), parameters: Mapping
         for sample in OPERATIONS[category]:
             for seed in seeds:
                 tried += 1
-                failures.extend(
-                    f"{sample.name} ({category}), seed {seed}: {fault}" for fault in _faults(rule, sample, seed, bound)
-                )
+                for kind in MESSAGES if rule.message is Message.GRADIENT else MESSAGES[1:]:
+                    place = f"{sample.name} ({category}), seed {seed}, {kind.value}"
+                    failures.extend(f"{place}: {fault}" for fault in _faults(rule, sample, seed, bound, kind))
     return RuleReport(rule.name, tried, tuple(failures))
 
 
@@ -79,11 +81,11 @@ def _documentation(rule: Rule) -> Iterable[str]:
         yield "it states no source"
     if not rule.references:
         yield "it has no slow reference"
-    if (rule.conserves is Conserves.WITH_LEAK) != (rule.leak is not None):
+    if rule.message is Message.GRADIENT and (rule.conserves is Conserves.WITH_LEAK) != (rule.leak is not None):
         yield "it declares a leak without a formula, or a formula without a leak"
 
 
-def _faults(rule: Rule, sample: Sample, seed: int, parameters: Mapping[str, Any]) -> Iterable[str]:
+def _faults(rule: Rule, sample: Sample, seed: int, parameters: Mapping[str, Any], kind: Message) -> Iterable[str]:
     operation, drawn = sample.draw(seed)
     counted = [i for i, live in enumerate(operation.live) if live or i in operation.sources]
     operands = [
@@ -91,24 +93,27 @@ def _faults(rule: Rule, sample: Sample, seed: int, parameters: Mapping[str, Any]
     ]
     with torch.no_grad():
         expected = operation(*drawn)
-    value = rule.surrogate(operation, *operands, **parameters)
-    expected = expected if rule.keeps_value else value.detach()
+    value = rule.apply(kind, operation, *operands, **parameters)
+    expected = (expected if rule.keeps_value else value).detach()
     if not torch.equal(value, expected):
-        yield f"the value is off by {float((value - expected).abs().max()):.1e}"
+        yield f"the value is off by {float((value - expected).detach().abs().max()):.1e}"
     if rule.conserves is Conserves.NOTHING:
         if value.requires_grad:
             yield "it promises to pass nothing on, but its value is connected"
         return
     rng = torch.Generator().manual_seed(seed + 1000)
-    message = torch.randn(value.shape, generator=rng, dtype=value.dtype)
+    gradient = torch.randn(value.shape, generator=rng, dtype=value.dtype)
+    message = gradient if kind is Message.GRADIENT else expected * gradient
     leaves = {i: operands[i] for i in counted if isinstance(operands[i], Tensor)}
     grads = torch.autograd.grad(value, list(leaves.values()), message, allow_unused=True)
+    scale = {i: x.detach() if kind is Message.GRADIENT else torch.ones_like(x) for i, x in leaves.items()}
     relevance = {
-        i: torch.zeros_like(x) if g is None else x.detach() * g for (i, x), g in zip(leaves.items(), grads, strict=True)
+        i: torch.zeros_like(x) if g is None else scale[i] * g for (i, x), g in zip(leaves.items(), grads, strict=True)
     }
-    yield from _conservation(rule, operation, operands, expected, message, relevance, parameters)
+    if rule.conserves is Conserves.EXACTLY or rule.leak is not None:
+        yield from _conservation(rule, operation, operands, expected, gradient, relevance, parameters)
     if sample.referenced:
-        yield from _reference(rule, operation, drawn, expected * message, relevance, parameters)
+        yield from _reference(rule, operation, drawn, expected * gradient, relevance, parameters)
 
 
 def _conservation(
@@ -156,4 +161,4 @@ def _reference(
                 continue
             error = float((relevance[index] - wanted).abs().max())
             if not error <= TOLERANCE * float(1 + wanted.abs().max()):
-                yield f"x g_x differs from the reference by {error:.1e}"
+                yield f"the relevance passed on differs from the reference by {error:.1e}"

@@ -18,15 +18,23 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("fxlrp.graph.live", "fxlrp.graph.residual"),
     ("fxlrp.patterns",),
     ("fxlrp.rules",),
-    ("fxlrp.rulesets",),
+    ("fxlrp.rulesets", "fxlrp.readings"),
     ("fxlrp.plan",),
     ("fxlrp.rewrite",),
-    ("fxlrp.targets", "fxlrp.ledger", "fxlrp.cache", "fxlrp.attribute", "fxlrp.model", "fxlrp.readout"),
+    (
+        "fxlrp.targets",
+        "fxlrp.ledger",
+        "fxlrp.cache",
+        "fxlrp.attribution",
+        "fxlrp.attribute",
+        "fxlrp.model",
+        "fxlrp.readout",
+    ),
     ("fxlrp",),
     ("fxlrp.report", "fxlrp.testing", "fxlrp.evaluate", "fxlrp.checkpoints", "fxlrp.cli", "fxlrp.__main__"),
 )
 #: Result objects have methods that show them; these reach for the report when they are called.
-LATE = {("fxlrp.attribute", "fxlrp.report")}
+LATE = {("fxlrp.attribution", "fxlrp.report")}
 
 #: What knows no model: everything from capture to read-out.
 ENGINE = (
@@ -36,9 +44,12 @@ ENGINE = (
     "rules",
     "rewrite",
     "rulesets.py",
+    "readings.py",
+    "readout",
     "plan.py",
     "cache.py",
     "model.py",
+    "attribution.py",
     "attribute.py",
     "ledger.py",
     "targets.py",

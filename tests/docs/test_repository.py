@@ -32,8 +32,8 @@ def test_no_module_needs_itself_to_be_imported() -> None:
     [
         ("fxlrp.rules.bad", "from fxlrp.plan import Plan", True),
         ("fxlrp.plan", "def late():\n    import fxlrp.report", True),
-        ("fxlrp.attribute", "from fxlrp.report import show", True),
-        ("fxlrp.attribute", "def late():\n    from fxlrp.report import show", False),
+        ("fxlrp.attribution", "from fxlrp.report import show", True),
+        ("fxlrp.attribution", "def late():\n    from fxlrp.report import show", False),
         (
             "fxlrp.model",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fxlrp.report import show",

@@ -276,11 +276,10 @@ CAPTUM = {
     ),
     "alpha1beta0": fxlrp.ruleset("epsilon").override(
         linear={
-            "rule": "alphabeta",
+            "rule": "weight_sign",
             "alpha": 1.0,
             "beta": 0.0,
             "epsilon": 1e-9,
-            "split_by": "weight",
             "bias_share": "whole",
         }
     ),

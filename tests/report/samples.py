@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxlrp.attribute import Attribution, RulesetInfo
+from fxlrp.attribution import Attribution, RulesetInfo
 from fxlrp.ledger import Entry, Ledger
 
 CITATION = "Achtibat et al. 2024, AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers"

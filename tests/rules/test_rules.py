@@ -24,7 +24,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gamma", {"form": "ali", "gamma": 0.3}),
     ("gamma", {"form": "ali", "scale_bias": False}),
     ("alphabeta", {"alpha": 1.0, "beta": 0.0}),
-    ("alphabeta", {"alpha": 1.0, "beta": 0.0, "split_by": "weight", "bias_share": "whole", "epsilon": 1e-9}),
+    ("alphabeta", {"denominators": "separate", "epsilon": 1e-9, "stabiliser": "masked", "bias_share": "none"}),
+    ("weight_sign", {"alpha": 1.0, "beta": 0.0, "bias_share": "whole", "epsilon": 1e-9}),
+    ("weight_sign", {"epsilon": 0.0, "bias_share": "none"}),
+    ("bach60", {"alpha": 1.5, "beta": -0.5}),
+    ("epsilon", {"epsilon": 0.5, "stabiliser": "unsigned"}),
+    ("epsilon", {"epsilon": 0.5, "stabiliser": "masked"}),
+    ("split", {"epsilon": 0.1, "stabiliser": "unsigned"}),
+    ("normalised_add", {"whole_batch": True}),
     ("alphabeta", {"epsilon": 0.1}),
     ("alphabeta", {"bias_share": "none"}),
     ("z_plus", {"bias_share": "none"}),
@@ -61,7 +68,7 @@ def test_a_rule_that_breaks_its_promises_is_told_in_words() -> None:
     assert "rule 'halved' BREAKS its promises (3 operations tried)" in text
     for fault in ("no formula", "no shapes", "no source", "no slow reference"):
         assert fault in text
-    assert "softmax (softmax), seed 7: the value is off by 1.0e-09" in text
+    assert "softmax (softmax), seed 7, gradient: the value is off by 1.0e-09" in text
     assert "conserves EXACTLY" in text
     with pytest.raises(FxlrpError, match="BREAKS"):
         report.raise_if_failed()

@@ -1,0 +1,186 @@
+"""What an attribution is: relevance by input, what was explained, where it went; saved, loaded and shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxlrp.errors import FxlrpError, InputError
+from fxlrp.ledger import Entry, Ledger
+
+if TYPE_CHECKING:
+    from fxlrp.rulesets import Ruleset
+
+
+@dataclass(frozen=True)
+class RulesetInfo:
+    """What produced an attribution: name, version and hash of the ruleset, and whom to cite."""
+
+    name: str
+    version: str
+    hash: str
+    title: str = ""
+    citation: str = ""
+    url: str | None = None
+
+    @staticmethod
+    def of(rules: Ruleset) -> RulesetInfo:
+        """The identity of a ruleset."""
+        cite = rules.citation
+        return RulesetInfo(
+            rules.name, rules.version, rules.hash, rules.title, str(cite or ""), cite.url if cite else None
+        )
+
+
+class Viewed:
+    """The views that an attribution and a comparison share; each calls into :mod:`fxlrp.report`."""
+
+    @property
+    def _content(self) -> Attribution | Comparison:
+        return cast("Attribution | Comparison", self)
+
+    def show(self) -> None:
+        """Print a heat map in the terminal."""
+        from fxlrp.report import show
+
+        show(self._content)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """A self-contained HTML report; written to ``path`` if one is given."""
+        from fxlrp.report import to_html
+
+        return to_html(self._content, path)
+
+    def plot(self) -> Any:
+        """A matplotlib figure (extra 'plot')."""
+        from fxlrp.report import plot
+
+        return plot(self._content)
+
+    def to_dataframe(self) -> Any:
+        """One row per token or feature, as a pandas DataFrame (extra 'data')."""
+        from fxlrp.report import to_dataframe
+
+        return to_dataframe(self._content)
+
+    def _repr_html_(self) -> str:
+        from fxlrp.report import to_notebook
+
+        return to_notebook(self._content)
+
+
+@dataclass(frozen=True)
+class Attribution(Viewed):
+    """Relevance of the inputs to one output per sample.
+
+    ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs``
+    holds every attributed input. ``features`` is unsummed ([batch, tokens, hidden] for ids). ``explained``
+    [batch] is the scalar that was explained. Relevance has the unit of the explained output.
+    """
+
+    relevance: Tensor
+    inputs: dict[str, Tensor]
+    features: Tensor
+    outputs: Any
+    target: Any
+    explained: Tensor
+    ruleset: RulesetInfo
+    label: list[str]
+    tokens: list[list[str]] | None = None
+    at: dict[str, Tensor] = field(default_factory=dict)
+    ledger: Ledger | None = None
+    attention_mask: Tensor | None = None
+
+    def map(self, size: int | tuple[int, int]) -> Tensor:
+        """The relevance of an image as a map [batch, height, width] of the wanted size, patches enlarged bilinearly.
+
+        Takes relevance by patch [batch, patches] of a square grid, by pixel [batch, height, width], or by channel and
+        pixel, which are summed over channels. Raises :class:`InputError` for anything else.
+        """
+        relevance = self.relevance
+        if relevance.ndim == 4:
+            relevance = relevance.sum(1)
+        if relevance.ndim == 2 and self.tokens is None:
+            side = round(relevance.shape[1] ** 0.5)
+            if side * side == relevance.shape[1]:
+                relevance = relevance.unflatten(1, (side, side))
+        if relevance.ndim != 3:
+            raise InputError(
+                f"Relevance of shape {tuple(self.relevance.shape)} is no image: a map needs a square number of "
+                "patches, pixels [batch, height, width] or channels [batch, channels, height, width]."
+            )
+        wanted = (size, size) if isinstance(size, int) else tuple(size)
+        return F.interpolate(relevance[:, None], size=wanted, mode="bilinear", align_corners=False)[:, 0]
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the model's output object to one safetensors file."""
+        from safetensors.torch import save_file
+
+        tensors = {"relevance": self.relevance, "features": self.features, "explained": self.explained}
+        tensors |= {f"inputs/{name}": value for name, value in self.inputs.items()}
+        tensors |= {f"at/{name}": value for name, value in self.at.items()}
+        if self.attention_mask is not None:
+            tensors["attention_mask"] = self.attention_mask
+        if self.ledger is not None:
+            tensors["ledger/explained"] = self.ledger.explained
+            tensors |= {f"ledger/{i}": entry.amount for i, entry in enumerate(self.ledger.entries)}
+        about = {
+            "ruleset": {f.name: getattr(self.ruleset, f.name) for f in fields(self.ruleset)},
+            "target": self.target if isinstance(self.target, (int, list, type(None))) else str(self.target),
+            "label": self.label,
+            "tokens": self.tokens,
+            "entries": [[e.source, e.kind, e.leak] for e in self.ledger.entries] if self.ledger else None,
+        }
+        # Clones: two names may not share memory in the file.
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            str(path),
+            {"fxlrp": json.dumps(about)},
+        )
+
+    @staticmethod
+    def load(path: str | Path) -> Attribution:
+        """Read what :meth:`save` wrote; ``outputs`` is None. Raises :class:`fxlrp.FxlrpError` for any other file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                about = json.loads((file.metadata() or {})["fxlrp"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError, OSError) as error:
+            raise FxlrpError(f"'{path}' is not an attribution saved by fxlrp: {error}.") from error
+        ledger = None
+        if about["entries"] is not None:
+            entries = tuple(
+                Entry(s, k, tensors[f"ledger/{i}"], bool(leak)) for i, (s, k, leak) in enumerate(about["entries"])
+            )
+            ledger = Ledger(entries, tensors["ledger/explained"])
+        return Attribution(
+            relevance=tensors["relevance"],
+            inputs={k.removeprefix("inputs/"): v for k, v in tensors.items() if k.startswith("inputs/")},
+            features=tensors["features"],
+            outputs=None,
+            target=about["target"],
+            explained=tensors["explained"],
+            ruleset=RulesetInfo(**about["ruleset"]),
+            label=about["label"],
+            tokens=about["tokens"],
+            at={k.removeprefix("at/"): v for k, v in tensors.items() if k.startswith("at/")},
+            ledger=ledger,
+            attention_mask=tensors.get("attention_mask"),
+        )
+
+
+@dataclass(frozen=True)
+class Comparison(Viewed):
+    """The same inputs under several rulesets."""
+
+    attributions: dict[str, Attribution]
+
+    def __getitem__(self, name: str) -> Attribution:
+        return self.attributions[name]

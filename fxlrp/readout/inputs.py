@@ -1,0 +1,42 @@
+"""Reads relevance at the inputs, the usual answer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fxlrp.readings import InputReading
+from fxlrp.readout.answer import Answer, reader
+from fxlrp.readout.task import Carried, Propagated, Task
+from fxlrp.rules.rule import Message
+
+
+@reader(InputReading)
+def at_inputs(task: Task, reading: InputReading) -> Answer:
+    """Relevance (or the gradient) of every attributed value, tokens reduced over their features."""
+    propagated = task.propagate(task.taps)
+    return by_input(task, reading, propagated, [_score(carried, reading) for carried in propagated.entrances])
+
+
+def by_input(task: Task, reading: InputReading, propagated: Propagated, scores: list[Tensor]) -> Answer:
+    """Scores of the attributed values as an answer by input name; look-ups of one input are added up."""
+    features: dict[str, Tensor] = {}
+    lookups = dict(task.entrances)
+    for (name, _), score in zip(task.entrances, scores, strict=True):
+        features[name] = features[name] + score if name in features else score
+    summed = {name: _reduced(score, reading, lookups[name]) for name, score in features.items()}
+    return Answer(summed, features, propagated)
+
+
+def _score(carried: Carried, reading: InputReading) -> Tensor:
+    if reading.score == "relevance":
+        return carried.relevance
+    if carried.kind is Message.RELEVANCE:
+        raise ValueError("a ruleset of relevance messages has no gradient to read")
+    return carried.message
+
+
+def _reduced(score: Tensor, reading: InputReading, lookup: bool) -> Tensor:
+    reduced = {"sum": score, "l1": score.abs(), "squared": score * score}[reading.reduce]
+    if lookup:
+        return reduced.sum(-1)
+    return reduced.sum(1) if reading.channels == "reduce" and score.ndim == 4 else reduced

@@ -1,0 +1,198 @@
+"""One thing to explain: a converted model, inputs and a target, and the passes that readers ask for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.cache import Captured
+from fxlrp.errors import InputError, TargetError
+from fxlrp.rewrite.call import widened
+from fxlrp.rules.primitives import received
+from fxlrp.rules.rule import Message
+from fxlrp.targets import Selection, Target, call_target, label, resolve
+
+if TYPE_CHECKING:
+    from fxlrp.model import ConvertedModel
+    from fxlrp.rulesets import Ruleset
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A value and the message that arrived at it, which is a gradient or relevance."""
+
+    value: Tensor
+    message: Tensor
+    kind: Message
+
+    @property
+    def relevance(self) -> Tensor:
+        """R = x g; half precision is widened first, as sums over hundreds of features follow."""
+        message = widened(self.message)
+        return message if self.kind is Message.RELEVANCE else received(widened(self.value), message)
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """What one forward and one backward pass gave: the output object, the explained scalars, and what was watched."""
+
+    outputs: Any
+    explained: Tensor
+    entrances: tuple[Carried, ...]
+    taps: tuple[Carried, ...]
+
+
+class Task:
+    """What is explained: ``given`` inputs of ``lrp``, and per sample the target (less a contrast)."""
+
+    def __init__(self, lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target) -> None:
+        self.lrp = lrp
+        self.given = given
+        self.wanted = (target, contrast)
+        self.captured: Captured = lrp.captured(given)
+        self.explain: Explained | None = None
+        self.tapped: dict[str, fx.Node] = {}
+
+    def tap(self, globs: Sequence[str]) -> None:
+        """Ask for the relevance of the outputs of modules as well."""
+        self.tapped = self.lrp.taps(self.captured, globs)
+
+    @property
+    def taps(self) -> tuple[fx.Node, ...]:
+        """The nodes whose relevance the caller wants as well."""
+        return tuple(self.tapped.values())
+
+    @property
+    def entrances(self) -> list[tuple[str, bool]]:
+        """Name of each attributed value, and whether it is a look-up of ids."""
+        return [(entrance.name, entrance.lookup) for entrance in self.captured.structure.entrances]
+
+    def propagate(self, taps: Sequence[fx.Node] = (), lrp: ConvertedModel | None = None) -> Propagated:
+        """One forward and one backward pass, under another conversion of the model if one is given."""
+        lrp = lrp or self.lrp
+        plan, rewritten = lrp.rewritten(self.captured, tuple(taps))
+        program = self.captured.program
+        with torch.enable_grad():
+            arguments = lrp.arguments(program, rewritten, self.given, self.leaves())
+            flat, values, tapped = lrp.run(rewritten, arguments, self.given)
+            outputs = program.unpack(flat)
+            if self.explain is None:
+                self.explain = Explained(lrp, self.given, *self.wanted, outputs)
+            scalars, seeds = self.explain(outputs, lrp.ruleset)
+            explained = sum(scalars, torch.zeros(()))
+        watched = (*values, *tapped)
+        starts = [s for s in zip(scalars, seeds, strict=True) if s[0].requires_grad]
+        messages: Sequence[Tensor | None] = (
+            torch.autograd.grad([s for s, _ in starts], watched, [seed for _, seed in starts], allow_unused=True)
+            if starts
+            else [None] * len(watched)
+        )
+        kinds = [plan.message] * len(values) + [plan.takes(node) for node in taps]
+        carried = tuple(
+            Carried(value.detach(), torch.zeros_like(value) if message is None else message, kind)
+            for value, message, kind in zip(watched, messages, kinds, strict=True)
+        )
+        return Propagated(outputs, explained.detach(), carried[: len(values)], carried[len(values) :])
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The float inputs that are attributed, as leaves of a backward pass."""
+        named = [e.name for e in self.captured.structure.entrances if not e.lookup and e.name in self.given]
+        return {name: self.given[name].detach().clone().requires_grad_() for name in named}
+
+    @cached_property
+    def main_input(self) -> str:
+        """The input whose relevance is the answer: the model's own choice, else the first that is attributed."""
+        attributed = {name for name, _ in self.entrances}
+        preferred = getattr(self.lrp.model, "main_input_name", None)
+        return next(name for name in (preferred, "inputs_embeds", *self.given) if name in attributed)
+
+
+class Explained:
+    """The scalars of an output that are explained, target and contrast, each with the seed of its backward pass."""
+
+    def __init__(
+        self, lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target, outputs: Any
+    ) -> None:
+        self.lrp = lrp
+        self.batch = next(len(v) for v in given.values() if isinstance(v, Tensor) and v.ndim)
+        decoder = given.get("decoder_attention_mask")
+        mask = decoder if decoder is not None or "decoder_input_ids" in given else given.get("attention_mask")
+        can_generate = getattr(lrp.model, "can_generate", None)
+        generates = bool(can_generate and can_generate())
+        self.terms: list[tuple[float, Any]] = []
+        for sign, wanted in ((1.0, target), (-1.0, contrast)):
+            if sign > 0 or wanted is not None:
+                chosen = wanted if callable(wanted) else resolve(wanted, outputs, mask, generates)
+                self.terms.append((sign, chosen))
+
+    def __call__(self, outputs: Any, rules: Ruleset) -> tuple[list[Tensor], list[Tensor]]:
+        """Scalars [batch] whose sum is explained, and the gradient with which the backward pass begins at each."""
+        scalars, seeds = [], []
+        for sign, chosen in self.terms:
+            if isinstance(chosen, Selection):
+                scalar = chosen(outputs, rules.seed if rules.message == "gradient" else "logit", rules.temperature)
+            else:
+                scalar = call_target(chosen, outputs, self.batch)
+            scalars.append(sign * scalar)
+            seeds.append(_seed(rules, scalar.detach(), chosen, outputs))
+        return scalars, seeds
+
+    def relevance(self, outputs: Any) -> Tensor:
+        """Scalars [batch] that begin with gradient one and stand for the same relevance: for the ledger."""
+        scalars, seeds = self(outputs, self.lrp.ruleset)
+        return torch.stack([s * seed.detach() for s, seed in zip(scalars, seeds, strict=True)]).sum(0)
+
+    @property
+    def resolved(self) -> Any:
+        """The target in its final form."""
+        chosen = self.terms[0][1]
+        if not isinstance(chosen, Selection):
+            return chosen
+        return [place[0] if len(place) == 1 else tuple(place) for place in chosen.index]
+
+    def labels(self, tokenizer: Any) -> list[str]:
+        """What a report calls the explained output of each sample."""
+        names = getattr(self.lrp.config, "id2label", None)
+        texts = []
+        first = self.terms[0][1]
+        for sample in range(len(first.index) if isinstance(first, Selection) else self.batch):
+            parts = [
+                label(chosen.index[sample], names, tokenizer)
+                if isinstance(chosen, Selection)
+                else getattr(chosen, "__name__", "target")
+                for _, chosen in self.terms
+            ]
+            texts.append(" minus ".join(parts))
+        return texts
+
+
+def _seed(rules: Ruleset, scalar: Tensor, chosen: Any, outputs: Any) -> Tensor:
+    """The gradient at which y g is the relevance that the ruleset begins with: y itself, one, or a probability."""
+    if rules.seed == "logit" or (rules.message == "gradient" and rules.seed == "probability"):
+        return torch.ones_like(scalar)
+    if bool((scalar == 0).any()):
+        raise TargetError(
+            f"An explained output is exactly 0, so relevance '{rules.seed}' has no gradient to begin with. Explain "
+            "another output, or use seed='logit'."
+        )
+    if rules.seed == "probability" and isinstance(chosen, Selection):
+        with torch.no_grad():
+            return chosen(outputs, "probability", rules.temperature) / scalar
+    return 1 / scalar
+
+
+def as_inputs(lrp: ConvertedModel, inputs: Any) -> dict[str, Any]:
+    """Inputs as keyword arguments: a mapping as it is, one tensor as the model's first argument."""
+    if isinstance(inputs, Tensor):
+        name: Any = getattr(lrp.model, "main_input_name", None)
+        parameters = inspect.signature(lrp.model.forward).parameters
+        return {str(name) if name in parameters else next(iter(parameters)): inputs}
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    raise InputError(f"Inputs are a dict of tensors, a BatchEncoding or one tensor, not {type(inputs).__name__}.")
