@@ -129,8 +129,8 @@ class Plan:
     @property
     def message(self) -> Message:
         """What arrives at the attributed values."""
-        entrances = (entrance.node for entrance in self.structure.entrances)
-        return next(map(self.takes, entrances), Message.GRADIENT)
+        relevant = any(entrance.node in self.relevant for entrance in self.structure.entrances)
+        return Message.RELEVANCE if relevant else Message.GRADIENT
 
     @cached_property
     def rows(self) -> tuple[PlanRow, ...]:

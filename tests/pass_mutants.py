@@ -62,7 +62,7 @@ def _late_diagonal(patch: pytest.MonkeyPatch) -> None:
 
 
 def _every_add(graph: Any, inside: Any) -> Any:
-    return [n for n in graph.nodes if matcher.packet(n.target) is aten.add]
+    return [(n, n.args[0]) for n in graph.nodes if matcher.packet(n.target) is aten.add]
 
 
 def _same_root(a: Any, b: Any) -> bool:
@@ -217,7 +217,7 @@ READ_OUT_MUTANTS = (
     ),
     Mutant(
         "the wrong class is explained",
-        attribute(import_module("fxlrp.attribute"), "resolve", _next_class),
+        attribute(import_module("fxlrp.readout.task"), "resolve", _next_class),
         agrees("v1 = mlp(x)"),
     ),
     Mutant(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -13,12 +15,13 @@ from torch import Tensor
 
 from fxlrp.graph.elementwise import SLOPES
 from fxlrp.rewrite import kernels
-from fxlrp.rules import RULES, elementary, gamma, linear, primitives, product
+from fxlrp.rules import RULES, elementary, gamma, linear, primitives, product, shares
+from fxlrp.rules.rule import twin
 
 aten = torch.ops.aten
 
 
-def _six_tenths(op: Any, *operands: Tensor, first: float) -> Any:
+def _six_tenths(op: Any, *operands: Tensor, first: float, **options: Any) -> Any:
     return op(*(primitives.scale_message(x, 0.6) for x in operands[: op.factors]), *operands[op.factors :])
 
 
@@ -26,23 +29,9 @@ def _plain(op: Any, *operands: Any, **parameters: Any) -> Any:
     return op(*operands)
 
 
-def _epsilon_flipped(op: Any, *operands: Any, epsilon: float, original: Any = RULES["epsilon"].surrogate) -> Any:
-    return original(op, *operands, epsilon=-epsilon)
-
-
-def _shared_denominator(
-    op: Any,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    alpha: float,
-    beta: float,
-    *options: Any,
-    original: Any = linear._alphabeta_expression,
-    **named: Any,
-) -> Any:
-    gain = original(op, x, weight, bias, 1.0, 0.0, *options, **named)
-    return (alpha - 0.5 * beta) * gain + 0.5 * beta * original(op, x, weight, bias, 0.0, -1.0, *options, **named)
+def _one_denominator(*arguments: Any, original: Any = linear.alphabeta.shares, **options: Any) -> Any:
+    found = original(*arguments, **options)
+    return [(numerator, found[0][1]) for numerator, _ in found]
 
 
 def _without_sign(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,8 +65,31 @@ def _double_scale(x: Tensor, factor: Any, original: Any = primitives.scale_messa
     return original(x, 2 * factor)
 
 
-def _over_the_batch(relevance: Tensor) -> Tensor:
-    return relevance.sum()
+def _over_the_batch(
+    function: Any, op: Any, operands: Any, whole_batch: bool, *options: Any, original: Any = product._normalised
+) -> Tensor:
+    return original(function, op, operands, True, *options)
+
+
+def _shares_of(name: str, broken: Any) -> Any:
+    """The rule rebuilt from other shares."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = RULES[name]
+        monkeypatch.setitem(RULES, name, whole)  # put back when done
+        shares.share_rule(*whole.on, source=whole.source, leak_kind=whole.leak_kind)(wraps(whole.shares)(broken))
+        RULES[name].references.extend(whole.references)
+
+    return patch
+
+
+def _divided_by_value(op: Any, *operands: Any, **options: Any) -> Tensor:
+    """The twin without the stabiliser."""
+    return twin(RULES["epsilon"].surrogate, op, *operands, **{**options, "epsilon": 0.0})
+
+
+def _unstabilised(op: Any, *operands: Any, **options: Any) -> Tensor:
+    return twin(RULES["split"].surrogate, op, *operands, **{**options, "epsilon": 0.0})
 
 
 RULE_MUTANTS = (
@@ -97,13 +109,43 @@ RULE_MUTANTS = (
     Mutant("normalised add without sign", attribute(product, "balance", _without_sign), rule("normalised_add")),
     Mutant(
         "epsilon with the wrong sign",
-        changed_rule("epsilon", surrogate=_epsilon_flipped),
+        entry(primitives.STABILISERS, "signed", lambda z, epsilon: primitives.away_from_zero(z, -epsilon)),
+        test_rules.test_stabilisers,
+    ),
+    Mutant(
+        "a masked stabiliser does not mask",
+        entry(primitives.STABILISERS, "masked", lambda z, epsilon: z + epsilon),
+        test_rules.test_stabilisers,
+    ),
+    Mutant(
+        "shares of relevance unstabilised",
+        changed_rule("epsilon", relevances=[_divided_by_value]),
         rule("epsilon", epsilon=0.5),
+    ),
+    Mutant(
+        "products of relevance unstabilised",
+        changed_rule("split", relevances=[_unstabilised]),
+        rule("split", epsilon=0.1),
+    ),
+    Mutant(
+        "relevance moves through a scale times its factor",
+        changed_rule("gradient", relevances=[_plain]),
+        rule("gradient"),
+    ),
+    Mutant(
+        "a twin forgets to divide",
+        attribute(importlib.import_module("fxlrp.rules.rule"), "as_gradient", lambda y: y),
+        rule("secant", epsilon=0.01),
+    ),
+    Mutant(
+        "a twin forgets to multiply",
+        attribute(importlib.import_module("fxlrp.rules.rule"), "as_relevance", lambda x: x),
+        rule("distribute"),
     ),
     Mutant("gamma favours the other sign", _swap_signs, rule("gamma", gamma=2.0)),
     Mutant(
         "alpha and beta share a denominator",
-        attribute(linear, "_alphabeta_expression", _shared_denominator),
+        _shares_of("alphabeta", _one_denominator),
         rule("alphabeta", alpha=2.0),
     ),
     Mutant(
@@ -136,12 +178,12 @@ RULE_MUTANTS = (
     ),
     Mutant(
         "value taken from the surrogate",
-        attribute(gamma, "same_value", lambda y, surrogate: surrogate),
+        attribute(shares, "same_value", lambda y, surrogate: surrogate),
         rule("gamma"),
     ),
     Mutant(
         "balance over the whole batch",
-        attribute(product, "_per_sample", _over_the_batch),
+        attribute(product, "_normalised", _over_the_batch),
         on(test_properties.test_samples_are_independent, "v1 = residual(x)", "conservative-residual"),
     ),
 )

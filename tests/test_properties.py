@@ -6,17 +6,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, fx
 
 import fxlrp
+from fxlrp.graph.operators import in_slots, operator_of
+from fxlrp.readout.task import Carried
 from fxlrp.rewrite import rewrite
 from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs, largest_difference
+from fxlrp.testing.checks import read_at_inputs
 from fxlrp.testing.graphs import Step
+from fxlrp.testing.oracle import run
 
-RULESETS = st.sampled_from(fxlrp.rulesets())
-CONSERVING = st.sampled_from(["conservative", "conservative-residual", "attnlrp", "ali2022"])
+#: Every packaged method, read at the inputs, and those in gradients once more in relevance.
+METHODS = {name: read_at_inputs(name) for name in fxlrp.rulesets()}
+METHODS |= {
+    f"{name} in relevance": rules.override(message="relevance", seed="logit")
+    for name, rules in METHODS.items()
+    if rules.message == "gradient"
+}
+RULESETS = st.sampled_from(sorted(METHODS))
+CONSERVING = st.sampled_from(
+    ["conservative", "conservative-residual", "attnlrp", "ali2022", "conservative in relevance"]
+)
 
 
 def single(kind: str) -> RandomGraph:
@@ -26,28 +39,38 @@ def single(kind: str) -> RandomGraph:
 @given(graphs(), RULESETS)
 @settings(max_examples=30)
 def test_values_stay_and_the_ledger_closes(graph: RandomGraph, ruleset: str) -> None:
-    check_conservation(graph.module(), ruleset, graph.inputs(), target=1).raise_if_failed()
+    check_conservation(graph.module(), METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
 
 
 @given(graphs(kinds=list(KINDS)), CONSERVING)
 @settings(max_examples=10)
 def test_float32_casts_close_to_their_precision(graph: RandomGraph, ruleset: str) -> None:
-    check_conservation(graph.module(), ruleset, graph.inputs(), target=1).raise_if_failed()
+    check_conservation(graph.module(), METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
+
+
+FOR_EVERY_KIND = (
+    "conservative",
+    "conservative in relevance",
+    "conservative-residual",
+    "cp-lrp",
+    "gradient",
+    "chefer2021-vit",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_closes(kind: str) -> None:
     graph = single(kind)
-    unrolled = kind in ("lstm", "gru")  # long graphs
-    for ruleset in ("conservative",) if unrolled else ("conservative", "conservative-residual", "cp-lrp", "gradient"):
-        check_conservation(graph.module(), ruleset, graph.inputs(), target=1).raise_if_failed()
+    lrp = fxlrp.convert(graph.module(), "conservative")
+    for ruleset in FOR_EVERY_KIND[:2] if kind in ("lstm", "gru") else FOR_EVERY_KIND:  # those are long graphs
+        check_conservation(lrp, METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
 
 
 @given(graphs(), RULESETS)
 @settings(max_examples=15)
 def test_samples_are_independent(graph: RandomGraph, ruleset: str) -> None:
     inputs = graph.inputs(batch=3)
-    lrp = fxlrp.convert(graph.module(), ruleset)
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset])
     together = lrp.attribute(inputs, target=[0, 1, 2]).inputs
     for sample in range(3):
         alone = lrp.attribute(
@@ -61,7 +84,8 @@ def test_samples_are_independent(graph: RandomGraph, ruleset: str) -> None:
 @settings(max_examples=10)
 def test_two_runs_are_bit_equal(graph: RandomGraph, ruleset: str) -> None:
     first, second = (
-        fxlrp.convert(graph.module(), ruleset).attribute(graph.inputs(), target=1, ledger=True) for _ in range(2)
+        fxlrp.convert(graph.module(), METHODS[ruleset]).attribute(graph.inputs(), target=1, ledger=True)
+        for _ in range(2)
     )
     assert first.ledger is not None
     assert second.ledger is not None
@@ -76,7 +100,7 @@ def test_two_runs_are_bit_equal(graph: RandomGraph, ruleset: str) -> None:
 @settings(max_examples=10)
 def test_the_raw_path_gives_the_same(graph: RandomGraph, ruleset: str) -> None:
     inputs = {name: value.requires_grad_() for name, value in graph.inputs().items()}
-    lrp = fxlrp.convert(graph.module(), ruleset)
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset])
     expected = lrp.attribute(inputs, target=1).inputs
     explained = lrp(**inputs)[:, 1].sum()
     grads = (
@@ -85,7 +109,44 @@ def test_the_raw_path_gives_the_same(graph: RandomGraph, ruleset: str) -> None:
         else [None] * 2
     )
     for (name, x), grad in zip(inputs.items(), grads, strict=False):
-        assert torch.equal(expected[name], torch.zeros_like(x) if grad is None else (x * grad).detach())
+        scale = x if lrp.message == "gradient" else torch.ones_like(x)
+        assert torch.equal(expected[name], torch.zeros_like(x) if grad is None else (scale * grad).detach())
+
+
+def cancels(lrp: fxlrp.ConvertedModel, inputs: dict[str, Tensor]) -> bool:
+    """Whether some sum of values that carry relevance is 0 but for rounding though its terms are not."""
+    values = run(lrp, lrp.captured(inputs).program, inputs)
+    for node in lrp.plan.carrying:
+        operator = operator_of(node)
+        if operator is not None and operator.category in ("add", "sum"):
+            terms = [values[n] if isinstance(n, fx.Node) else n for n in in_slots(node, operator.terms)]
+            total = (
+                sum(abs(t) for t in terms)
+                if operator.category == "add"
+                else node.target(abs(terms[0]), *node.args[1:], **node.kwargs)
+            )
+            if bool((values[node].abs() < 1e-12 * total).any()):
+                return True
+    return False
+
+
+@given(graphs(), st.sampled_from(sorted(name for name in METHODS if f"{name} in relevance" in METHODS)))
+@settings(max_examples=20)
+def test_twins_agree(graph: RandomGraph, ruleset: str) -> None:
+    """The same method in gradients and in relevance (T4)."""
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset].override(seed="logit"))
+    twin = lrp.with_ruleset(METHODS[f"{ruleset} in relevance"])
+    expected, found = (one.attribute(graph.inputs(), target=1) for one in (lrp, twin))
+    assume(not cancels(lrp, graph.inputs()))  # a sum that is exactly 0 (x - x) has a gradient but no relevance
+    assert largest_difference(found.inputs, expected.inputs) < 1e-9
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=20)
+def test_the_ledger_closes_where_relevance_begins_midway(graph: RandomGraph, ruleset: str) -> None:
+    """One method in gradients, but relevance copied through its softmaxes and activations."""
+    rules = METHODS[ruleset].override(softmax="pass_through", activation="pass_through", seed="logit")
+    check_conservation(graph.module(), rules, graph.inputs(), target=1).raise_if_failed()
 
 
 FUSED = [
@@ -97,7 +158,7 @@ FUSED += ["multihead_attention_module", "attention_rotary", "attention_fused_qkv
 def by_both(graph: RandomGraph, ruleset: str) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Outputs and input relevance from the kernels, and from the definitions they stand for."""
     inputs = graph.inputs(batch=3)
-    lrp = fxlrp.convert(graph.module(), ruleset, example_inputs=inputs)
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset], example_inputs=inputs)
     captured = lrp.captured(inputs)
     results = []
     for fused in (True, False):
@@ -107,7 +168,9 @@ def by_both(graph: RandomGraph, ruleset: str) -> list[tuple[Tensor, dict[str, Te
         explained = outputs[0][:, 1].sum()
         grads = torch.autograd.grad(explained, values, allow_unused=True) if explained.requires_grad else [None] * 2
         relevance = {
-            entrance.name: torch.zeros_like(x) if grad is None else (x * grad).detach()
+            entrance.name: torch.zeros_like(x)
+            if grad is None
+            else Carried(x, grad, lrp.plan.message).relevance.detach()
             for entrance, x, grad in zip(captured.structure.entrances, values, grads, strict=False)
         }
         results.append((outputs[0].detach(), relevance))

@@ -221,7 +221,8 @@ class _Rewriting:
             call = replace(call, operation=replace(site.operation, target=target.overloadpacket))
         made = self.graph.call_function(call, (*operands, *extras))
         keeps = decision is not None and rule.leak is not None
-        if self.ledger and _is_tensor(node) and (keeps or gives is Message.RELEVANCE):
+        moves = rule.name == "gradient" and _copies(node)
+        if self.ledger and _is_tensor(node) and not moves and (keeps or gives is Message.RELEVANCE):
             self.leaks.append(Leak(node, call))
             self.operands.append((made, tuple(operands), tuple(extras)))
         return made

@@ -18,6 +18,7 @@ from fxlrp.model import ConvertedModel, convert
 from fxlrp.plan import Plan
 from fxlrp.readout.task import as_inputs
 from fxlrp.rulesets import Ruleset
+from fxlrp.rulesets import ruleset as load
 from fxlrp.targets import Target
 
 EXACT, ROUNDED = 1e-9, 1e-5
@@ -84,7 +85,8 @@ def check_conservation(
     largest. Use float64 where you can: there a wrong rule shows. Raises :class:`fxlrp.FxlrpError` for
     whatever conversion refuses; a gap is no error but a report that did not pass.
     """
-    lrp = model.with_ruleset(ruleset) if isinstance(model, ConvertedModel) else convert(model, ruleset)
+    rules = read_at_inputs(ruleset)
+    lrp = model.with_ruleset(rules) if isinstance(model, ConvertedModel) else convert(model, rules)
     with torch.no_grad():
         expected = lrp.model(**as_inputs(lrp, inputs))
     result = lrp.attribute(inputs, target=target, ledger=True)
@@ -102,6 +104,11 @@ def check_conservation(
         max_value_error=error,
         ledger=result.ledger,
     )
+
+
+def read_at_inputs(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
+    """A ruleset with relevance read at the inputs: where it is conserved, whatever is made of it afterwards."""
+    return load(source).override(readout={"kind": "input"})
 
 
 def relative_gap(ledger: Ledger, floor: float = EXACT_FLOOR) -> float:

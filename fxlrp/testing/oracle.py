@@ -18,9 +18,10 @@ from torch import Tensor, fx
 from fxlrp.capture import Program
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.model import ConvertedModel
-from fxlrp.plan import Plan
+from fxlrp.plan import Decision, Plan
 from fxlrp.readout.task import as_inputs
 from fxlrp.rules import Conserves, Rule, take_apart
+from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import ratio
 from fxlrp.targets import Target, resolve
 
@@ -35,15 +36,14 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
     callable). To compare: ``lrp.attribute(inputs, target=target).inputs`` agrees to about 1e-8 of the largest
     entry.
 
-    Relevance is x * g, so where a value is exactly 0 its message g is lost. That changes nothing where the
-    operation's contributions vanish with its value (products, ReLU, masks, maxima); it supposes that no sum
-    of nonzero terms is exactly 0, true of random weights. Raises :class:`fxlrp.FxlrpError` for whatever
-    attribution refuses.
+    Where a value is exactly 0 its relevance x * g is 0 whatever g is. That changes nothing where the operation's
+    contributions vanish with its value (products, ReLU, masks, maxima); it supposes that no sum of nonzero terms is
+    exactly 0, true of random weights. Raises :class:`fxlrp.FxlrpError` for whatever attribution refuses.
     """
     given = lrp.bind((), as_inputs(lrp, inputs))
     captured = lrp.captured(given)
     plan = lrp.plan
-    values = _run(lrp, captured.program, given)
+    values = run(lrp, captured.program, given)
     arrived: dict[tuple[fx.Node, int], Tensor] = {}
     returned: Any = plan.program.graph.output_node().args[0]
     for node, relevance in zip(returned, _seed(lrp, plan, values, given, target), strict=True):
@@ -51,6 +51,8 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
             _arrive(arrived, node, 0, relevance)
     entrances = {entrance.node for entrance in plan.structure.entrances}
     for node in reversed(plan.program.graph.nodes):
+        if node in plan.forks and (node, 0) in arrived:
+            arrived[node, 0] = _at_fork(plan.forks[node], values[node], arrived[node, 0])
         if node.op == "call_function" and node in plan.carrying and node not in entrances:
             _step(plan, node, values, arrived)
     result: dict[str, Tensor] = {}
@@ -69,7 +71,7 @@ def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 
 @torch.no_grad()
-def _run(lrp: ConvertedModel, program: Program, given: Mapping[str, Any]) -> dict[fx.Node, Any]:
+def run(lrp: ConvertedModel, program: Program, given: Mapping[str, Any]) -> dict[fx.Node, Any]:
     """The value of every node, floats as float64 (after any rounding that a cast in the graph asks for)."""
     arguments = program.arguments(lrp.model, given)
     values: dict[fx.Node, Any] = {}
@@ -103,7 +105,7 @@ def _real(value: Tensor) -> Tensor:
 def _seed(
     lrp: ConvertedModel, plan: Plan, values: Mapping[fx.Node, Any], given: Mapping[str, Any], target: Target
 ) -> list[Tensor | None]:
-    """R = y de/dy of each flat output y, for the explained scalar e."""
+    """R = y de/dy of each flat output y, for the explained scalar e, times what the ruleset begins with over e."""
     returned: Any = plan.program.graph.output_node().args[0]
     flat = [values[node] if isinstance(node, fx.Node) else node for node in returned]
     cut = [y.clone().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in flat]
@@ -113,14 +115,28 @@ def _seed(
     can_generate = getattr(lrp.model, "can_generate", None)
     chosen = resolve(target, outputs, mask, bool(can_generate and can_generate()))
     leaves = [y for y in cut if isinstance(y, Tensor) and y.requires_grad]
+    rules = lrp.ruleset
     with torch.enable_grad():
-        explained = chosen(outputs, lrp.ruleset.seed, lrp.ruleset.temperature).sum()
-    grads = iter(torch.autograd.grad(explained, leaves, allow_unused=True))
+        logits = chosen(outputs, "logit")
+        explained = chosen(outputs, rules.seed, rules.temperature) if rules.message == "gradient" else logits
+    wanted = {"logit": logits, "one": torch.ones_like(logits)}.get(rules.seed)
+    if wanted is None:
+        wanted = chosen(outputs, "probability", rules.temperature)
+    begun = (wanted / explained).detach()
+    grads = iter(torch.autograd.grad((begun * explained).sum(), leaves, allow_unused=True))
     seeds: list[Tensor | None] = []
     for y in cut:
         message = next(grads) if isinstance(y, Tensor) and y.requires_grad else None
         seeds.append(None if message is None else y.detach() * message)
     return seeds
+
+
+def _at_fork(decision: Decision, value: Tensor, relevance: Tensor) -> Tensor:
+    """What the rule for both ways of a skip connection leaves of what arrives from them."""
+    with torch.no_grad():
+        slow: Any = decision.rule.references[0](IDENTITY, relevance, value, **decision.params)
+    left: Tensor = slow[0] if isinstance(slow, tuple) else slow
+    return left
 
 
 def _arrive(arrived: dict[tuple[fx.Node, int], Tensor], node: fx.Node, index: int, relevance: Tensor) -> None:
@@ -161,9 +177,10 @@ def _by_gradient(
     relevance: list[Tensor | None],
     arrived: dict[tuple[fx.Node, int], Tensor],
 ) -> None:
-    """R_x = x * J^T (R_y / y) with the Jacobian of this one operation."""
+    """R_x = x * J^T (R_y / y) with the Jacobian of this one operation; entries that only move take theirs along."""
     operator = operator_of(node)
     assert operator is not None
+    copies = operator.copies
     live = [n for n in dict.fromkeys(nodes_in(node, operator.factors + operator.terms)) if n in plan.carrying]
     leaves: dict[tuple[fx.Node, int], Tensor] = {}
     replaced = dict(values)
@@ -179,7 +196,7 @@ def _by_gradient(
     with torch.enable_grad():
         made = node.target(*args, **kwargs)  # type: ignore[operator]
     pairs = [
-        (y, _finite(y.detach(), ratio(r, y.detach().double())).to(y.dtype))
+        (y, _finite(y.detach(), r if copies else ratio(r, y.detach().double())).to(y.dtype))
         for y, r in (
             (_real(y), r)
             for y, r in zip(made if isinstance(made, (tuple, list)) else [made], relevance, strict=True)
@@ -193,7 +210,7 @@ def _by_gradient(
     for (operand, index), grad in zip(leaves, grads, strict=True):
         if grad is not None:
             x = leaves[operand, index].detach()
-            _arrive(arrived, operand, index, _finite(x, x * grad))
+            _arrive(arrived, operand, index, _finite(x, grad if copies else x * grad))
 
 
 def _finite(x: Tensor, amount: Tensor) -> Tensor:

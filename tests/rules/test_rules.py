@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxlrp.errors import FxlrpError, RulesetError
 from fxlrp.rules import RULES, Cite, Conserves, Operation, Rule
+from fxlrp.rules.primitives import stabilised
 from fxlrp.testing import check_rule
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -90,3 +91,13 @@ def test_a_constant_over_a_value_leaks_twice_what_arrives() -> None:
     leak = RULES["gradient"].leak
     assert leak is not None
     assert torch.allclose(leak(operation, y, message, b, a).sum(), 2 * y.sum())
+
+
+def test_stabilisers() -> None:
+    z = torch.tensor([-1.0, -0.25, 0.0, 2.0])
+    assert stabilised(z, 0.25, "signed").tolist() == [-1.25, -0.5, 0.25, 2.25]
+    assert stabilised(z, 0.25, "unsigned").tolist() == [-0.75, 0.0, 0.25, 2.25]
+    assert stabilised(z, 0.25, "masked").tolist() == [-0.75, 0.25, 0.0, 2.25]
+    assert stabilised(z, 0.0, "masked") is z
+    with pytest.raises(RulesetError, match="no stabiliser 'signd'"):
+        stabilised(z, 0.1, "signd")

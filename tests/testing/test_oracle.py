@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_properties import METHODS
 
 import fxlrp
 from fxlrp.testing import KINDS, RandomGraph, graphs, largest_difference, propagate, realistic
@@ -12,7 +13,16 @@ from fxlrp.testing.graphs import Step
 from fxlrp.testing.oracle import AGREEMENT
 
 #: Rulesets that differ in what they do; the others combine the same rules.
-RULESETS = ("conservative-residual", "attnlrp", "cp-lrp", "epsilon", "gradient", "libragrad")
+RULESETS = (
+    "conservative-residual",
+    "attnlrp",
+    "cp-lrp",
+    "epsilon",
+    "gradient",
+    "libragrad",
+    "chefer2021-vit",
+    "conservative in relevance",
+)
 
 
 def single(kind: str) -> RandomGraph:
@@ -25,7 +35,7 @@ def test_every_kind(kind: str) -> None:
     inputs = graph.inputs()
     first = fxlrp.convert(graph.module(), "conservative", example_inputs=inputs)
     for name in RULESETS[:1] if kind in ("lstm", "gru") else RULESETS:
-        lrp = first.with_ruleset(name)
+        lrp = first.with_ruleset(METHODS[name])
         found = lrp.attribute(inputs, target=1).inputs
         assert largest_difference(found, propagate(lrp, inputs, 1)) < (AGREEMENT if KINDS[kind].exact else 1e-6), name
 
@@ -34,7 +44,7 @@ def test_every_kind(kind: str) -> None:
 @settings(max_examples=25)
 def test_random_graphs(graph: RandomGraph, ruleset: str) -> None:
     inputs = graph.inputs()
-    lrp = fxlrp.convert(graph.module(), ruleset)
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset])
     found = lrp.attribute(inputs, target=1).inputs
     assert largest_difference(found, propagate(lrp, inputs, 1)) < AGREEMENT
 
