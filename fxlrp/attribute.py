@@ -50,6 +50,7 @@ def attribute(
         at={name: carried.relevance for name, carried in tapped},
         ledger=_ledger(task, task.explain) if ledger else None,
         attention_mask=mask.detach() if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+        image_size=_image_size(given.get(main)),
     )
 
 
@@ -58,6 +59,12 @@ def _ledger(task: Task, explain: Explained) -> Ledger:
     plan, accounted = lrp.rewritten(task.captured, (), ledger=True)
     arguments = lrp.arguments(program, accounted, task.given, task.leaves())
     return compute_ledger(plan, accounted, arguments, lambda values: explain.relevance(program.unpack(values)))
+
+
+def _image_size(value: Any) -> tuple[int, int] | None:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 4:
+        return None
+    return value.shape[-2], value.shape[-1]
 
 
 def _tokens(inputs: Any, ids: Any, tokenizer: Any) -> list[list[str]] | None:

@@ -80,7 +80,8 @@ class Attribution(Viewed):
 
     ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs``
     holds every attributed input. ``features`` is unsummed ([batch, tokens, hidden] for ids). ``explained``
-    [batch] is the scalar that was explained. Relevance has the unit of the explained output.
+    [batch] is the scalar that was explained. Relevance has the unit of the explained output. ``image_size`` is height
+    and width where the main input is an image [batch, channels, height, width].
     """
 
     relevance: Tensor
@@ -95,24 +96,28 @@ class Attribution(Viewed):
     at: dict[str, Tensor] = field(default_factory=dict)
     ledger: Ledger | None = None
     attention_mask: Tensor | None = None
+    image_size: tuple[int, int] | None = None
 
     def map(self, size: int | tuple[int, int]) -> Tensor:
         """The relevance of an image as a map [batch, height, width] of the wanted size, patches enlarged bilinearly.
 
-        Takes relevance by patch [batch, patches] of a square grid, by pixel [batch, height, width], or by channel and
-        pixel, which are summed over channels. Raises :class:`InputError` for anything else.
+        Takes relevance by patch [batch, patches] of a grid with the proportions of the image, by pixel [batch, height,
+        width], or by channel and pixel, which are summed over channels. Raises :class:`InputError` for anything else.
         """
         relevance = self.relevance
         if relevance.ndim == 4:
             relevance = relevance.sum(1)
-        if relevance.ndim == 2 and self.tokens is None:
-            side = round(relevance.shape[1] ** 0.5)
-            if side * side == relevance.shape[1]:
-                relevance = relevance.unflatten(1, (side, side))
+        if relevance.ndim == 2 and self.image_size is not None:
+            height, width = self.image_size
+            rows = round((relevance.shape[1] * height / width) ** 0.5)
+            columns = round(rows * width / height)
+            if rows * columns == relevance.shape[1]:
+                relevance = relevance.unflatten(1, (rows, columns))
         if relevance.ndim != 3:
             raise InputError(
-                f"Relevance of shape {tuple(self.relevance.shape)} is no image: a map needs a square number of "
-                "patches, pixels [batch, height, width] or channels [batch, channels, height, width]."
+                f"Relevance of shape {tuple(self.relevance.shape)} is no image: a map needs an image as input, and "
+                "relevance by patch (all patches of a grid and no other token), by pixel [batch, height, width] or by "
+                "channel [batch, channels, height, width]."
             )
         wanted = (size, size) if isinstance(size, int) else tuple(size)
         return F.interpolate(relevance[:, None], size=wanted, mode="bilinear", align_corners=False)[:, 0]
@@ -134,6 +139,7 @@ class Attribution(Viewed):
             "target": self.target if isinstance(self.target, (int, list, type(None))) else str(self.target),
             "label": self.label,
             "tokens": self.tokens,
+            "image_size": self.image_size,
             "entries": [[e.source, e.kind, e.leak] for e in self.ledger.entries] if self.ledger else None,
         }
         # Clones: two names may not share memory in the file.
@@ -173,6 +179,7 @@ class Attribution(Viewed):
             at={k.removeprefix("at/"): v for k, v in tensors.items() if k.startswith("at/")},
             ledger=ledger,
             attention_mask=tensors.get("attention_mask"),
+            image_size=tuple(about["image_size"]) if about.get("image_size") else None,
         )
 
 

@@ -45,12 +45,13 @@ class ConvertedModel(nn.Module):
         self._cache = cache or Cache()
         self._rewrites: dict[Any, tuple[Plan, Rewritten]] = {}
         self._owners: dict[str, tuple[nn.Module, str]] = {}
+        self._plain: dict[str, ConvertedModel] = {}
         self._last: Captured | None = None
         self.training = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what a file brings back, captures anew: graphs hold values of the tracer that cannot be copied.
-        return {**self.__dict__, "_cache": Cache(), "_rewrites": {}, "_owners": {}, "_last": None}
+        return {**self.__dict__, "_cache": Cache(), "_rewrites": {}, "_owners": {}, "_plain": {}, "_last": None}
 
     @property
     def config(self) -> Any:
@@ -98,6 +99,13 @@ class ConvertedModel(nn.Module):
         other._last = self._last
         return other
 
+    @property
+    def plain(self) -> ConvertedModel:
+        """The same model with the plain gradient, made once: for readings that need values and gradients alone."""
+        if not self._plain:
+            self._plain["gradient"] = self.with_ruleset("gradient")
+        return self._plain["gradient"]
+
     def train(self, mode: bool = True) -> ConvertedModel:
         """Relevance is defined in eval mode only: ``train()`` is an error."""
         if mode:
@@ -108,6 +116,7 @@ class ConvertedModel(nn.Module):
         # Moving the conversion must not move the user's model, whose weights it shares until then.
         self.model = copy.deepcopy(self.model)
         self._cache, self._rewrites, self._owners, self._last = Cache(), {}, {}, None
+        self._plain = {}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -32,22 +32,53 @@ class AttentionReading(Reading):
 
     The matrix of a layer is the mean over heads of ``weights`` A, of their ``relevance`` R_A, or of either times the
     gradient of A in the unmodified model (``gradient``: grad A * A, ``gradient_relevance``: grad A * R_A), first
-    clamped at 0 if ``positive``. ``heads``: ``each`` keeps heads apart until the end and sums them. ``identity`` adds
-    the identity (the residual connection), ``normalise`` then divides rows by their sums. Layers from
-    ``start_layer`` (negative: from the end) are multiplied, the last leftmost. ``row`` is the token that is read.
-    ``row_token``: what its own entry becomes: ``drop``, ``keep``, ``zero`` or ``minimum`` (of its row).
+    clamped at 0 if ``positive``. ``heads``: ``each`` keeps heads apart until the end and sums them; ``gradient_row``
+    and ``gradient_matrix`` weigh each head with the mean of its gradient over the row that is read (the entries of the
+    tokens that are given) or over all entries, and clamp the mean. ``identity`` adds the identity (the residual
+    connection), ``normalise`` then divides rows by their sums. Layers from ``start_layer`` up to, not including,
+    ``end_layer`` (negative: from the end; null: all) are multiplied, the last leftmost.
+
+    ``row`` is the token that is read; ``target`` stands for those that the explained output is computed from (a
+    position of generated text, a class token, all that are pooled), averaged. ``tokens``: ``all``, or those that the
+    ``input`` is made into, so that class tokens and registers beside the patches of an image are left out.
+    ``row_token``: what the entry of the row's own token becomes: ``keep``, ``zero`` or the ``minimum`` of its row.
+    ``rescale`` maps the smallest entry to 0, the largest to 1. Padding, where an attention mask tells it, counts for
+    neither minimum nor maximum.
     """
 
     kind: Literal["attention"] = "attention"
     matrix: Literal["weights", "relevance", "gradient", "gradient_relevance"] = "weights"
     positive: bool = False
-    heads: Literal["mean", "each", "gradient_mean"] = "mean"
+    heads: Literal["mean", "each", "gradient_row", "gradient_matrix"] = "mean"
     identity: bool = True
     normalise: bool = False
     start_layer: int = 0
-    row: int = 0
-    row_token: Literal["drop", "keep", "zero", "minimum"] = "keep"
+    end_layer: int | None = None
+    row: int | Literal["target"] = 0
+    tokens: Literal["all", "input"] = "all"
+    row_token: Literal["keep", "zero", "minimum"] = "keep"
     rescale: bool = False
 
 
-AnyReading = Annotated[InputReading | AttentionReading, Field(discriminator="kind")]
+class StreamsReading(Reading):
+    """Relevance that self- and cross-attention move between streams of tokens, one matrix a pair of streams.
+
+    Attention of stream s to itself: R_st += M R_st for every stream t. Of s to another stream q: R_sq += N(R_ss)^T M
+    N(R_qq) and R_st += M R_qt for every t but q, where N(R) is the identity and R less the identity, rows divided by
+    their sums (``normalise``; else R itself). M is the mean over heads of (grad A * A)+ (``matrix: gradient``) or of
+    (grad A * R_A)+ (``gradient_relevance``), with the gradient of the unmodified model. R_ss begins as the identity,
+    R_st at 0. ``start_layer`` (negative: from the end) counts the attentions of each stream.
+
+    ``row`` and ``tokens`` are those of :class:`AttentionReading`; the row is one of the stream that the output is
+    computed from.
+    """
+
+    kind: Literal["streams"] = "streams"
+    matrix: Literal["gradient", "gradient_relevance"] = "gradient"
+    normalise: bool = True
+    start_layer: int = 0
+    row: int | Literal["target"] = "target"
+    tokens: Literal["all", "input"] = "input"
+
+
+AnyReading = Annotated[InputReading | AttentionReading | StreamsReading, Field(discriminator="kind")]

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from fxlrp.cache import Captured
 from fxlrp.errors import InputError, TargetError
+from fxlrp.graph.operators import is_continuous
 from fxlrp.rewrite.call import widened
 from fxlrp.rules.primitives import received
 from fxlrp.rules.rule import Message
@@ -40,12 +41,15 @@ class Carried:
 
 @dataclass(frozen=True)
 class Propagated:
-    """What one forward and one backward pass gave: the output object, the explained scalars, and what was watched."""
+    """What one forward and one backward pass gave: the output object, the explained scalars, what was watched, and the
+    flat outputs of the graph.
+    """
 
     outputs: Any
     explained: Tensor
     entrances: tuple[Carried, ...]
     taps: tuple[Carried, ...]
+    flat: tuple[Any, ...] = ()
 
 
 class Task:
@@ -73,6 +77,35 @@ class Task:
         """Name of each attributed value, and whether it is a look-up of ids."""
         return [(entrance.name, entrance.lookup) for entrance in self.captured.structure.entrances]
 
+    def nodes_of(self, name: str) -> list[fx.Node]:
+        """The attributed values of one input."""
+        return [entrance.node for entrance in self.captured.structure.entrances if entrance.name == name]
+
+    def observe(self, taps: Sequence[fx.Node]) -> Propagated:
+        """A forward pass alone: the values of ``taps``, whose messages are zero."""
+        lrp, program = self.lrp.plain, self.captured.program
+        _, rewritten = lrp.rewritten(self.captured, tuple(taps))
+        with torch.no_grad():
+            flat, _, tapped = lrp.run(rewritten, lrp.arguments(program, rewritten, self.given), self.given)
+        scalars, _ = self._explained(program.unpack(_leaves(flat)), lrp)
+        carried = tuple(Carried(value, value.new_zeros(()).expand_as(value), Message.GRADIENT) for value in tapped)
+        return Propagated(program.unpack(flat), sum(scalars, torch.zeros(())).detach(), (), carried, tuple(flat))
+
+    def _explained(self, outputs: Any, lrp: ConvertedModel) -> tuple[list[Tensor], list[Tensor]]:
+        if self.explain is None:
+            self.explain = Explained(self.lrp, self.given, *self.wanted, outputs)
+        with torch.enable_grad():
+            return self.explain(outputs, lrp.ruleset)
+
+    def explained_outputs(self, propagated: Propagated) -> list[fx.Node]:
+        """The outputs of the graph that the explained scalars are computed from."""
+        leaves = _leaves(propagated.flat)
+        scalars, _ = self._explained(self.captured.program.unpack(leaves), self.lrp.plain)
+        nodes: Any = self.captured.program.graph.output_node().args[0]
+        floats = [(node, v) for node, v in zip(nodes, leaves, strict=True) if isinstance(v, Tensor) and v.requires_grad]
+        grads = torch.autograd.grad([s.sum() for s in scalars], [v for _, v in floats], allow_unused=True)
+        return [node for (node, _), g in zip(floats, grads, strict=True) if g is not None]
+
     def propagate(self, taps: Sequence[fx.Node] = (), lrp: ConvertedModel | None = None) -> Propagated:
         """One forward and one backward pass, under another conversion of the model if one is given."""
         lrp = lrp or self.lrp
@@ -82,9 +115,7 @@ class Task:
             arguments = lrp.arguments(program, rewritten, self.given, self.leaves())
             flat, values, tapped = lrp.run(rewritten, arguments, self.given)
             outputs = program.unpack(flat)
-            if self.explain is None:
-                self.explain = Explained(lrp, self.given, *self.wanted, outputs)
-            scalars, seeds = self.explain(outputs, lrp.ruleset)
+            scalars, seeds = self._explained(outputs, lrp)
             explained = sum(scalars, torch.zeros(()))
         watched = (*values, *tapped)
         starts = [s for s in zip(scalars, seeds, strict=True) if s[0].requires_grad]
@@ -98,7 +129,7 @@ class Task:
             Carried(value.detach(), torch.zeros_like(value) if message is None else message, kind)
             for value, message, kind in zip(watched, messages, kinds, strict=True)
         )
-        return Propagated(outputs, explained.detach(), carried[: len(values)], carried[len(values) :])
+        return Propagated(outputs, explained.detach(), carried[: len(values)], carried[len(values) :], tuple(flat))
 
     def leaves(self) -> dict[str, Tensor]:
         """The float inputs that are attributed, as leaves of a backward pass."""
@@ -170,6 +201,11 @@ class Explained:
             ]
             texts.append(" minus ".join(parts))
         return texts
+
+
+def _leaves(flat: Sequence[Any]) -> tuple[Any, ...]:
+    """Flat outputs cut off from the model, from which scalars can be computed as if they were its own."""
+    return tuple(v.detach().requires_grad_(is_continuous(v)) if isinstance(v, Tensor) else v for v in flat)
 
 
 def _seed(rules: Ruleset, scalar: Tensor, chosen: Any, outputs: Any) -> Tensor:
