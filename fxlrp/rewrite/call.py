@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxlrp.graph.operators import is_continuous
 from fxlrp.rules import Operation, Rule
@@ -52,11 +53,17 @@ class RuleCall:
         """Relevance that arrived less what operands and sources receive, from the rule applied here alone."""
         arrived = message if self.takes is Message.RELEVANCE else received(y, message)
         counted = [i for i, live in enumerate(self.operation.live) if live or i in self.operation.sources]
-        leaves = {i: values[i].detach().requires_grad_() for i in counted if is_continuous(values[i])}
+        # An operand may be several tensors, of which the operation takes one out.
+        leaves = {i: pytree.tree_map_only(Tensor, _leaf, values[i]) for i in counted}
+        watched = [x for x in pytree.tree_leaves(leaves) if isinstance(x, Tensor) and x.requires_grad]
         with torch.enable_grad():
             value = self(*(leaves.get(i, x) for i, x in enumerate(values)))
-        given = torch.autograd.grad(value, list(leaves.values()), message, allow_unused=True)
+        given = torch.autograd.grad(value, watched, message, allow_unused=True)
         return total(arrived) - torch.stack([total(r) for r in given if r is not None] or [total(arrived * 0)]).sum()
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_(is_continuous(x))
 
 
 def widened(x: Any) -> Any:

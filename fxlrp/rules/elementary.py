@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxlrp.graph.operators import Kind, is_continuous
 from fxlrp.rules.operation import Hole, Operation, fill
-from fxlrp.rules.primitives import carry, ratio, received
+from fxlrp.rules.primitives import as_relevance, carry, ratio, received, same_value
 from fxlrp.rules.rule import Cite, Conserves, rule, twin
 
 
@@ -144,6 +144,14 @@ def taylor(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
     """
     result: Tensor = op(x, *rest)
     return result
+
+
+@taylor.in_relevance
+def _(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
+    """The same as the paper has it, without a division by s: x (R_s - s sum R_s)."""
+    s: Tensor = op(x, *rest)
+    received_by_x = as_relevance(x)
+    return same_value(s, received_by_x - (s.detach() * received_by_x).sum(_axis(op), keepdim=True))
 
 
 @taylor.reference
