@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution, RulesetInfo
+from fxlrp.errors import InputError
 from fxlrp.ledger import Ledger, compute_ledger
+from fxlrp.readings import SmoothReading
 from fxlrp.readout import read
 from fxlrp.readout.task import Explained, Task, as_inputs
 from fxlrp.targets import Target
@@ -26,10 +28,14 @@ def attribute(
     at: Sequence[str],
     ledger: bool,
     tokenizer: Any,
+    reference: Any = None,
 ) -> Attribution:
     """The passes that the ruleset's reading asks for (and, for a ledger, one more backward pass per sample)."""
     given = lrp.bind((), as_inputs(lrp, inputs))
-    task = Task(lrp, given, target, contrast)
+    other = None if reference is None else _reference(lrp, reference)
+    task = Task(lrp, given, target, contrast, other)
+    if ledger:
+        _check_ledger(task)
     if at:
         task.tap(at)
     answer = read(task, lrp.ruleset.readout)
@@ -47,10 +53,36 @@ def attribute(
         ruleset=RulesetInfo.of(lrp.ruleset),
         label=task.explain.labels(tokenizer or getattr(inputs, "tokenizer", None)),
         tokens=_tokens(inputs, given.get(main), tokenizer),
-        at={name: carried.relevance for name, carried in tapped},
+        at=dict(answer.at) or {name: carried.relevance for name, carried in tapped},
         ledger=_ledger(task, task.explain) if ledger else None,
         attention_mask=mask.detach() if isinstance(mask, Tensor) and mask.ndim == 2 else None,
         image_size=_image_size(given.get(main)),
+    )
+
+
+def _reference(lrp: ConvertedModel, reference: Any) -> dict[str, Any]:
+    """The reference inputs by name. Raises :class:`InputError` for a ruleset that compares nothing."""
+    if not lrp.ruleset.compares:
+        raise InputError(
+            f"'{lrp.ruleset.name}' compares with no reference, so reference= would change nothing: leave it out, or use a "
+            "ruleset that does (deeplift-rescale, relp, integrated-gradients)."
+        )
+    return lrp.bind((), as_inputs(lrp, reference))
+
+
+def _check_ledger(task: Task) -> None:
+    """Raise :class:`InputError` where the answer is no account of one backward pass from f(x)."""
+    rules = task.lrp.ruleset
+    if not rules.compares and not isinstance(rules.readout, SmoothReading):
+        return
+    compares = task.lrp.rewritten(task.captured)[0].compares
+    remedy = (
+        "That the differences add up is result.relevance.sum() == result.explained."
+        if compares
+        else "Override readout with {'kind': 'input'} to see the account of one pass."
+    )
+    raise InputError(
+        f"A ledger accounts for f(x) as x g of one pass, which is not what '{rules.name}' reads out. {remedy}"
     )
 
 

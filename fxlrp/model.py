@@ -24,6 +24,7 @@ from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import InputError, TrainingModeError, nearest
 from fxlrp.graph.view import module_stack
 from fxlrp.plan import Plan, make_plan
+from fxlrp.readout.point import point_of
 from fxlrp.readout.task import as_inputs
 from fxlrp.rewrite import Rewritten, rewrite
 from fxlrp.rulesets import Ruleset, glob, ruleset
@@ -125,7 +126,8 @@ class ConvertedModel(nn.Module):
         inputs = self.bind(args, kwargs)
         captured = self.captured(inputs)
         _, rewritten = self.rewritten(captured)
-        values = self.run(rewritten, self.arguments(captured.program, rewritten, inputs), inputs)
+        named = point_of(self, captured, inputs).zeros().arguments(rewritten) if rewritten.references else {}
+        values = self.run(rewritten, self.arguments(captured.program, rewritten, inputs, named=named), inputs)
         return captured.program.unpack(values[0])
 
     def run(self, rewritten: Rewritten, arguments: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
@@ -145,16 +147,19 @@ class ConvertedModel(nn.Module):
         at: Sequence[str] = (),
         ledger: bool = False,
         tokenizer: Any = None,
+        reference: Any = None,
     ) -> Attribution:
         """The relevance of every input to one output per sample.
 
         inputs: as the model takes them, a dict, a BatchEncoding, or one tensor. target: see
         :mod:`fxlrp.targets`; ``contrast`` is a second one, and target - contrast is explained. at: globs of
         module paths whose outputs' relevance is wanted as well (``"model.layers.*"``). ledger: account for
-        every unit of relevance. tokenizer: names the tokens of integer inputs. Raises :class:`fxlrp.FxlrpError`
-        for anything that does not fit.
+        every unit of relevance. tokenizer: names the tokens of integer inputs. reference: inputs to compare with, for
+        rulesets that do (``deeplift-rescale``, ``relp``, ``integrated-gradients``): like ``inputs``, what is left out
+        being the same; one sample may stand for all. Raises :class:`fxlrp.FxlrpError` for anything that does not fit.
         """
-        return attribute(self, inputs, target, contrast, (at,) if isinstance(at, str) else tuple(at), ledger, tokenizer)
+        globs = (at,) if isinstance(at, str) else tuple(at)
+        return attribute(self, inputs, target, contrast, globs, ledger, tokenizer, reference)
 
     # --- from inputs to a program ---------------------------------------------------------------------------
 
@@ -211,13 +216,18 @@ class ConvertedModel(nn.Module):
         rewritten: Rewritten,
         inputs: Mapping[str, Any],
         replaced: Mapping[str, Tensor] | None = None,
+        named: Mapping[str, Any] | None = None,
     ) -> list[Any]:
-        """The values of the rewritten module's arguments: weights (cut off), constants, inputs, weights of look-ups."""
+        """The values of the rewritten module's arguments: weights (cut off), constants, inputs, weights of look-ups; and
+        those that are ``named``.
+        """
         leaves = {**flatten(inputs), **(replaced or {})}
         tables = {f"{name}_lookup": name for name in rewritten.lookups}
         values: list[Any] = []
         for name in rewritten.arguments:
-            if name in tables:
+            if named and name in named:
+                values.append(named[name])
+            elif name in tables:
                 weight = self._weight(program.weights[tables[name]])
                 values.append(weight if replaced is None else weight.detach().requires_grad_())
             elif name in program.weights:
@@ -236,15 +246,18 @@ class ConvertedModel(nn.Module):
         return weight
 
     def rewritten(
-        self, captured: Captured, taps: tuple[fx.Node, ...] = (), ledger: bool = False
+        self, captured: Captured, taps: tuple[fx.Node, ...] = (), ledger: bool = False, entered: bool = False
     ) -> tuple[Plan, Rewritten]:
-        """The plan of a captured program under this ruleset, and its rewritten graph that returns ``taps`` as well."""
-        key = (captured, taps, ledger)
+        """The plan of a captured program under this ruleset, and its rewritten graph that returns ``taps`` as well.
+
+        With ``entered`` the values of look-ups are arguments.
+        """
+        key = (captured, taps, ledger, entered)
         if key not in self._rewrites:
             self._rewrites = {k: made for k, made in self._rewrites.items() if self._cache.holds(k[0])}
             known = (plan for (of, *_), (plan, _) in self._rewrites.items() if of is captured)
             plan = next(known, None) or make_plan(captured.program, captured.structure, self.ruleset, self.strict)
-            self._rewrites[key] = (plan, rewrite(plan, taps, ledger=ledger))
+            self._rewrites[key] = (plan, rewrite(plan, taps, ledger=ledger, entered=entered))
         return self._rewrites[key]
 
     def taps(self, captured: Captured, globs: Sequence[str]) -> dict[str, fx.Node]:

@@ -126,6 +126,11 @@ class Plan:
         """What ``node`` hands to its operands: once relevance, always relevance."""
         return Message.RELEVANCE if node in self.relevant else self.rule(node).message
 
+    @cached_property
+    def compares(self) -> bool:
+        """Whether some rule needs the values on a reference input."""
+        return any(decision.rule.compares for decision in self.decisions.values())
+
     @property
     def message(self) -> Message:
         """What arrives at the attributed values."""

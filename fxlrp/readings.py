@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,19 +12,65 @@ class Reading(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    #: Whether it compares the inputs with a reference input.
+    compares: ClassVar[bool] = False
 
-class InputReading(Reading):
-    """Relevance at the inputs, summed over the hidden axis of embeddings.
 
-    ``score``: the relevance x g, or the ``gradient`` g (sensitivity). ``reduce``: how the features of a token become
-    one number: ``sum``, ``l1`` (sum of absolute values), ``squared`` (sum of squares, ||.||^2). ``channels``: whether
-    float inputs of images [batch, channels, height, width] keep their channels or are reduced over them as well.
+class FeatureReading(Reading):
+    """A score of every feature of the inputs, reduced over the hidden axis of embeddings.
+
+    ``reduce``: how the features of a token become one number: ``sum``, ``l1`` (sum of absolute values), ``squared``
+    (sum of squares, ||.||^2). ``channels``: whether float inputs of images [batch, channels, height, width] keep their
+    channels or are reduced over them as well.
+    """
+
+    reduce: Literal["sum", "l1", "squared"] = "sum"
+    channels: Literal["keep", "reduce"] = "keep"
+
+
+class InputReading(FeatureReading):
+    """Relevance at the inputs.
+
+    ``score``: the relevance x g, or the ``gradient`` g (sensitivity).
     """
 
     kind: Literal["input"] = "input"
     score: Literal["relevance", "gradient"] = "relevance"
-    reduce: Literal["sum", "l1", "squared"] = "sum"
-    channels: Literal["keep", "reduce"] = "keep"
+
+
+class DifferenceReading(FeatureReading):
+    """``difference``: (x - x_ref) g(x), what the difference from a reference input does; zeros are the reference unless
+    one is given. ``patching``: (x_ref - x) g(x), what it would do to put the value of a reference run in x's place, at
+    the inputs and at every module asked for; it needs a reference.
+    """
+
+    compares: ClassVar[bool] = True
+    kind: Literal["difference", "patching"] = "difference"
+
+
+class IntegratedReading(FeatureReading):
+    """(x - x_ref) times the mean of g over the straight path from x_ref to x, by Gauss-Legendre at ``steps`` places.
+
+    In the gradient message of a plain gradient these are integrated gradients.
+    """
+
+    compares: ClassVar[bool] = True
+    kind: Literal["integrated"] = "integrated"
+    steps: int = Field(default=32, ge=1)
+
+
+class SmoothReading(FeatureReading):
+    """The mean of a score over ``samples`` inputs with normal noise, drawn from ``seed``.
+
+    ``sigma`` is the noise's standard deviation in units of each sample's range, maximum - minimum. ``score``: of each
+    noisy input x + n the relevance (x + n) g, or the ``gradient`` g.
+    """
+
+    kind: Literal["smooth"] = "smooth"
+    samples: int = Field(default=50, ge=1)
+    sigma: float = Field(default=0.15, ge=0)
+    seed: int = 0
+    score: Literal["relevance", "gradient"] = "relevance"
 
 
 class AttentionReading(Reading):
@@ -81,4 +127,7 @@ class StreamsReading(Reading):
     tokens: Literal["all", "input"] = "input"
 
 
-AnyReading = Annotated[InputReading | AttentionReading | StreamsReading, Field(discriminator="kind")]
+AnyReading = Annotated[
+    InputReading | AttentionReading | StreamsReading | DifferenceReading | IntegratedReading | SmoothReading,
+    Field(discriminator="kind"),
+]

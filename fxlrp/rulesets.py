@@ -140,6 +140,11 @@ class Ruleset(BaseModel):
         """Twelve hex digits of the ruleset's content."""
         return hashlib.sha256(json.dumps(self.model_dump(by_alias=True), sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def compares(self) -> bool:
+        """Whether it compares inputs with a reference, in a rule or in its read-out."""
+        return self.readout.compares or any(entry.bound[0].compares for entry in self.rules)
+
     @cached_property
     def mentions(self) -> frozenset[str]:
         """Everything that some entry matches."""

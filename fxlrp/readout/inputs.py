@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxlrp.readings import InputReading
+from fxlrp.errors import RulesetError
+from fxlrp.readings import FeatureReading, InputReading
 from fxlrp.readout.answer import Answer, reader
 from fxlrp.readout.task import Carried, Propagated, Task
 from fxlrp.rules.rule import Message
@@ -14,10 +15,10 @@ from fxlrp.rules.rule import Message
 def at_inputs(task: Task, reading: InputReading) -> Answer:
     """Relevance (or the gradient) of every attributed value, tokens reduced over their features."""
     propagated = task.propagate(task.taps)
-    return by_input(task, reading, propagated, [_score(carried, reading) for carried in propagated.entrances])
+    return by_input(task, reading, propagated, [score(carried, reading.score) for carried in propagated.entrances])
 
 
-def by_input(task: Task, reading: InputReading, propagated: Propagated, scores: list[Tensor]) -> Answer:
+def by_input(task: Task, reading: FeatureReading, propagated: Propagated, scores: list[Tensor]) -> Answer:
     """Scores of the attributed values as an answer by input name; look-ups of one input are added up."""
     features: dict[str, Tensor] = {}
     lookups = dict(task.entrances)
@@ -27,15 +28,16 @@ def by_input(task: Task, reading: InputReading, propagated: Propagated, scores: 
     return Answer(summed, features, propagated)
 
 
-def _score(carried: Carried, reading: InputReading) -> Tensor:
-    if reading.score == "relevance":
+def score(carried: Carried, wanted: str) -> Tensor:
+    """The ``relevance`` or the ``gradient`` of a value. Raises :class:`RulesetError` where none arrives."""
+    if wanted == "relevance":
         return carried.relevance
     if carried.kind is Message.RELEVANCE:
-        raise ValueError("a ruleset of relevance messages has no gradient to read")
+        raise RulesetError("This ruleset hands on relevance, so there is no gradient to read: use score='relevance'.")
     return carried.message
 
 
-def _reduced(score: Tensor, reading: InputReading, lookup: bool) -> Tensor:
+def _reduced(score: Tensor, reading: FeatureReading, lookup: bool) -> Tensor:
     reduced = {"sum": score, "l1": score.abs(), "squared": score * score}[reading.reduce]
     if lookup:
         return reduced.sum(-1)

@@ -14,8 +14,10 @@ from torch import Tensor, fx
 from fxlrp.cache import Captured
 from fxlrp.errors import InputError, TargetError
 from fxlrp.graph.operators import is_continuous
+from fxlrp.readout.point import Point, point_of, reference_point
+from fxlrp.rewrite import Rewritten
 from fxlrp.rewrite.call import widened
-from fxlrp.rules.primitives import received
+from fxlrp.rules.primitives import ratio, received
 from fxlrp.rules.rule import Message
 from fxlrp.targets import Selection, Target, call_target, label, resolve
 
@@ -38,6 +40,12 @@ class Carried:
         message = widened(self.message)
         return message if self.kind is Message.RELEVANCE else received(widened(self.value), message)
 
+    @property
+    def gradient(self) -> Tensor:
+        """g, from relevance as g = R / x (0 where x is 0)."""
+        message = widened(self.message)
+        return message if self.kind is Message.GRADIENT else ratio(message, widened(self.value))
+
 
 @dataclass(frozen=True)
 class Propagated:
@@ -53,12 +61,22 @@ class Propagated:
 
 
 class Task:
-    """What is explained: ``given`` inputs of ``lrp``, and per sample the target (less a contrast)."""
+    """What is explained: ``given`` inputs of ``lrp``, and per sample the target (less a contrast); for what compares, the
+    user's ``reference`` inputs.
+    """
 
-    def __init__(self, lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target) -> None:
+    def __init__(
+        self,
+        lrp: ConvertedModel,
+        given: Mapping[str, Any],
+        target: Target = None,
+        contrast: Target = None,
+        reference: Mapping[str, Any] | None = None,
+    ) -> None:
         self.lrp = lrp
         self.given = given
         self.wanted = (target, contrast)
+        self.chosen = reference
         self.captured: Captured = lrp.captured(given)
         self.explain: Explained | None = None
         self.tapped: dict[str, fx.Node] = {}
@@ -86,7 +104,7 @@ class Task:
         lrp, program = self.lrp.plain, self.captured.program
         _, rewritten = lrp.rewritten(self.captured, tuple(taps))
         with torch.no_grad():
-            flat, _, tapped = lrp.run(rewritten, lrp.arguments(program, rewritten, self.given), self.given)
+            flat, _, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten), self.given)
         scalars, _ = self._explained(program.unpack(_leaves(flat)), lrp)
         carried = tuple(Carried(value, value.new_zeros(()).expand_as(value), Message.GRADIENT) for value in tapped)
         return Propagated(program.unpack(flat), sum(scalars, torch.zeros(())).detach(), (), carried, tuple(flat))
@@ -106,14 +124,39 @@ class Task:
         grads = torch.autograd.grad([s.sum() for s in scalars], [v for _, v in floats], allow_unused=True)
         return [node for (node, _), g in zip(floats, grads, strict=True) if g is not None]
 
-    def propagate(self, taps: Sequence[fx.Node] = (), lrp: ConvertedModel | None = None) -> Propagated:
-        """One forward and one backward pass, under another conversion of the model if one is given."""
+    @cached_property
+    def reference(self) -> Point:
+        """What the inputs are compared with: the user's reference inputs, else zeros for every attributed value."""
+        if self.chosen is None:
+            return point_of(self.lrp, self.captured, self.given).zeros()
+        return reference_point(self.lrp, self.captured, self.given, self.chosen)
+
+    def arguments(self, lrp: ConvertedModel, rewritten: Rewritten, at: Point | None = None) -> list[Any]:
+        """The arguments of a rewritten module; ``at`` gives other values of what is attributed."""
+        named: dict[str, Any] = {}
+        leaves = self.leaves() if at is None else at.leaves()
+        if at is not None:
+            named |= {name: at.by_node[node].detach().requires_grad_() for name, node in rewritten.entered.items()}
+        if rewritten.references:
+            named |= self.reference.arguments(rewritten)
+        return lrp.arguments(self.captured.program, rewritten, self.given if at is None else at.given, leaves, named)
+
+    def forward(self, at: Point, taps: Sequence[fx.Node] = ()) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The model's output, the attributed values and those of ``taps`` at other inputs, without a backward pass."""
+        rewritten = self.lrp.rewritten(self.captured, tuple(taps), entered=True)[1]
+        with torch.no_grad():
+            flat, values, tapped = self.lrp.run(rewritten, self.arguments(self.lrp, rewritten, at), at.given)
+        return self.captured.program.unpack(flat), values, tapped
+
+    def propagate(
+        self, taps: Sequence[fx.Node] = (), lrp: ConvertedModel | None = None, at: Point | None = None
+    ) -> Propagated:
+        """One forward and one backward pass, under another conversion of the model or at other inputs if one is given."""
         lrp = lrp or self.lrp
-        plan, rewritten = lrp.rewritten(self.captured, tuple(taps))
+        plan, rewritten = lrp.rewritten(self.captured, tuple(taps), entered=at is not None)
         program = self.captured.program
         with torch.enable_grad():
-            arguments = lrp.arguments(program, rewritten, self.given, self.leaves())
-            flat, values, tapped = lrp.run(rewritten, arguments, self.given)
+            flat, values, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten, at), self.given)
             outputs = program.unpack(flat)
             scalars, seeds = self._explained(outputs, lrp)
             explained = sum(scalars, torch.zeros(()))

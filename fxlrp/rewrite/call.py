@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,16 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.graph.operators import is_continuous
 from fxlrp.rules import Operation, Rule
+from fxlrp.rules.operation import Reference
 from fxlrp.rules.primitives import received
 from fxlrp.rules.rule import Message
 
 
 @dataclass(frozen=True, eq=False)
 class RuleCall:
-    """Calls ``rule`` on ``operation``; takes the operands, then the operation's other arguments. ``takes`` and
-    ``gives`` are the messages that arrive and that are handed on.
+    """Calls ``rule`` on ``operation``; takes the operands, then the operation's other arguments, and for a rule that
+    compares all of them once more, as they are on the reference input. ``takes`` and ``gives`` are the messages that
+    arrive and that are handed on.
     """
 
     rule: Rule
@@ -35,8 +37,14 @@ class RuleCall:
     def __call__(self, *values: Any) -> Any:
         """The operation's value, with the rule's backward pass."""
         count = len(self.operation.live)
-        operation = self.operation.bind(values[count:])
-        return self.rule.apply(self.takes, operation, *values[:count], **self.params)
+        own, other = values, ()
+        if self.rule.compares:
+            own, other = values[: len(values) // 2], values[len(values) // 2 :]
+        operation = self.operation.bind(own[count:])
+        if other:
+            elsewhere = Reference(self.operation.bind(other[count:]), other[:count])
+            operation = replace(operation, reference=elsewhere)
+        return self.rule.apply(self.takes, operation, *own[:count], **self.params)
 
     def leak(self, y: Tensor, message: Tensor, *values: Any) -> Tensor:
         """What the rule declares to keep of the incoming relevance, summed in float64."""

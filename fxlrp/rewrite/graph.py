@@ -6,8 +6,8 @@ feeds one that does not, the edge is detached, so nothing is saved or computed f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,7 +49,9 @@ class Rewritten:
     """A module that returns the model's flat outputs, the attributed values, the tapped values and, for a
     ledger, the leaves.
 
-    It takes weights, constants, inputs and the weights of attributed look-ups, by the names in ``arguments``.
+    It takes weights, constants, inputs and the weights of attributed look-ups, by the names in ``arguments``. Arguments
+    in ``entered`` stand for look-ups whose values are given, those in ``references`` for inputs and look-ups as they are
+    on the reference input; both lead to the node of the canonical graph.
     In a ledger graph each source is followed by its leaf and each leak by the value and operands that its
     formula needs.
     """
@@ -59,21 +61,26 @@ class Rewritten:
     lookups: tuple[str, ...]
     sources: tuple[Source, ...] = ()
     leaks: tuple[Leak, ...] = ()
+    entered: Mapping[str, fx.Node] = field(default_factory=dict)
+    references: Mapping[str, fx.Node] = field(default_factory=dict)
 
 
-def rewrite(plan: Plan, taps: Sequence[fx.Node] = (), *, ledger: bool = False, fused: bool = True) -> Rewritten:
+def rewrite(
+    plan: Plan, taps: Sequence[fx.Node] = (), *, ledger: bool = False, fused: bool = True, entered: bool = False
+) -> Rewritten:
     """Apply ``plan``. ``taps`` are values to return as well; ``ledger`` adds leaves for every source and the
-    operands of leaks.
+    operands of leaks, ``entered`` makes attributed look-ups arguments.
 
     With ``fused`` the fast kernels stand where they apply; without, and in a ledger, every rule stands in its
     definition.
     """
-    return _Rewriting(plan, ledger, fused and not ledger, taps).run(taps)
+    return _Rewriting(plan, ledger, fused and not ledger, taps, entered).run(taps)
 
 
 class _Rewriting:
-    def __init__(self, plan: Plan, ledger: bool, fused: bool, taps: Sequence[fx.Node]) -> None:
+    def __init__(self, plan: Plan, ledger: bool, fused: bool, taps: Sequence[fx.Node], entered: bool) -> None:
         self.plan = plan
+        self.enter = entered
         self.ledger = ledger
         self.regions: dict[fx.Node, Callable[..., Any]] = {}
         if fused:
@@ -93,6 +100,8 @@ class _Rewriting:
         self.attributed = {e.node for e in plan.structure.entrances}
         self.tables = {node.args[0] for node in self.lookups}
         self.lookup_weights: dict[Any, fx.Node] = {}
+        self.entered: dict[fx.Node, fx.Node] = {}
+        self.references: dict[fx.Node, fx.Node] = {}
         self.sources: list[Source] = []
         self.leaves: list[fx.Node] = []
         self.leaks: list[Leak] = []
@@ -106,8 +115,16 @@ class _Rewriting:
                 self.values[node] = self._forked(node)
         for table in (n for n in nodes if n in self.tables):
             self.lookup_weights[table] = self.graph.placeholder(f"{table.target}_lookup")
+        if self.enter:
+            self.entered = {n: self.graph.placeholder(f"{n.name}_value") for n in nodes if n in self.lookups}
+        if self.plan.compares:
+            inputs = [n for n in nodes if n in self.lookups or (n.op == "placeholder" and n in self._dependent)]
+            self.references = {n: self.graph.placeholder(f"{n.name}_reference") for n in inputs}
+        given = dict(self.references)
         for node in (n for n in nodes if n.op == "call_function"):
             self.values[node] = self.returned[node] = self._emit(node)
+            if self.references and node in self._dependent and node not in given:
+                self.references[node] = self.graph.node_copy(node, self._on_reference)
             self.values[node].meta = dict(node.meta)
             if node in self.plan.forks and node in self.plan.carrying:
                 self.values[node] = self._forked(node)
@@ -123,9 +140,21 @@ class _Rewriting:
             lookups=tuple(str(table.target) for table in self.lookup_weights),
             sources=tuple(self.sources),
             leaks=tuple(self.leaks),
+            entered={str(made.target): node for node, made in self.entered.items()},
+            references={str(made.target): node for node, made in given.items()},
         )
 
+    @property
+    def _dependent(self) -> frozenset[fx.Node]:
+        return self.plan.structure.dependent
+
+    def _on_reference(self, value: Any) -> Any:
+        """The value as it is on the reference input: the same where it depends on no input."""
+        return self.references.get(value, self.values[value]) if isinstance(value, fx.Node) else value
+
     def _emit(self, node: fx.Node) -> fx.Node:
+        if node in self.entered:
+            return self.entered[node]
         if node in self.lookups:
             args = (self.lookup_weights[node.args[0]], *(self._constant(a) for a in node.args[1:]))
             target: Any = node.target
@@ -219,7 +248,8 @@ class _Rewriting:
             target, torch._ops.OpOverload
         ):  # a number that became a leaf needs another overload
             call = replace(call, operation=replace(site.operation, target=target.overloadpacket))
-        made = self.graph.call_function(call, (*operands, *extras))
+        others = map(self._on_reference, (*site.operands, *site.extras)) if rule.compares else ()
+        made = self.graph.call_function(call, (*operands, *extras, *others))
         keeps = decision is not None and rule.leak is not None
         moves = rule.name == "gradient" and _copies(node)
         if self.ledger and _is_tensor(node) and not moves and (keeps or gives is Message.RELEVANCE):

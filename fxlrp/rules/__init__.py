@@ -2,7 +2,7 @@
 beside it.
 """
 
-from fxlrp.rules import elementary, gamma, linear, product, relevance
+from fxlrp.rules import elementary, gamma, linear, product, relevance, rescale
 from fxlrp.rules.operation import Operation, take_apart
 from fxlrp.rules.rule import RULES, Cite, Conserves, Rule, find_rule, rule
 
@@ -18,6 +18,7 @@ __all__ = [
     "linear",
     "product",
     "relevance",
+    "rescale",
     "rule",
     "take_apart",
 ]

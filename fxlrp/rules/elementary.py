@@ -59,7 +59,7 @@ def _local_defect(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Ten
     return received(y, g).sum() - sum(shares)
 
 
-def _axis(op: Operation) -> int:
+def axis_of(op: Operation) -> int:
     """The axis over which a softmax normalises."""
     given = (a for a in op.args[1:] if isinstance(a, int) and not isinstance(a, bool))
     axis: int = next(given, op.kwargs.get("dim", -1))
@@ -72,7 +72,7 @@ def _softmax_leak(op: Operation, s: Tensor, g: Tensor, x: Tensor, *rest: Tensor)
     As the s_k sum to one it is the same for x less its maximum, which keeps the huge constants of masks out of
     the sums.
     """
-    axis = _axis(op)
+    axis = axis_of(op)
     finite = torch.where(torch.isfinite(x), x, torch.full_like(x, torch.finfo(x.dtype).min)).double()
     shifted = torch.where(s == 0, 0.0, finite - finite.amax(axis, keepdim=True))
     return torch.where(s == 0, 0.0, s.double() * (1 - shifted + (s * shifted).sum(axis, keepdim=True)) * g)
@@ -151,13 +151,13 @@ def _(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
     """The same as the paper has it, without a division by s: x (R_s - s sum R_s)."""
     s: Tensor = op(x, *rest)
     received_by_x = as_relevance(x)
-    return same_value(s, received_by_x - (s.detach() * received_by_x).sum(_axis(op), keepdim=True))
+    return same_value(s, received_by_x - (s.detach() * received_by_x).sum(axis_of(op), keepdim=True))
 
 
 @taylor.reference
 def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
     s = op(x, *rest)
-    return x * (relevance - s * relevance.sum(_axis(op), keepdim=True))
+    return x * (relevance - s * relevance.sum(axis_of(op), keepdim=True))
 
 
 def _offset_leak(op: Operation, y: Tensor, g: Tensor, x: Tensor, *, epsilon: float) -> Tensor:

@@ -36,6 +36,7 @@ class Operation:
     live: tuple[bool, ...]
     factors: int
     extras: tuple[Any, ...] = ()
+    reference: Reference | None = None
 
     def __call__(self, *operands: Any) -> Any:
         """The operation's value on other operands."""
@@ -60,6 +61,19 @@ class Operation:
         arguments = tuple(a for a in self.args[1:] if not isinstance(a, Hole))
         options = {k: v for k, v in self.kwargs.items() if not isinstance(v, Hole)}
         return lambda x: closed(x, *arguments, **options)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The same operation elsewhere: with the operands and other arguments that it has on the reference input."""
+
+    operation: Operation
+    operands: tuple[Any, ...]
+
+    @property
+    def value(self) -> Any:
+        """The operation's value on the reference input."""
+        return self.operation(*self.operands)
 
 
 #: A value as it is: what a rule acts on where a value's ways part.

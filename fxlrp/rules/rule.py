@@ -40,6 +40,7 @@ class Conserves(Enum):
 
     EXACTLY = "sum of x g_x (constants among the terms included) = sum of y g_y"
     WITH_LEAK = "the same once the rule's declared leak is added"
+    DIFFERENCES = "sum of (x - x_ref) g_x = sum of (y - y_ref) g_y, for the values x_ref, y_ref on a reference input"
     NOTHING = "the operation passes no relevance on: its value is a constant"
 
 
@@ -64,7 +65,8 @@ class Rule:
     ``surrogate(op, *operands, **parameters)`` takes the operation and its operands, those that carry relevance
     first. ``leak(op, y, g_y, *operands, **parameters)`` is the sum of y g_y less what the operands receive,
     ``leak_kind`` its name in the ledger; ``keeps_value`` is False only for a published quirk that changes the
-    model's outputs. ``reference(op, R_y, *operands, **parameters)`` is the paper's own
+    model's outputs; ``compares`` that it needs the operands' values on a reference input (``op.reference``).
+    ``reference(op, R_y, *operands, **parameters)`` is the paper's own
     relevance form, in plain einsum.
     """
 
@@ -77,6 +79,7 @@ class Rule:
     leak_kind: str = ""
     keeps_value: bool = True
     message: Message = Message.GRADIENT
+    compares: bool = False
     references: list[Callable[..., Any]] = field(default_factory=list, compare=False)
     relevances: list[Callable[..., Tensor]] = field(default_factory=list, compare=False)
 
@@ -172,11 +175,12 @@ def rule(
     leak_kind: str = "",
     keeps_value: bool = True,
     message: Message = Message.GRADIENT,
+    compares: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Rule]:
     """Register a function as the rule of its name for the operator classes ``on`` ('any' for all)."""
 
     def register(function: Callable[..., Tensor]) -> Rule:
-        made = Rule(function.__name__, on, function, conserves, source, leak, leak_kind, keeps_value, message)
+        made = Rule(function.__name__, on, function, conserves, source, leak, leak_kind, keeps_value, message, compares)
         RULES[made.name] = made
         return made
 

@@ -1,0 +1,256 @@
+"""The rescale rule of DeepLIFT: what an operation does to the difference between an input and a reference input.
+
+Each form below is a linear map M with M (x - x_ref) = y - y_ref, so that differences are conserved through every
+operation. Notation: dx = x - x_ref, dy = y - y_ref.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import RulesetError
+from fxlrp.graph.operators import Kind, is_continuous
+from fxlrp.rules.elementary import axis_of
+from fxlrp.rules.operation import Operation, Reference
+from fxlrp.rules.primitives import carry, carry_all, ratio, same_value
+from fxlrp.rules.rule import Cite, Conserves, rule
+
+NARROW = 1e-10  # differences below this take the gradient (unit of x), as in the published code
+
+
+def difference(x: Tensor, reference: Tensor) -> Tensor:
+    """x - x_ref, and 0 where both are equal, also infinite."""
+    return torch.where(x == reference, 0.0, x - reference)
+
+
+def between(x: Tensor, reference: Tensor, place: float) -> Tensor:
+    """x_ref + place (x - x_ref) as a value whose message reaches x undiminished."""
+    there = (reference + place * difference(x, reference)).detach()
+    return carry(there, x, torch.ones_like(there))
+
+
+def gauss_legendre(count: int) -> list[tuple[float, float]]:
+    """Places in [0, 1] and weights that integrate polynomials of degree 2 count - 1 exactly (Golub & Welsch 1969)."""
+    n = torch.arange(1, count, dtype=torch.float64)
+    off = n / (4 * n * n - 1).sqrt()
+    places, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return list(zip((0.5 * (1 + places)).tolist(), vectors[0].square().tolist(), strict=True))
+
+
+@rule(
+    "product",
+    "quotient",
+    "activation",
+    "singular",
+    "softmax",
+    "selection",
+    "general",
+    conserves=Conserves.DIFFERENCES,
+    source=Cite("Shrikumar et al. 2017, DeepLIFT", "sec. 3.5.1, the rescale rule"),
+    compares=True,
+)
+def rescale(op: Operation, *operands: Any) -> Any:
+    """g_x = g_y dy / dx, entry by entry; the gradient where |dx| < 1e-10.  x, y: shapes that broadcast.
+
+    Products a b, a @ b: the gradient at the midpoint, g_a = VJP_a at (b + b_ref) / 2, exact for a bilinear map (of more
+    factors the mean over the straight path). Quotients a / b: the product of a and 1 / b, the latter with its own dy / dx. Softmax [..., n]: exp by dy / dx,
+    its sum, and their quotient. A maximum: relevance goes to the entry that wins on the input where the maximum
+    rises, else to the one that wins on the reference, times dy / dx. Any other operation: a combination c VJP_x + c'
+    VJP_ref of the gradients at both ends, c and c' next to 1/2 with c J dx + c' J_ref dx = dy.
+    """
+    if op.reference is None:
+        raise RulesetError(
+            "Rule 'rescale' compares with a reference input; attribute with a ruleset that has it, or call the "
+            "converted model, which takes zeros for one."
+        )
+    form = FORMS.get(op.operator.kind, between_ends)
+    if not _by_entry(op) and form in (_activation, _quotient):
+        form = between_ends
+    return form(op, op.reference, operands)
+
+
+def _by_entry(op: Operation) -> bool:
+    """Whether it is a function of one value, or a quotient, entry by entry."""
+    return op.operator.kind is Kind.ACTIVATION or op.operator.factors == (0, 1)
+
+
+def _activation(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
+    """g_x = g_y dy / dx."""
+    (x, *rest), (x_ref, *_) = operands, reference.operands
+    y: Tensor = op(x.detach(), *rest)
+    with torch.enable_grad():
+        leaf = x.detach().expand(y.shape).clone().requires_grad_()
+        value = op(leaf, *rest)
+    (slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+    dx = difference(x.detach(), x_ref)
+    slope = torch.where(dx.abs() < NARROW, slope, ratio(difference(y, reference.value), dx))
+    return carry_all(y, (x, slope))
+
+
+def _product(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
+    """g_a = mean of VJP_a over the straight path from the reference; of two factors that is VJP_a at the midpoint."""
+    live = [i for i, alive in enumerate(op.live[: op.factors]) if alive]
+    total: Tensor = torch.zeros(())
+    for place, weight in gauss_legendre((len(live) + 1) // 2):
+        there = list(operands)
+        for i in live:
+            there[i] = between(operands[i], reference.operands[i], place)
+        total = total + weight * op(*there)
+    return same_value(op(*operands), total)
+
+
+def _quotient(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
+    """g_a = (1 / b + 1 / b_ref) / 2 g_y; g_b = -(a + a_ref) / 2 / (b b_ref) g_y."""
+    if op.live != (True, True):
+        return _activation(op, reference, operands)
+    (a, b), (a_ref, b_ref) = operands, reference.operands
+    inverse = 0.5 * (1 / b + 1 / b_ref)
+    return carry_all(op(a, b), (a, inverse), (b, -0.5 * (a + a_ref) / (b * b_ref)))
+
+
+def _softmax(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
+    """With e = exp(x - c), Z = sum e and c half-way between both log Z: g_x = de / dx (mean(1 / Z) g - sum mean(e) g)."""
+    (x, *rest), (x_ref, *_) = operands, reference.operands
+    axis, s, s_ref = axis_of(op), op(x, *rest).detach(), reference.value
+    logs = [torch.logsumexp(v.detach(), axis, keepdim=True) for v in (x, x_ref)]
+    half = 0.5 * difference(*logs)
+    e, e_ref = s * half.exp(), s_ref * (-half).exp()
+    dx = difference(x.detach(), x_ref)
+    near = torch.where(dx.abs() < 1, dx, 0.0)
+    rise = torch.where(near == 0, 1.0, torch.sinh(0.5 * near) / torch.where(near == 0, 1.0, 0.5 * near))
+    slope = torch.where(dx.abs() < 1, (e * e_ref).sqrt() * rise, ratio(e - e_ref, dx))
+    moved = carry(torch.zeros_like(s), x, slope)
+    return same_value(s, half.cosh() * moved - 0.5 * (e + e_ref) * moved.sum(axis, keepdim=True))
+
+
+def between_ends(op: Operation, reference: Reference, operands: Sequence[Any]) -> Any:
+    """c VJP_x + c' VJP_ref with c J dx + c' J_ref dx = dy; what no gradient at either end sees is not passed on."""
+    live = [i for i, alive in enumerate(op.live) if alive]
+    moved = list(reference.operands)
+    for i in live:
+        moved[i] = carry(reference.operands[i], operands[i], torch.ones_like(operands[i]))
+    results = op(*operands)
+    several = isinstance(results, (tuple, list))
+    place = next(i for i, v in enumerate(results) if is_continuous(v)) if several else 0
+
+    def value(on: Operation, *values: Any) -> Tensor:
+        found = on(*values)
+        y: Tensor = found[place] if several else found
+        return y
+
+    y, y_ref = value(op, *operands), value(reference.operation, *moved)
+    steps = [difference(operands[i].detach(), reference.operands[i]) for i in live]
+    dy = difference(y.detach(), y_ref.detach())
+    d = _directional(lambda *v: value(op, *v), operands, live, steps)
+    d_ref = _directional(lambda *v: value(reference.operation, *v), reference.operands, live, steps)
+    c, c_ref = (_winner if op.operator.copies else _nearest_half)(dy, d, d_ref)
+    made = same_value(y, c * y + c_ref * y_ref)
+    return tuple(made if i == place else v for i, v in enumerate(results)) if several else made
+
+
+def _winner(dy: Tensor, d: Tensor, d_ref: Tensor) -> tuple[Tensor, Tensor]:
+    """The end at which dy / d lies in [0, 1]: there it is the entry that explains the change of a maximum."""
+    here, there = ratio(dy, d), ratio(dy, d_ref)
+    at_input = (d != 0) & (here >= 0) & (here <= 1)
+    at_reference = (d_ref != 0) & (there >= 0) & (there <= 1) & ~at_input
+    c, c_ref = _nearest_half(dy, d, d_ref)
+    c = torch.where(at_input, here, torch.where(at_reference, 0.0, c))
+    return c, torch.where(at_reference, there, torch.where(at_input, 0.0, c_ref))
+
+
+def _nearest_half(dy: Tensor, d: Tensor, d_ref: Tensor) -> tuple[Tensor, Tensor]:
+    """The c, c' nearest to 1/2 with c d + c' d_ref = dy."""
+    missing = ratio(dy - 0.5 * (d + d_ref), d * d + d_ref * d_ref)
+    return 0.5 + d * missing, 0.5 + d_ref * missing
+
+
+def _directional(f: Callable[..., Tensor], at: Sequence[Any], live: Sequence[int], steps: Sequence[Tensor]) -> Tensor:
+    """The derivative J dx of f along ``steps``: the gradient of v^T J dx by v."""
+    with torch.enable_grad():
+        leaves = {i: at[i].detach().requires_grad_() for i in live}
+        y = f(*(leaves.get(i, x) for i, x in enumerate(at)))
+        v = torch.zeros_like(y, requires_grad=True)
+        grads = torch.autograd.grad(y, list(leaves.values()), v, create_graph=True, allow_unused=True)
+        parts = [(g * step).sum() for g, step in zip(grads, steps, strict=True) if g is not None]
+        along = torch.stack(parts).sum() if parts else (0 * v).sum()
+        (found,) = torch.autograd.grad(along, v, allow_unused=True)
+    return torch.zeros_like(y) if found is None else found.detach()
+
+
+#: The form of the rule by what the operation is to its operands; any other is taken between its two ends.
+FORMS: dict[Kind, Callable[[Operation, Reference, Sequence[Any]], Any]] = {
+    Kind.ACTIVATION: _activation,
+    Kind.FACTORS: _product,
+    Kind.QUOTIENT: _quotient,
+    Kind.SOFTMAX: _softmax,
+}
+
+
+@rescale.reference
+def _(op: Operation, relevance: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    assert op.reference is not None
+    live = [i for i, alive in enumerate(op.live) if alive]
+    steps = [operands[i] - op.reference.operands[i] for i in live]
+    y, y_ref = op(*operands), op.reference.value
+    g = ratio(relevance, y - y_ref).flatten()
+    ends = [_jacobians(op, at, live) for at in (operands, op.reference.operands)]
+    if op.operator.kind is Kind.ACTIVATION or len(live) == 1 and op.operator.kind is Kind.QUOTIENT:
+        return (relevance.sum_to_size(operands[live[0]].shape),)
+    if op.operator.kind is Kind.FACTORS:  # of a bilinear map the mean of both ends is the midpoint
+        maps = [0.5 * (a + b) for a, b in zip(*ends, strict=True)]
+    elif op.operator.kind is Kind.SOFTMAX:
+        maps = [_softmax_matrix(operands[0], op.reference.operands[0], axis_of(op))]
+    elif _by_entry(op):
+        (a, b), (a_ref, b_ref) = (torch.broadcast_tensors(*v) for v in (operands, op.reference.operands))
+        parts = (0.5 * (1 / b + 1 / b_ref) * (a - a_ref), 0.5 * (a + a_ref) * (1 / b - 1 / b_ref))
+        shares = (part * ratio(relevance, y - y_ref) for part in parts)
+        return tuple(share.sum_to_size(x.shape) for share, x in zip(shares, operands, strict=True))
+    else:
+        maps = _combined(ends, steps, (y - y_ref).flatten(), op.operator.copies)
+    return tuple(
+        step * torch.einsum("ij,i->j", dense, g).reshape(step.shape) for dense, step in zip(maps, steps, strict=True)
+    )
+
+
+def _jacobians(op: Operation, at: Sequence[Any], live: Sequence[int]) -> list[Tensor]:
+    """dy_i / dx_j of each live operand, [outputs, inputs]."""
+    found = []
+    for k in live:
+        rows = torch.autograd.functional.jacobian(lambda v, k=k: op(*at[:k], v, *at[k + 1 :]), at[k])
+        found.append(rows.reshape(-1, at[k].numel()))
+    return found
+
+
+def _softmax_matrix(x: Tensor, x_ref: Tensor, axis: int) -> Tensor:
+    """M_ij = (mean(1 / Z) 1[i = j] - mean(e_i) / (Z Z_ref)) de_j / dx_j inside a row, with e = exp(x) as it is."""
+    e, e_ref = x.exp(), x_ref.exp()
+    z, z_ref = (v.sum(axis, keepdim=True).expand_as(x) for v in (e, e_ref))
+    row = torch.arange(x.numel()).reshape(x.shape)
+    row = row.amin(axis, keepdim=True).expand_as(x).flatten()
+    slope = torch.where(e == e_ref, 0.0, ratio(e - e_ref, x - x_ref))
+    same_row = (row[:, None] == row[None, :]).to(x.dtype)
+    own = torch.diag((0.5 * (1 / z + 1 / z_ref)).flatten())
+    others = (0.5 * (e + e_ref) / (z * z_ref)).flatten()[:, None] * same_row
+    return (own - others) * slope.flatten()[None, :]
+
+
+def _combined(ends: list[list[Tensor]], steps: list[Tensor], dy: Tensor, copies: bool) -> list[Tensor]:
+    """Row by row the combination of both ends' gradients that gives dy."""
+    d, d_ref = (sum(j @ step.flatten() for j, step in zip(end, steps, strict=True)) for end in ends)
+    rows = [torch.zeros_like(j) for j in ends[0]]
+    for i in range(len(dy)):
+        a, b = float(d[i]), float(d_ref[i])  # type: ignore[index]
+        if copies and a != 0 and 0 <= float(dy[i]) / a <= 1:
+            c, c_ref = float(dy[i]) / a, 0.0
+        elif copies and b != 0 and 0 <= float(dy[i]) / b <= 1:
+            c, c_ref = 0.0, float(dy[i]) / b
+        else:
+            missing = (float(dy[i]) - 0.5 * (a + b)) / (a * a + b * b) if a or b else 0.0
+            c, c_ref = 0.5 + a * missing, 0.5 + b * missing
+        for row, here, there in zip(rows, *ends, strict=True):
+            row[i] = c * here[i] + c_ref * there[i]
+    return rows
