@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from fxlrp.capture import Program
 from fxlrp.errors import UncoveredOperatorError
 from fxlrp.graph.live import Entrance, dependent
 from fxlrp.graph.operators import Kind, Operator, is_float, nodes_in, operator_of, packet
+from fxlrp.graph.order import Ends
 from fxlrp.graph.residual import skip_connections
 from fxlrp.graph.view import module_path, module_stack, source_line
 from fxlrp.patterns import PATTERNS, Match, NearMiss, find
@@ -32,7 +33,7 @@ from fxlrp.rulesets import Ruleset
 aten = torch.ops.aten
 #: Classes whose plain gradient keeps relevance by itself: linear maps, sums and homogeneous selections.
 KEEPING = frozenset(
-    {"linear", "convolution", "mixing", "scale", "sum", "add", "shift", "movement", "index", "selection"}
+    {"linear", "convolution", "mixing", "scale", "sum", "add", "shift", "movement", "index", "selection", "rectifier"}
 )
 
 #: Movements that choose some entries of an axis, as pooling by one token does.
@@ -207,6 +208,18 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
     Raises :class:`UncoveredOperatorError` for a live operation that does not keep relevance by itself and that
     no rule covers; with ``strict=False`` the ruleset's fallback takes it and the plan says so.
     """
+    plan, refused = _draft(program, structure, ruleset, strict, Ends())
+    if ruleset.positional:
+        plan, refused = _draft(program, structure, ruleset, strict, _ends(plan))
+    for refusal in refused:
+        raise refusal
+    return replace(plan, relevant=_relevant(plan))
+
+
+def _draft(
+    program: Program, structure: Structure, ruleset: Ruleset, strict: bool, ends: Ends
+) -> tuple[Plan, list[UncoveredOperatorError]]:
+    """The plan without its messages, and what it leaves uncovered."""
     decisions: dict[fx.Node, Decision] = {}
     refused: dict[fx.Node, UncoveredOperatorError] = {}
     carrying: set[fx.Node] = {entrance.node for entrance in structure.entrances}
@@ -219,7 +232,7 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         ):
             continue  # nothing arrives, or only as a condition or an index
         try:
-            decision = _decide(node, operator, carrying, ruleset, structure, strict)
+            decision = _decide(node, operator, carrying, ruleset, structure, strict, ends)
         except UncoveredOperatorError as error:
             decision, refused[node] = None, error
         if decision is not None:
@@ -227,12 +240,21 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         if decision is None or decision.rule.conserves is not Conserves.NOTHING:
             carrying.add(node)
     useful = _useful(program.graph, carrying)
-    for node, refusal in refused.items():
-        if node in useful:
-            raise refusal
     kept = {node: decision for node, decision in decisions.items() if node in useful or node not in carrying}
     plan = Plan(program, structure, ruleset, kept, frozenset(carrying & useful), forks=_forks(structure, ruleset))
-    return replace(plan, relevant=_relevant(plan))
+    return plan, [refusal for node, refusal in refused.items() if node in useful]
+
+
+def _ends(plan: Plan) -> Ends:
+    """The first and last operations of every class and part, along the ways that relevance takes under ``plan``."""
+    kinds: dict[fx.Node, frozenset[str]] = {}
+    for node in plan.program.graph.nodes:
+        operator = operator_of(node)
+        if node in plan.carrying and operator is not None:
+            category = classify(node, operator, plan.carrying, plan.structure.dependent)
+            alike = ("linear", "convolution") if category in ("linear", "convolution") else (category,)
+            kinds[node] = frozenset((*plan.structure.labels.get(node, ()), *alike, *WIDER.get(category, ())))
+    return Ends.of(kinds, operands_of)
 
 
 def _forks(structure: Structure, ruleset: Ruleset) -> dict[fx.Node, Decision]:
@@ -273,7 +295,7 @@ def _useful(graph: fx.Graph, carrying: set[fx.Node]) -> set[fx.Node]:
     return useful
 
 
-def classify(node: fx.Node, operator: Operator, carrying: set[fx.Node], inside: frozenset[fx.Node]) -> str:
+def classify(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> str:
     """The operator class of a node, given which of its arguments carry relevance."""
     if operator.kind is Kind.FACTORS:
         factors = nodes_in(node, operator.factors)
@@ -306,13 +328,14 @@ def _decide(
     ruleset: Ruleset,
     structure: Structure,
     strict: bool,
+    ends: Ends,
 ) -> Decision | None:
     if operator is None:
         return _uncovered(node, "unknown operator", ruleset, structure, strict)
     category = classify(node, operator, carrying, structure.dependent)
     labels = (*structure.labels.get(node, ()), category, *WIDER.get(category, ()), "any")
     if not ruleset.mentions.isdisjoint(labels):
-        entry = ruleset.choose(labels, module_stack(node), category)
+        entry = ruleset.choose(labels, module_stack(node), category, ends.at(node))
         if entry is not None:
             rule, params = entry.bound
             if rule.name == "gradient" and category in KEEPING:

@@ -36,6 +36,7 @@ CLASSES = (
     "singular",
     "softmax",
     "selection",
+    "rectifier",
     "sum",
     "add",
     "shift",
@@ -67,12 +68,19 @@ class Citation(BaseModel):
 
 
 class Where(BaseModel):
-    """A restriction to modules: ``module`` is a glob over module paths, ``class`` one over class names."""
+    """A restriction to modules: ``module`` is a glob over module paths, ``class`` one over class names.
+
+    ``first`` (``last``): only operations that no other of the class or part of a pattern that the entry matches comes
+    before on a way from an input (after on a way to an output) that relevance takes. Linear layers and convolutions
+    count as one class. Where ways branch, as in a model with two inputs, there may be several.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     module: str | None = None
     class_: str | None = Field(default=None, alias="class")
+    first: bool = False
+    last: bool = False
 
     def accepts(self, stack: Sequence[tuple[str, str]]) -> bool:
         """Whether any module that encloses the node fits."""
@@ -150,25 +158,45 @@ class Ruleset(BaseModel):
         """Everything that some entry matches."""
         return frozenset(entry.match for entry in self.rules)
 
-    def choose(self, labels: Iterable[str], stack: Sequence[tuple[str, str]], category: str) -> Entry | None:
+    @cached_property
+    def positional(self) -> bool:
+        """Whether some entry is for the first or the last of its class."""
+        return any(entry.where.first or entry.where.last for entry in self.rules)
+
+    def choose(
+        self,
+        labels: Iterable[str],
+        stack: Sequence[tuple[str, str]],
+        category: str,
+        ends: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset()),
+    ) -> Entry | None:
         """The first entry that matches one of a node's labels in its enclosing modules with a rule for its
-        operator class.
+        operator class. ``ends`` are the labels of which the node is first, and last.
 
         A rule for products is thus passed over where a product turned out linear, one factor being constant.
         """
         names = set(labels)
         return next(
-            (e for e in self.rules if e.match in names and e.bound[0].fits(category) and e.where.accepts(stack)),
+            (
+                e
+                for e in self.rules
+                if e.match in names
+                and e.bound[0].fits(category)
+                and e.where.accepts(stack)
+                and (e.match in ends[0] or not e.where.first)
+                and (e.match in ends[1] or not e.where.last)
+            ),
             None,
         )
 
-    def override(self, where: str | Mapping[str, str] | None = None, **changes: Any) -> Ruleset:
+    def override(self, where: str | Mapping[str, str | bool] | None = None, **changes: Any) -> Ruleset:
         """A copy with some choices changed.
 
         Each keyword is a field of the ruleset (``bias="distribute"``), a pattern or operator class with its new
         rule (``linear={"rule": "gamma", "gamma": 0.05}``, ``activation="gradient"``; write ``**{"norm.mean":
         "constant"}`` for a part), or a parameter's name, set on all rules that take it (``epsilon=0.1``).
-        ``where`` limits rules to modules: ``"*.mlp.*"`` or ``{"module": ..., "class": ...}``. Raises
+        A mapping without a rule changes parameters of the entries that match it (``linear={"epsilon": 0.1}``).
+        ``where`` limits new rules: ``"*.mlp.*"``, ``{"module": ..., "class": ...}`` or ``{"first": True}``. Raises
         :class:`RulesetError` for unknown names.
         """
         place = {"module": where} if isinstance(where, str) else dict(where or {})
@@ -179,7 +207,10 @@ class Ruleset(BaseModel):
             if key in fields:
                 continue
             if CLASS_ALIASES.get(key, key) in labels():
-                new.append(_entry(key, value, place))
+                if isinstance(value, Mapping) and "rule" not in value:
+                    _amend(rules, CLASS_ALIASES.get(key, key), value, self.name)
+                else:
+                    new.append(_entry(key, value, place))
             elif any(key in r.parameters for r in RULES.values()):
                 for entry in rules:
                     if key in find_rule(entry["rule"]).parameters:
@@ -195,6 +226,19 @@ class Ruleset(BaseModel):
             fields["readout"] = {**known, **fields["readout"]}
         content = {**self.model_dump(by_alias=True), **fields, "rules": new + rules, "extends": None}
         return _validated(content, f"override of '{self.name}'", None)
+
+
+def _amend(rules: list[dict[str, Any]], match: str, params: Mapping[str, Any], name: str) -> None:
+    """Set parameters of every entry for ``match`` whose rule takes one of them."""
+    fitting = [entry for entry in rules if entry["match"] == match]
+    takers = [entry for entry in fitting if set(params) & set(find_rule(entry["rule"]).parameters)]
+    if not takers:
+        raise RulesetError(
+            f"Ruleset '{name}' has no rule for '{match}' that takes {', '.join(params)}: give one, as in "
+            f'{match}={{"rule": ..., ...}}.'
+        )
+    for entry in takers:
+        entry["params"] = {**entry["params"], **params}
 
 
 def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,6 +369,11 @@ def _check_entry(entry: Entry, index: int, origin: str, node: yaml.Node | None) 
     except RulesetError as error:
         key = "params" if ALIASES.get(entry.rule, entry.rule) in RULES else "rule"
         raise RulesetError(f"{origin}{_position(node, ('rules', index, key))}: {error}") from None
+    if (entry.where.first or entry.where.last) and (entry.match in PATTERNS or entry.match in ("any", "fork")):
+        raise RulesetError(
+            f"{origin}{_position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "
+            f"a class or the parts of a pattern; '{entry.match}' is neither."
+        )
     classes = {*CLASSES, "residual"}
     category = "add" if entry.match == "residual" else entry.match
     if entry.match in classes and entry.match != "any" and not chosen.fits(category):

@@ -118,7 +118,7 @@ _register("quotient", Kind.QUOTIENT, "linalg_solve_triangular", factors=(1, 0))
 _register(
     "selection",
     Kind.HOMOGENEOUS,
-    """relu max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
+    """max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
     adaptive_max_pool2d amax amin topk sort kthvalue median mode cummax cummin nan_to_num""",
     terms=(0,),
     copies=True,
@@ -126,9 +126,11 @@ _register(
 _register(
     "selection",
     Kind.HOMOGENEOUS,
-    "abs leaky_relu rrelu prelu _prelu_kernel norm linalg_vector_norm frobenius_norm std hypot",
+    "abs norm linalg_vector_norm frobenius_norm std hypot",
     terms=(0,),
 )
+_register("rectifier", Kind.HOMOGENEOUS, "relu", terms=(0,), copies=True)
+_register("rectifier", Kind.HOMOGENEOUS, "leaky_relu rrelu prelu _prelu_kernel", terms=(0,))
 _register("selection", Kind.HOMOGENEOUS, "max min maximum minimum fmax fmin", terms=(0, 1), copies=True)
 _register("selection", Kind.HOMOGENEOUS, "where", terms=(1, 2), copies=True)
 _register("selection", Kind.HOMOGENEOUS, "scatter_reduce index_reduce", terms=(0, 3))

@@ -27,6 +27,16 @@ class _Scaled(torch.autograd.Function):
         return grads[0] * ctx.factor, None
 
 
+class _Positive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].clamp(min=0)
+
+
 class _Carried(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
@@ -92,6 +102,11 @@ def _converted(function: Any, value: Any) -> Any:
 def scale_message(x: Tensor, factor: Tensor | float) -> Tensor:
     """``x``, whose message is multiplied by ``factor`` (of x's shape or a number)."""
     return _apply(_Scaled, x, factor)
+
+
+def positive_message(x: Tensor) -> Tensor:
+    """``x``, of whose message only what is positive passes."""
+    return _apply(_Positive, x)
 
 
 def carry(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxlrp.errors import RulesetError, nearest
 from fxlrp.rules.dense import matrix, shares
-from fxlrp.rules.elementary import gradient
-from fxlrp.rules.linear import affine, without
+from fxlrp.rules.linear import LINEAR, affine, without
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import as_relevance, carry, stabilised
+from fxlrp.rules.primitives import carry, positive_message, stabilised
 from fxlrp.rules.rule import Cite, Conserves, Message, rule
 from fxlrp.rules.shares import Shares, relevance_share_rule
 
-ZENNIT = "Anders et al. 2021, zennit"
+MONTAVON = "Montavon et al. 2017, Explaining nonlinear classification decisions with deep Taylor decomposition"
 
 
 @rule(
     "activation",
     "softmax",
-    "selection",
+    "rectifier",
     "scale",
     "shift",
     conserves=Conserves.EXACTLY,
@@ -32,71 +31,192 @@ ZENNIT = "Anders et al. 2021, zennit"
 def pass_through(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
     """R_x = R_y, entry by entry, whatever the values.  x, y: any shape, the same for both (x is broadcast).
 
-    Of a sum with constants (*shift*) the constants receive none. A maximum over an axis or of two values is no copy:
-    there relevance follows the entries that were chosen.
+    Of a sum with constants (*shift*) the constants receive none.
     """
     y: Tensor = op(x, *rest)
-    if sum(op.live) > 1 or y.ndim < x.ndim or y.numel() < x.numel():
-        return gradient.relevances[0](op, x, *rest)
     return carry(y, x.expand_as(y), torch.ones_like(y))
 
 
 @pass_through.reference
 def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-    if sum(op.live) > 1 or relevance.numel() < x.numel():
-        parts: tuple[Tensor, ...] = gradient.references[0](op, relevance, x, *rest)
-        return parts
     return relevance.sum_to_size(x.shape), *(torch.zeros_like(r) for r in rest if isinstance(r, Tensor))
 
 
-@relevance_share_rule(
-    "linear", "convolution", source=Cite("Montavon et al. 2017, Deep Taylor", "z^B rule"), leak_kind="epsilon"
-)
+# --- linear maps whose shares do not depend on x, or on its bounds -------------------------------------------
+
+
+@relevance_share_rule(*LINEAR, source=Cite("Bach et al. 2015; Lapuschkin et al. 2019", "flat rule"), leak_kind="epsilon")
+def flat(
+    op: Operation,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float = 1e-6,
+    stabiliser: str = "signed",
+) -> Shares:
+    """R_j = sum_i 1 / (n_i + epsilon) R_i over the outputs i that x_j enters, n_i = the number of inputs of output i.
+
+    x: any shape the operation takes. Values, weights and biases play no part; what a padding adds to an output is no
+    input. epsilon has no unit.
+    """
+    count = affine(op, carry(torch.ones_like(x), x, torch.ones_like(x)), torch.ones_like(weight), without(bias))
+    return [(count, stabilised(count, epsilon, stabiliser))]
+
+
+@flat.reference
+def _(
+    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
+) -> Tensor:
+    return _from_contributions(matrix(op, x, torch.ones_like(weight)), relevance, x, options)
+
+
+@relevance_share_rule(*LINEAR, source=Cite(MONTAVON, "w^2 rule"), leak_kind="epsilon")
+def w_square(
+    op: Operation,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float = 1e-6,
+    stabiliser: str = "signed",
+) -> Shares:
+    """R_j = sum_i W_ij^2 / (sum_j' W_ij'^2 + epsilon) R_i.
+
+    x: any shape the operation takes; its values and the bias play no part. epsilon has the unit of W^2.
+    """
+    squares = affine(op, carry(torch.ones_like(x), x, torch.ones_like(x)), weight.square(), without(bias))
+    return [(squares, stabilised(squares, epsilon, stabiliser))]
+
+
+@w_square.reference
+def _(
+    op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
+) -> Tensor:
+    return _from_contributions(matrix(op, x, weight.square()), relevance, x, options)
+
+
+@relevance_share_rule(*LINEAR, source=Cite(MONTAVON, "z^B rule"), leak_kind="epsilon")
 def z_box(
     op: Operation,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    low: float = 0.0,
-    high: float = 1.0,
-    bounds: str = "fixed",
-    epsilon: float = 1e-9,
+    low: float = -math.inf,
+    high: float = math.inf,
+    epsilon: float = 1e-6,
     stabiliser: str = "signed",
 ) -> Shares:
-    """R_j = sum_i (W_ij x_j - W_ij+ l - W_ij- h) / (sum_j of these + epsilon) R_i for inputs within l <= x <= h.
+    """R_j = sum_i z_ij / (sum_j' z_ij' + epsilon) R_i with z_ij = x_j W_ij - low W_ij+ - high W_ij-, signed epsilon.
 
-    x: [batch, ...]. l and h are ``low`` and ``high`` (``bounds: fixed``; unit of x) or the smallest and largest entry
-    of each sample (``sample``). Biases take no part. epsilon has the unit of z.
+    x: any shape the operation takes, samples along its first axis. No bias. ``low`` and ``high`` (unit of x) are the
+    bounds of the input domain; an infinite one stands for the least or the greatest entry of each sample.
+    epsilon has the unit of z.
     """
-    least, most = _bounds(x.detach(), low, high, bounds)
-    z = (
-        affine(op, as_relevance(x), weight, without(bias))
-        - affine(op, carry(least, x, least), weight.clamp(min=0), without(bias))
-        - affine(op, carry(most, x, most), weight.clamp(max=0), without(bias))
+    lower, upper = _bounds(x, low, high)
+    parts = (
+        affine(op, carry(x, x, x), weight, without(bias)),
+        affine(op, carry(lower, x, lower), weight.clamp(min=0), without(bias)),
+        affine(op, carry(upper, x, upper), weight.clamp(max=0), without(bias)),
     )
+    z = parts[0] - parts[1] - parts[2]
     return [(z, stabilised(z, epsilon, stabiliser))]
-
-
-def _bounds(x: Tensor, low: float, high: float, bounds: str) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest value that each entry may have."""
-    if bounds not in ("fixed", "sample"):
-        raise RulesetError(f"Rule 'z_box' has no bounds '{bounds}'.{nearest(bounds, ('fixed', 'sample'))}")
-    if bounds == "fixed":
-        return torch.full_like(x, low), torch.full_like(x, high)
-    axes = tuple(range(1, x.ndim))
-    return x.amin(axes, keepdim=True).expand_as(x), x.amax(axes, keepdim=True).expand_as(x)
 
 
 @z_box.reference
 def _(
     op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    dense, flat = matrix(op, x, weight), x.flatten()
-    least, most = torch.full_like(x, options["low"]), torch.full_like(x, options["high"])
-    if options["bounds"] == "sample":
-        for index, sample in enumerate(x):
-            least[index], most[index] = sample.min(), sample.max()
-    contributions = dense * flat - dense.clamp(min=0) * least.flatten() - dense.clamp(max=0) * most.flatten()
-    z = stabilised(contributions.sum(1), options["epsilon"], options["stabiliser"])
-    return shares(contributions, z, relevance.flatten()).reshape(x.shape)
+    dense = matrix(op, x, weight)
+    lower, upper = torch.empty_like(x), torch.empty_like(x)
+    for sample, least, greatest in zip(x, lower, upper, strict=True):
+        least.fill_(float(sample.min()) if math.isinf(options["low"]) else options["low"])
+        greatest.fill_(float(sample.max()) if math.isinf(options["high"]) else options["high"])
+    contributions = dense * x.flatten() - dense.clamp(min=0) * lower.flatten() - dense.clamp(max=0) * upper.flatten()
+    return _from_contributions(contributions, relevance, x, options)
+
+
+def _bounds(x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """The bounds of the domain of x, in its shape."""
+    values, axes = x.detach(), tuple(range(1, x.ndim))
+    lower = values.amin(axes, keepdim=True) if math.isinf(low) else torch.full_like(values, low)
+    upper = values.amax(axes, keepdim=True) if math.isinf(high) else torch.full_like(values, high)
+    return lower.expand_as(x), upper.expand_as(x)
+
+
+def _from_contributions(contributions: Tensor, relevance: Tensor, x: Tensor, options: dict[str, Any]) -> Tensor:
+    denominators = stabilised(contributions.sum(1), options["epsilon"], options["stabiliser"])
+    return shares(contributions, denominators, relevance.flatten()).reshape(x.shape)
+
+
+# --- messages that are derivatives, with nothing multiplied --------------------------------------------------
+
+
+@rule(
+    "any",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Simonyan et al. 2014, Deep Inside Convolutional Networks", "the derivative itself as the map"),
+    leak_kind="derivative",
+    message=Message.RELEVANCE,
+)
+def vjp(op: Operation, *operands: Tensor) -> Tensor:
+    """R_x = J^T R_y, the vector-Jacobian product of this operation alone; nothing is multiplied by x, of any shape.
+
+    From R = 1 at an output on it is the plain gradient. Additive constants receive none.
+    """
+    result: Tensor = op(*_without_sources(op, operands))
+    return result
+
+
+@vjp.reference
+def _(op: Operation, relevance: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+    results = []
+    for i, x in enumerate(operands):
+        if not isinstance(x, Tensor) or i in op.sources:
+            results.append(torch.zeros_like(x) if isinstance(x, Tensor) else relevance.new_zeros(()))
+            continue
+        rows = torch.autograd.functional.jacobian(lambda v, i=i: op(*operands[:i], v, *operands[i + 1 :]), x)
+        results.append(torch.einsum("ij,i->j", rows.reshape(-1, x.numel()), relevance.flatten()).reshape(x.shape))
+    return tuple(results)
+
+
+@rule(
+    "rectifier",
+    "activation",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Springenberg et al. 2015, Striving for Simplicity", "guided backpropagation, sec. 3.4"),
+    leak_kind="negative message",
+    message=Message.RELEVANCE,
+)
+def guided(op: Operation, x: Tensor) -> Tensor:
+    """R_x = f'(x) max(R_y, 0): for ReLU the message passes where x > 0 and it is positive.  x: any shape."""
+    return positive_message(vjp.surrogate(op, x))
+
+
+@guided.reference
+def _(op: Operation, relevance: Tensor, x: Tensor) -> Any:
+    return vjp.references[0](op, relevance * (relevance > 0), x)
+
+
+@rule(
+    "rectifier",
+    "activation",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks", "sec. 2.1"),
+    leak_kind="negative message",
+    message=Message.RELEVANCE,
+)
+def deconvnet(op: Operation, x: Tensor) -> Tensor:
+    """R_x = max(R_y, 0): a rectifier is applied to the message, whatever x was.  x: any shape."""
+    y: Tensor = op(x)
+    return positive_message(carry(y, x, torch.ones_like(y)))
+
+
+@deconvnet.reference
+def _(op: Operation, relevance: Tensor, x: Tensor) -> Tensor:
+    return relevance * (relevance > 0)
+
+
+def _without_sources(op: Operation, operands: tuple[Any, ...]) -> list[Any]:
+    return [x.detach() if i in op.sources and isinstance(x, Tensor) else x for i, x in enumerate(operands)]

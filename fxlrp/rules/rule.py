@@ -32,7 +32,7 @@ class Message(Enum):
 
 
 #: Classes that are a case of another: what is said of a sum holds of a sum with constants.
-WIDER = {"shift": ("add",), "index": ("movement",)}
+WIDER = {"shift": ("add",), "index": ("movement",), "rectifier": ("selection",)}
 
 
 class Conserves(Enum):
@@ -151,6 +151,14 @@ ALIASES = {
     "alpha_beta": "alphabeta",
     "zplus": "z_plus",
     "z-plus": "z_plus",
+    "zbox": "z_box",
+    "z-box": "z_box",
+    "zB": "z_box",
+    "wsquare": "w_square",
+    "w-square": "w_square",
+    "w2": "w_square",
+    "guided_backprop": "guided",
+    "pass": "pass_through",
     "identity": "secant",
     "detach": "constant",
     "take_all_expert": "constant",

@@ -139,8 +139,12 @@ SHIFT = (
     Sample("add a constant", lambda a, c: a + c, (ROWS, ROWS)),
     Sample("subtract a constant row", lambda a, c: a - c, (ROWS, (4,))),
 )
-SELECTION = (
+RECTIFIER = (
     Sample("relu", torch.relu, (ROWS,)),
+    Sample("leaky relu", lambda x: F.leaky_relu(x, 0.1), (ROWS,)),
+    Sample("prelu", F.prelu, (ROWS, (3,))),
+)
+SELECTION = (
     Sample("abs", torch.abs, (ROWS,)),
     Sample("maximum", torch.maximum, (ROWS, ROWS), live=2),
     Sample("amax", lambda x: x.amax(-1), (ROWS,)),
@@ -177,6 +181,7 @@ OPERATIONS: dict[str, tuple[Sample, ...]] = {
     "singular": SINGULAR,
     "softmax": SOFTMAX,
     "selection": SELECTION,
+    "rectifier": RECTIFIER,
     "sum": SUM,
     "add": ADD,
     "shift": SHIFT,
