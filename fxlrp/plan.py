@@ -24,11 +24,11 @@ from fxlrp.graph.order import Ends
 from fxlrp.graph.residual import skip_connections
 from fxlrp.graph.view import module_path, module_stack, source_line
 from fxlrp.patterns import PATTERNS, Match, NearMiss, find
-from fxlrp.rules import Conserves, Rule, find_rule
+from fxlrp.rules import Conserves, Post, Rule, find_rule
 from fxlrp.rules.elementary import value_at_zero
 from fxlrp.rules.operation import take_apart
 from fxlrp.rules.rule import WIDER, Message
-from fxlrp.rulesets import Ruleset
+from fxlrp.rulesets import Entry, Ruleset
 
 aten = torch.ops.aten
 #: Classes whose plain gradient keeps relevance by itself: linear maps, sums and homogeneous selections.
@@ -42,20 +42,35 @@ INDEXING = frozenset({aten.select, aten.index_select, aten.index})
 
 @dataclass(frozen=True)
 class Decision:
-    """The rule chosen for a node, its complete parameters, and what the ruleset matched."""
+    """The rule chosen for a node, its complete parameters, what the ruleset matched, what follows the rule and what
+    it stands for.
+    """
 
     rule: Rule
     params: Mapping[str, Any]
     category: str
     label: str
     note: str = ""
+    post: tuple[Post, ...] = ()
+    sublayer: bool = False
+
+    @staticmethod
+    def of(entry: Entry, category: str, label: str) -> Decision:
+        """What a line of a ruleset decides."""
+        return Decision(*entry.bound, category, label, post=entry.post, sublayer=entry.scope == "sublayer")
+
+    @property
+    def message(self) -> Message:
+        """What is handed on by itself: post-operations act on relevance."""
+        return Message.RELEVANCE if self.post else self.rule.message
 
     @property
     def spelled(self) -> str:
-        """The rule with those parameters that are not its defaults."""
+        """The rule with those parameters that are not its defaults, and what follows it."""
         shown = {k: v for k, v in self.params.items() if v != self.rule.parameters[k].default}
         options = ", ".join(f"{k}={v}" for k, v in shown.items())
-        return self.rule.name + (f"({options})" if options else "")
+        after = "".join(f", {post}" for post in self.post) + (" of the sub-layer" if self.sublayer else "")
+        return self.rule.name + (f"({options})" if options else "") + after
 
 
 @dataclass(frozen=True)
@@ -79,12 +94,17 @@ class Structure:
     labels: Mapping[fx.Node, tuple[str, ...]]
     dependent: frozenset[fx.Node]
     entrances: tuple[Entrance, ...]
-    forks: frozenset[fx.Node] = frozenset()
+    skips: Mapping[fx.Node, fx.Node] = field(default_factory=dict)
+
+    @property
+    def forks(self) -> frozenset[fx.Node]:
+        """Where skip connections begin; ``skips`` has it for each sum that ends one."""
+        return frozenset(self.skips.values())
 
     @staticmethod
     def of(program: Program, entrances: tuple[Entrance, ...]) -> Structure:
         """Collect the labels of every node: parts of patterns first, then patterns, then skip connections."""
-        inside = dependent(program.graph, program.inputs)
+        inside = dependent(program.graph, (program.placeholders[name] for name in program.inputs))
         # Spelled-out activations have been folded into single operators by now.
         structures = {name: group for name, group in PATTERNS.items() if name != "activation"}
         matches, misses = find(program.graph, structures, inside)
@@ -95,11 +115,12 @@ class Structure:
                 labels[node] = (f"{name}.{part}", *labels.get(node, ()))
             for node in match.nodes:
                 labels[node] = (*labels.get(node, ()), name)
-        forks = set()
-        for node, fork in skip_connections(program.graph, inside):
+        # A mask that every layer adds is no skip connection, though what it masks depends on it.
+        carried = dependent(program.graph, (entrance.node for entrance in entrances))
+        skips = dict(skip_connections(program.graph, carried))
+        for node in skips:
             labels[node] = (*labels.get(node, ()), "residual")
-            forks.add(fork)
-        return Structure(tuple(matches), tuple(misses), labels, inside, entrances, frozenset(forks))
+        return Structure(tuple(matches), tuple(misses), labels, inside, entrances, skips)
 
 
 @dataclass(frozen=True)
@@ -125,7 +146,12 @@ class Plan:
 
     def gives(self, node: fx.Node) -> Message:
         """What ``node`` hands to its operands: once relevance, always relevance."""
-        return Message.RELEVANCE if node in self.relevant else self.rule(node).message
+        return Message.RELEVANCE if node in self.relevant else self.native(node)
+
+    def native(self, node: fx.Node) -> Message:
+        """What ``node`` hands on where a gradient arrives."""
+        decision = self.decisions.get(node)
+        return decision.message if decision is not None else Message.GRADIENT
 
     @cached_property
     def compares(self) -> bool:
@@ -260,7 +286,7 @@ def _ends(plan: Plan) -> Ends:
 def _forks(structure: Structure, ruleset: Ruleset) -> dict[fx.Node, Decision]:
     """The rule, if any, for what arrives where a skip connection begins, from both of its ways."""
     chosen = {node: ruleset.choose(("fork",), module_stack(node), "fork") for node in structure.forks}
-    return {node: Decision(*entry.bound, "fork", "fork") for node, entry in chosen.items() if entry is not None}
+    return {node: Decision.of(entry, "fork", "fork") for node, entry in chosen.items() if entry is not None}
 
 
 def _relevant(plan: Plan) -> frozenset[fx.Node]:
@@ -274,7 +300,7 @@ def _relevant(plan: Plan) -> frozenset[fx.Node]:
         if node not in plan.carrying:
             continue
         users = (user for user in node.users if user in plan.carrying and node in operands_of(user))
-        if everywhere or any(u in found or plan.rule(u).message is Message.RELEVANCE for u in users):
+        if everywhere or any(u in found or plan.native(u) is Message.RELEVANCE for u in users):
             found.add(node)
     entrances = {entrance.node for entrance in plan.structure.entrances} & plan.carrying
     return frozenset(found | entrances if found & entrances else found)
@@ -337,10 +363,9 @@ def _decide(
     if not ruleset.mentions.isdisjoint(labels):
         entry = ruleset.choose(labels, module_stack(node), category, ends.at(node))
         if entry is not None:
-            rule, params = entry.bound
-            if rule.name == "gradient" and category in KEEPING:
-                return None
-            return Decision(rule, params, category, entry.match if entry.match != "any" else category)
+            decision = Decision.of(entry, category, entry.match if entry.match != "any" else category)
+            plain = decision.rule.name == "gradient" and not decision.post and not decision.sublayer
+            return None if plain and category in KEEPING else decision
     if ruleset.bias == "distribute" and category in ("linear", "convolution"):
         rule = find_rule("distribute")
         return Decision(rule, rule.bind({}), category, category)

@@ -31,10 +31,13 @@ class FeatureReading(Reading):
 class InputReading(FeatureReading):
     """Relevance at the inputs.
 
+    ``at``: token ids are explained at their look-up (``inputs``), or at the output of the module that embeds them
+    (``embeddings``), where positions and types are added and normalised: a float input is explained as it is.
     ``score``: the relevance x g, or the ``gradient`` g (sensitivity).
     """
 
     kind: Literal["input"] = "input"
+    at: Literal["inputs", "embeddings"] = "inputs"
     score: Literal["relevance", "gradient"] = "relevance"
 
 

@@ -21,7 +21,7 @@ from fxlrp.errors import RulesetError, nearest
 from fxlrp.patterns import PATTERNS, Pattern
 from fxlrp.patterns.language import PART
 from fxlrp.readings import AnyReading, InputReading
-from fxlrp.rules import Rule, find_rule
+from fxlrp.rules import Post, Rule, find_rule
 from fxlrp.rules.rule import ALIASES, RULES
 
 #: Operator classes, as rulesets name them.
@@ -106,7 +106,12 @@ def glob(pattern: str) -> re.Pattern[str]:
 
 
 class Entry(BaseModel):
-    """One line of a ruleset: what it matches, where, which rule it gives, with which parameters."""
+    """One line of a ruleset: what it matches, where, which rule it gives, with which parameters.
+
+    ``post`` are operations on the relevance that the rule hands on. ``scope``: the rule stands for the ``operation``
+    that is matched; of a *residual* sum, ``sublayer`` gives the skip connection what the rule makes of the whole
+    sub-layer as one function of it, skip and branch, and the branch its own part as well.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -114,6 +119,8 @@ class Entry(BaseModel):
     rule: str
     where: Where = Where()
     params: dict[str, float | int | bool | str] = {}
+    post: tuple[Post, ...] = ()
+    scope: Literal["operation", "sublayer"] = "operation"
 
     @cached_property
     def bound(self) -> tuple[Rule, dict[str, Any]]:
@@ -243,12 +250,13 @@ def _amend(rules: list[dict[str, Any]], match: str, params: Mapping[str, Any], n
 
 def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
     spec: dict[str, Any] = {"rule": value} if isinstance(value, str) else dict(value)
-    known = {key: spec.pop(key) for key in ("rule", "params", "where") if key in spec}
+    known = {key: spec.pop(key) for key in ("rule", "params", "where", "post", "scope") if key in spec}
     return {
         "match": CLASS_ALIASES.get(match, match),
         "rule": known.get("rule", ""),
         "where": known.get("where", place),
         "params": {**known.get("params", {}), **spec},
+        **{key: known[key] for key in ("post", "scope") if key in known},
     }
 
 
@@ -374,6 +382,9 @@ def _check_entry(entry: Entry, index: int, origin: str, node: yaml.Node | None) 
             f"{origin}{_position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "
             f"a class or the parts of a pattern; '{entry.match}' is neither."
         )
+    if entry.scope == "sublayer" and entry.match != "residual":
+        place = _position(node, ("rules", index, "scope"))
+        raise RulesetError(f"{origin}{place}: only 'residual' has the scope 'sublayer', not '{entry.match}'.")
     classes = {*CLASSES, "residual"}
     category = "add" if entry.match == "residual" else entry.match
     if entry.match in classes and entry.match != "any" and not chosen.fits(category):

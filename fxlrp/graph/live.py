@@ -6,7 +6,7 @@ input-dependent nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +29,11 @@ class Entrance:
     lookup: bool
 
 
-def dependent(graph: fx.Graph, roots: Mapping[str, str]) -> frozenset[fx.Node]:
-    """The nodes whose value depends on the user's inputs."""
-    found: set[fx.Node] = set()
+def dependent(graph: fx.Graph, roots: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """The nodes whose value depends on ``roots``, which are among them."""
+    found = {*roots}
     for node in graph.nodes:
-        if (node.op == "placeholder" and node.target in roots) or any(n in found for n in node.all_input_nodes):
+        if any(n in found for n in node.all_input_nodes):
             found.add(node)
     return frozenset(found)
 

@@ -22,7 +22,7 @@ def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[tu
     for node in graph.nodes:
         if packet(node.target) is not aten.add or len(node.args) < 2:
             continue
-        a, b = (_unmoved(argument) for argument in node.args[:2])
+        a, b = (unmoved(argument) for argument in node.args[:2])
         if a is None or b is None or a is b or a not in inside or b not in inside:
             continue
         early, late = sorted((a, b), key=lambda n: position[n])
@@ -30,7 +30,7 @@ def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[tu
             yield node, early
 
 
-def _unmoved(value: object) -> fx.Node | None:
+def unmoved(value: object) -> fx.Node | None:
     """What a view, cast or copy is a view of."""
     while isinstance(value, fx.Node) and is_movement(value):
         value = value.args[0]

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxlrp.errors import RulesetError
+from fxlrp.graph.embedding import embedding_module
 from fxlrp.readings import FeatureReading, InputReading
 from fxlrp.readout.answer import Answer, reader
 from fxlrp.readout.task import Carried, Propagated, Task
 from fxlrp.rules.rule import Message
 
+#: The labels of what blocks are made of.
+BLOCKS = frozenset({"attention", "residual"})
+
 
 @reader(InputReading)
 def at_inputs(task: Task, reading: InputReading) -> Answer:
     """Relevance (or the gradient) of every attributed value, tokens reduced over their features."""
-    propagated = task.propagate(task.taps)
-    return by_input(task, reading, propagated, [score(carried, reading.score) for carried in propagated.entrances])
+    places = embedded(task) if reading.at == "embeddings" else {}
+    propagated = task.propagate((*task.taps, *places.values()))
+    behind = dict(zip(places, propagated.taps[len(task.taps) :], strict=True))
+    carried = [behind.get(index, own) for index, own in enumerate(propagated.entrances)]
+    return by_input(task, reading, propagated, [score(each, reading.score) for each in carried])
+
+
+def embedded(task: Task) -> dict[int, fx.Node]:
+    """For each attributed look-up, by its place among the attributed values, what the module that embeds gives.
+
+    A look-up that stands in no module of its own stays as it is, and so does a float input.
+    """
+    structure = task.captured.structure
+    blocks = [node for node, labels in structure.labels.items() if not BLOCKS.isdisjoint(labels)]
+    found: dict[int, fx.Node] = {}
+    for index, entrance in enumerate(structure.entrances):
+        module = embedding_module(entrance.node, blocks) if entrance.lookup else None
+        if module is not None:
+            (node,) = task.lrp.taps(task.captured, [module]).values()
+            if node not in found.values():
+                found[index] = node
+    return found
 
 
 def by_input(task: Task, reading: FeatureReading, propagated: Propagated, scores: list[Tensor]) -> Answer:

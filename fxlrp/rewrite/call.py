@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.graph.operators import is_continuous
-from fxlrp.rules import Operation, Rule
+from fxlrp.rules import Operation, Post, Rule
 from fxlrp.rules.operation import Reference
-from fxlrp.rules.primitives import received
+from fxlrp.rules.post import posted
+from fxlrp.rules.primitives import as_relevance, received
 from fxlrp.rules.rule import Message
 
 
@@ -21,7 +23,7 @@ from fxlrp.rules.rule import Message
 class RuleCall:
     """Calls ``rule`` on ``operation``; takes the operands, then the operation's other arguments, and for a rule that
     compares all of them once more, as they are on the reference input. ``takes`` and ``gives`` are the messages that
-    arrive and that are handed on.
+    arrive and that are handed on, ``post`` what happens to relevance on its way to the operands.
     """
 
     rule: Rule
@@ -29,6 +31,7 @@ class RuleCall:
     operation: Operation
     takes: Message = Message.GRADIENT
     gives: Message = Message.GRADIENT
+    post: tuple[Post, ...] = ()
 
     @property
     def __name__(self) -> str:
@@ -44,7 +47,11 @@ class RuleCall:
         if other:
             elsewhere = Reference(self.operation.bind(other[count:]), other[:count])
             operation = replace(operation, reference=elsewhere)
-        return self.rule.apply(self.takes, operation, *own[:count], **self.params)
+        if not self.post:
+            return self.rule.apply(self.takes, operation, *own[:count], **self.params)
+        on_relevance = partial(self.rule.apply, Message.RELEVANCE, operation, **self.params)
+        y = posted(self.post, operation.live, on_relevance, own[:count])
+        return y if self.takes is Message.RELEVANCE else as_relevance(y)
 
     def leak(self, y: Tensor, message: Tensor, *values: Any) -> Tensor:
         """What the rule declares to keep of the incoming relevance, summed in float64."""

@@ -17,6 +17,7 @@ from fxlrp.graph.operators import is_float, operator_of, packet
 from fxlrp.plan import Plan, operands_of
 from fxlrp.rewrite import kernels
 from fxlrp.rewrite.call import RuleCall, source_leaf
+from fxlrp.rewrite.sublayer import whole_sublayer
 from fxlrp.rules import take_apart
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import as_relevance
@@ -179,7 +180,7 @@ class _Rewriting:
     def _forked(self, node: fx.Node) -> fx.Node:
         """The value behind the rule for what arrives from all of its ways."""
         decision, kind = self.plan.forks[node], self.plan.takes(node)
-        call = RuleCall(decision.rule, decision.params, IDENTITY, kind, kind)
+        call = RuleCall(decision.rule, decision.params, IDENTITY, kind, kind, decision.post)
         made = self.graph.call_function(call, (self.values[node],))
         if self.ledger and (decision.rule.leak is not None or kind is Message.RELEVANCE):
             self.leaks.append(Leak(node, call))
@@ -234,10 +235,11 @@ class _Rewriting:
 
     def _apply(self, node: fx.Node) -> fx.Node:
         decision, rule = self.plan.decisions.get(node), self.plan.rule(node)
-        site = take_apart(node, self.plan.carrying.__contains__)
-        params = decision.params if decision is not None else {}
+        sublayer = decision is not None and decision.sublayer and self.plan.structure.skips[node] in self.plan.carrying
+        site = whole_sublayer(self.plan, node) if sublayer else take_apart(node, self.plan.carrying.__contains__)
+        params, post = (decision.params, decision.post) if decision is not None else ({}, ())
         takes, gives = self.plan.takes(node), self.plan.gives(node)
-        call = RuleCall(rule, params, site.operation, takes, gives)
+        call = RuleCall(rule, params, site.operation, takes, gives, post)
         operands = [self._operand(o, node) if isinstance(o, fx.Node) else o for o in site.operands]
         extras = [self._constant(extra) for extra in site.extras]
         if self.ledger:

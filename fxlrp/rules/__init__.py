@@ -4,6 +4,7 @@ beside it.
 
 from fxlrp.rules import elementary, gamma, linear, product, relevance, rescale
 from fxlrp.rules.operation import Operation, take_apart
+from fxlrp.rules.post import Post
 from fxlrp.rules.rule import RULES, Cite, Conserves, Rule, find_rule, rule
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Cite",
     "Conserves",
     "Operation",
+    "Post",
     "Rule",
     "elementary",
     "find_rule",

@@ -59,6 +59,16 @@ class _SameValue(torch.autograd.Function):
         return None, grads[0]
 
 
+class _SentTwice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, y: Tensor, other: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[0]
+
+
 class _AsRelevance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -124,6 +134,11 @@ def carry_all(y: Tensor, *ways: tuple[Tensor, Tensor]) -> Tensor:
 def same_value(y: Tensor, surrogate: Tensor) -> Tensor:
     """``y``, whose message goes where ``surrogate`` (equal to y but for rounding) came from."""
     return _apply(_SameValue, y.detach(), surrogate)
+
+
+def send_twice(y: Tensor, other: Tensor) -> Tensor:
+    """``y``, whose message goes in full to ``other`` (of the same shape) as well."""
+    return _apply(_SentTwice, y, other)
 
 
 def _apply(function: Any, *arguments: Any) -> Tensor:

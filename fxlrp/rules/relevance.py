@@ -45,7 +45,9 @@ def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Tensor) -> tuple[Tenso
 # --- linear maps whose shares do not depend on x, or on its bounds -------------------------------------------
 
 
-@relevance_share_rule(*LINEAR, source=Cite("Bach et al. 2015; Lapuschkin et al. 2019", "flat rule"), leak_kind="epsilon")
+@relevance_share_rule(
+    *LINEAR, source=Cite("Bach et al. 2015; Lapuschkin et al. 2019", "flat rule"), leak_kind="epsilon"
+)
 def flat(
     op: Operation,
     x: Tensor,
