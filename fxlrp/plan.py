@@ -28,7 +28,7 @@ from fxlrp.rules import Conserves, Post, Rule, find_rule
 from fxlrp.rules.elementary import value_at_zero
 from fxlrp.rules.operation import take_apart
 from fxlrp.rules.rule import WIDER, Message
-from fxlrp.rulesets import Entry, Ruleset
+from fxlrp.rulesets import Entry, Ruleset, Scope
 
 aten = torch.ops.aten
 #: Classes whose plain gradient keeps relevance by itself: linear maps, sums and homogeneous selections.
@@ -52,12 +52,12 @@ class Decision:
     label: str
     note: str = ""
     post: tuple[Post, ...] = ()
-    sublayer: bool = False
+    scope: Scope = Scope.OPERATION
 
     @staticmethod
     def of(entry: Entry, category: str, label: str) -> Decision:
         """What a line of a ruleset decides."""
-        return Decision(*entry.bound, category, label, post=entry.post, sublayer=entry.scope == "sublayer")
+        return Decision(*entry.bound, category, label, post=entry.post, scope=entry.scope)
 
     @property
     def message(self) -> Message:
@@ -69,7 +69,8 @@ class Decision:
         """The rule with those parameters that are not its defaults, and what follows it."""
         shown = {k: v for k, v in self.params.items() if v != self.rule.parameters[k].default}
         options = ", ".join(f"{k}={v}" for k, v in shown.items())
-        after = "".join(f", {post}" for post in self.post) + (" of the sub-layer" if self.sublayer else "")
+        whole = "" if self.scope is Scope.OPERATION else f" of the whole {self.scope.value}"
+        after = whole + "".join(f", {post}" for post in self.post)
         return self.rule.name + (f"({options})" if options else "") + after
 
 
@@ -364,7 +365,7 @@ def _decide(
         entry = ruleset.choose(labels, module_stack(node), category, ends.at(node))
         if entry is not None:
             decision = Decision.of(entry, category, entry.match if entry.match != "any" else category)
-            plain = decision.rule.name == "gradient" and not decision.post and not decision.sublayer
+            plain = decision.rule.name == "gradient" and not decision.post and decision.scope is Scope.OPERATION
             return None if plain and category in KEEPING else decision
     if ruleset.bias == "distribute" and category in ("linear", "convolution"):
         rule = find_rule("distribute")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -105,12 +106,23 @@ def glob(pattern: str) -> re.Pattern[str]:
     return re.compile((r"(?:.*\.)?" if front else "") + body)
 
 
+class Scope(Enum):
+    """What a rule stands for.
+
+    The ``operation`` that is matched; the whole ``pattern`` that ends in the matched part, as one operation of the
+    pattern's inputs; of a *residual* sum the whole ``sublayer``: the skip connection receives what the rule makes of
+    the sub-layer as one operation of its input, skip and branch, and the branch its own part as well.
+    """
+
+    OPERATION = "operation"
+    PATTERN = "pattern"
+    SUBLAYER = "sublayer"
+
+
 class Entry(BaseModel):
     """One line of a ruleset: what it matches, where, which rule it gives, with which parameters.
 
-    ``post`` are operations on the relevance that the rule hands on. ``scope``: the rule stands for the ``operation``
-    that is matched; of a *residual* sum, ``sublayer`` gives the skip connection what the rule makes of the whole
-    sub-layer as one function of it, skip and branch, and the branch its own part as well.
+    ``post`` are operations on the relevance that the rule hands on. ``scope`` is what the rule stands for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,13 +132,17 @@ class Entry(BaseModel):
     where: Where = Where()
     params: dict[str, float | int | bool | str] = {}
     post: tuple[Post, ...] = ()
-    scope: Literal["operation", "sublayer"] = "operation"
+    scope: Scope = Scope.OPERATION
 
     @cached_property
     def bound(self) -> tuple[Rule, dict[str, Any]]:
         """The rule and its complete parameters."""
         found = find_rule(self.rule)
         return found, found.bind(self.params)
+
+    def fits(self, category: str) -> bool:
+        """Whether its rule can take an operation of this class; a whole pattern is of none."""
+        return self.bound[0].fits("general" if self.scope is Scope.PATTERN else category)
 
 
 class Ruleset(BaseModel):
@@ -153,7 +169,9 @@ class Ruleset(BaseModel):
     @property
     def hash(self) -> str:
         """Twelve hex digits of the ruleset's content."""
-        return hashlib.sha256(json.dumps(self.model_dump(by_alias=True), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(
+            json.dumps(self.model_dump(by_alias=True, mode="json"), sort_keys=True).encode()
+        ).hexdigest()[:12]
 
     @property
     def compares(self) -> bool:
@@ -188,7 +206,7 @@ class Ruleset(BaseModel):
                 e
                 for e in self.rules
                 if e.match in names
-                and e.bound[0].fits(category)
+                and e.fits(category)
                 and e.where.accepts(stack)
                 and (e.match in ends[0] or not e.where.first)
                 and (e.match in ends[1] or not e.where.last)
@@ -382,9 +400,13 @@ def _check_entry(entry: Entry, index: int, origin: str, node: yaml.Node | None) 
             f"{origin}{_position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "
             f"a class or the parts of a pattern; '{entry.match}' is neither."
         )
-    if entry.scope == "sublayer" and entry.match != "residual":
+    fitting = {Scope.SUBLAYER: entry.match == "residual", Scope.PATTERN: "." in entry.match}
+    if not fitting.get(entry.scope, True):
         place = _position(node, ("rules", index, "scope"))
-        raise RulesetError(f"{origin}{place}: only 'residual' has the scope 'sublayer', not '{entry.match}'.")
+        wanted = (
+            "'residual'" if entry.scope is Scope.SUBLAYER else "the part in which a pattern ends (attention.output)"
+        )
+        raise RulesetError(f"{origin}{place}: the scope '{entry.scope.value}' is for {wanted}, not '{entry.match}'.")
     classes = {*CLASSES, "residual"}
     category = "add" if entry.match == "residual" else entry.match
     if entry.match in classes and entry.match != "any" and not chosen.fits(category):

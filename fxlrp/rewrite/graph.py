@@ -17,8 +17,7 @@ from fxlrp.graph.operators import is_float, operator_of, packet
 from fxlrp.plan import Plan, operands_of
 from fxlrp.rewrite import kernels
 from fxlrp.rewrite.call import RuleCall, source_leaf
-from fxlrp.rewrite.sublayer import whole_sublayer
-from fxlrp.rules import take_apart
+from fxlrp.rewrite.composite import site_of
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import as_relevance
 from fxlrp.rules.rule import Message
@@ -235,8 +234,7 @@ class _Rewriting:
 
     def _apply(self, node: fx.Node) -> fx.Node:
         decision, rule = self.plan.decisions.get(node), self.plan.rule(node)
-        sublayer = decision is not None and decision.sublayer and self.plan.structure.skips[node] in self.plan.carrying
-        site = whole_sublayer(self.plan, node) if sublayer else take_apart(node, self.plan.carrying.__contains__)
+        site = site_of(self.plan, node)
         params, post = (decision.params, decision.post) if decision is not None else ({}, ())
         takes, gives = self.plan.takes(node), self.plan.gives(node)
         call = RuleCall(rule, params, site.operation, takes, gives, post)

@@ -16,20 +16,24 @@ from torch import Tensor
 from fxlrp.errors import RulesetError
 from fxlrp.rules.primitives import ratio
 
+#: How many axes in front are kept apart by sums over the others.
+_KEPT = {"head": 2, "sample": 1}
+
 
 class Post(BaseModel):
     """One post-operation on the relevance R_x that all operands of an operation y together receive.
 
     ``abs``: |R_x|. ``clamp``: max(R_x, 0). ``match_sum``: R_x (sum R_y + epsilon) / (sum R_x + epsilon).
     ``match_abs_sum``: R_x (sum |R_y|) / (sum |R_x| + epsilon). Sums are taken ``over`` the ``features`` of each token
-    (the last axis) or over each ``sample`` (all axes but the first). epsilon has the unit of relevance.
+    (the last axis), over each ``head`` (all axes but the first two) or over each ``sample`` (all but the first).
+    epsilon has the unit of relevance.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["abs", "clamp", "match_sum", "match_abs_sum"]
     epsilon: float = Field(default=0.0, ge=0)
-    over: Literal["features", "sample"] = "features"
+    over: Literal["features", "head", "sample"] = "features"
 
     @property
     def matches(self) -> bool:
@@ -38,7 +42,7 @@ class Post(BaseModel):
 
     def summed(self, relevance: Tensor) -> Tensor:
         """Sums over the axes in ``over``, which are kept with size one."""
-        axes = (-1,) if self.over == "features" else tuple(range(1, relevance.ndim))
+        axes = (-1,) if self.over == "features" else tuple(range(_KEPT[self.over], relevance.ndim))
         return relevance.sum(axes, keepdim=True) if axes else relevance
 
     def __str__(self) -> str:

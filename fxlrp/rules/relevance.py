@@ -222,3 +222,67 @@ def _(op: Operation, relevance: Tensor, x: Tensor) -> Tensor:
 
 def _without_sources(op: Operation, operands: tuple[Any, ...]) -> list[Any]:
     return [x.detach() if i in op.sources and isinstance(x, Tensor) else x for i, x in enumerate(operands)]
+
+
+class _JacobianShares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, op: Operation, blocks: int, weights: tuple[float, float, float], *operands: Tensor) -> Tensor:
+        ctx.save_for_backward(*operands)
+        ctx.options = op, blocks, weights
+        y: Tensor = op(*operands)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        op, blocks, (alpha, beta, epsilon) = ctx.options
+        live = [x.detach().requires_grad_() if op.live[i] else x for i, x in enumerate(ctx.saved_tensors)]
+        leaves = [x for i, x in enumerate(live) if op.live[i]]
+        with torch.enable_grad():
+            y = op(*live)
+        arrived = grads[0].flatten(blocks) if blocks < y.ndim else grads[0][..., None]
+        unit = torch.zeros_like(arrived)
+        sums = [[torch.zeros_like(x) for _ in range(4)] for x in leaves]
+        for entry in range(arrived.shape[-1]):
+            unit.zero_()[..., entry] = 1
+            rows = torch.autograd.grad(y, leaves, unit.view_as(y), retain_graph=True)
+            for x, row, parts in zip(leaves, rows, sums, strict=True):
+                message = arrived[..., entry].reshape(*y.shape[:blocks], *([1] * (x.ndim - blocks)))
+                for index, z in enumerate(((row * x).clamp(min=0), (row * x).clamp(max=0))):
+                    parts[2 * index] += z
+                    parts[2 * index + 1] += message * z
+        received = iter(
+            alpha * up_r / (up + epsilon) + beta * down_r / (down - epsilon) for up, up_r, down, down_r in sums
+        )
+        return None, None, None, *(next(received).detach() if alive else None for alive in op.live)
+
+
+@rule(
+    "general",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Wu & Ong 2020, code", "util/lrp.py, after Voita et al. 2019"),
+    leak_kind="shares by column",
+    message=Message.RELEVANCE,
+)
+def jacobian_shares(
+    op: Operation, *operands: Tensor, alpha: float = 0.5, beta: float = 0.5, epsilon: float = 1e-7, blocks: int = 0
+) -> Tensor:
+    """R_j = sum_i (alpha z_ij+ / (sum_k z_kj+ + epsilon) + beta z_ij- / (sum_k z_kj- - epsilon)) R_i with z_ij = x_j
+    dy_i / dx_j.
+
+    Contributions are compared among the outputs that x_j reaches, not among the inputs of an output, so nothing is
+    conserved by itself. The Jacobian is that of whole tensors: one backward pass for every entry of y. Along the first
+    ``blocks`` axes, which y and all operands share, entries are independent and done at once. Operands: any shapes;
+    epsilon in the unit of z.
+    """
+    result: Tensor = _JacobianShares.apply(op, blocks, (alpha, beta, epsilon), *operands)  # type: ignore[no-untyped-call]
+    return result
+
+
+@jacobian_shares.reference
+def _(op: Operation, relevance: Tensor, x: Tensor, **options: Any) -> Tensor:
+    z = torch.autograd.functional.jacobian(op, x).reshape(-1, x.numel()) * x.flatten()
+    share = torch.zeros_like(z)
+    for part, sign in ((options["alpha"], 1), (options["beta"], -1)):
+        chosen = z * (sign * z > 0)
+        share += part * chosen / (chosen.sum(0) + sign * options["epsilon"])
+    return torch.einsum("ij,i->j", share, relevance.flatten()).reshape(x.shape)
