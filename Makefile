@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint format docs bench census clean
+.PHONY: help setup demo test fuzz lint format docs rulesets bench census clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ docs: setup ## build the manual into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest -q tests/docs/test_manual.py
 	@echo "The manual: $(CURDIR)/site/index.html"
+
+rulesets: setup ## write docs/rulesets, the manual's pages on rulesets, from the rulesets
+	$(BIN)/python docs/ruleset_pages.py
 
 bench: setup ## compare speed and results with lxt, captum and zennit
 	$(PIP) install --quiet -c constraints.txt -e ".[bench]"

@@ -1,31 +1,29 @@
 """Writes the reference pages from the package itself, and checks that the built site needs no network.
 
-In: the tables of rules, rulesets, patterns and operators. Out: one generated page for each table, and one
-for each ruleset.
+In: the tables of rules, patterns and operators. Out: one generated page for each table. The pages on rulesets
+are files of their own, which ``make rulesets`` writes (``ruleset_pages.py``).
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
-from html import escape
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from writing import joined, linked, plain, prose, table
 
 import fxlrp
 from fxlrp.graph.operators import OPERATORS, Kind
 from fxlrp.patterns import PATTERNS, Pattern
 from fxlrp.patterns.language import PART
-from fxlrp.rules import RULES, Conserves, Rule, find_rule
+from fxlrp.rules import RULES, Conserves, Rule
 from fxlrp.rules.rule import ALIASES
-from fxlrp.rulesets import Entry, Ruleset, folder
 
 CONSERVES = {
     Conserves.EXACTLY: "exactly",
@@ -55,9 +53,8 @@ def _filled(item: Any) -> Any:
         return {title: _filled(value) for title, value in item.items()}
     if isinstance(item, list):
         return [_filled(value) for value in item]
-    if item == "reference/rulesets/":
-        names = fxlrp.rulesets()
-        return [{"All rulesets": item + "index.md"}, *({name: f"{item}{name}.md"} for name in names)]
+    if item == "rulesets/":
+        return [{"All rulesets": item + "index.md"}, *({name: f"{item}{name}.md"} for name in fxlrp.rulesets())]
     return item
 
 
@@ -84,10 +81,6 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "reference/rules.md", rules_page()
     yield "reference/patterns.md", patterns_page()
     yield "reference/operators.md", operators_page()
-    rulesets = [fxlrp.ruleset(name) for name in fxlrp.rulesets()]
-    yield "reference/rulesets/index.md", rulesets_page(rulesets)
-    for each in rulesets:
-        yield f"reference/rulesets/{each.name}.md", ruleset_page(each)
 
 
 def rules_page() -> str:
@@ -113,7 +106,7 @@ def rule_section(each: Rule) -> str:
         ("for operations of class", ", ".join(linked(name, "operators.md") for name in each.on)),
         ("conserves", f"{CONSERVES[each.conserves]}: {plain(each.conserves.value)}"),
         ("source", plain(str(each.source))),
-        ("used by", ", ".join(linked(name, f"rulesets/{name}.md") for name in users)),
+        ("used by", ", ".join(linked(name, f"../rulesets/{name}.md") for name in users)),
         ("also called", ", ".join(f"`{alias}`" for alias in aliases)),
     ]
     if each.leak is not None:
@@ -125,68 +118,6 @@ def rule_section(each: Rule) -> str:
         "\n".join(f"- {name}: {text}" for name, text in facts if text),
         table(("parameter", "default", "type"), options) if options else "It takes no parameters.",
     )
-
-
-def rulesets_page(all_rulesets: Iterable[Ruleset]) -> str:
-    """The table of rulesets."""
-    rows = [(linked(r.name, f"{r.name}.md"), plain(r.title), prose(r.description), short(r)) for r in all_rulesets]
-    return joined(
-        "# Rulesets",
-        "A ruleset is a published method as data: which rule at which pattern or operator class. "
-        "`fxlrp.convert(model, name)` takes one by name; [Add a ruleset](../../how-to/add-a-ruleset.md) "
-        "says how to write one.",
-        table(("name", "title", "what it does", "source"), rows),
-    )
-
-
-def short(each: Ruleset) -> str:
-    """First author and year."""
-    if each.citation is None:
-        return ""
-    first, *others = each.citation.authors.split(",")
-    return f"{first}{' et al.' if others else ''} {each.citation.year}"
-
-
-def ruleset_page(each: Ruleset) -> str:
-    """One ruleset: citation, settings, notes, and its lines with the file that each comes from."""
-    cite = each.citation
-    url = f" <{cite.url}>" if cite and cite.url else ""
-    rows = [(*rule_cells(entry), origin) for entry, origin in zip(each.rules, origins(each.name), strict=True)]
-    settings = [
-        ("bias", f"`{each.bias}`"),
-        ("seed", f"`{each.seed}`"),
-        ("fallback", linked(each.fallback, f"../rules.md#{each.fallback}")),
-    ]
-    return joined(
-        f"# {each.name}",
-        f"**{plain(each.title)}.** {prose(each.description)}",
-        plain(str(cite)) + url if cite else "",
-        "## Rules",
-        "The first line that matches an operation decides. Operations that conserve relevance by themselves need none.",
-        table(("match", "where", "rule", "from"), rows),
-        "## Settings",
-        "\n".join(f"- {name}: {value}" for name, value in settings),
-        "## Notes\n\n" + "\n".join(f"- {prose(note)}" for note in each.notes) if each.notes else "",
-    )
-
-
-def rule_cells(entry: Entry) -> tuple[str, str, str]:
-    """One line of a ruleset as table cells."""
-    where = " ".join(f"{k} `{v}`" for k, v in entry.where.model_dump(by_alias=True, exclude_none=True).items())
-    name = find_rule(entry.rule).name
-    options = ", ".join(f"{key} = {value}" for key, value in entry.params.items())
-    return (
-        f"`{entry.match}`",
-        where,
-        f"[{name}](../rules.md#{name})" + (f" with {options}" if options else ""),
-    )
-
-
-def origins(name: str) -> list[str]:
-    """For each rule of a packaged ruleset the file it stands in: its own lines, then what it extends."""
-    content = yaml.safe_load((folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-    own = [f"`{name}`"] * len(content.get("rules", ()))
-    return own + (origins(content["extends"]) if content.get("extends") else [])
 
 
 def patterns_page() -> str:
@@ -232,36 +163,3 @@ def operators_page() -> str:
         "if only its denominator does.",
         table(("class", "dependence on its arguments", "ATen operators"), rows),
     )
-
-
-# --- Markdown ---------------------------------------------------------------------------------------------
-
-
-def joined(*paragraphs: str) -> str:
-    """Paragraphs with an empty line between them."""
-    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "&#124;").replace("\n", " ") for cell in line) + " |" for line in lines
-    )
-
-
-def linked(name: str, page: str) -> str:
-    """A name in code type, as a link."""
-    return f"[`{name}`]({page})"
-
-
-def plain(text: str) -> str:
-    """Text in which no letter means anything to Markdown."""
-    return re.sub(r"([\\*_\[\]])", r"\\\1", escape(text, quote=False))
-
-
-def prose(text: str | None) -> str:
-    """A docstring as Markdown: double backticks and Sphinx roles are code, all else is plain text."""
-    text = re.sub(r":\w+:`~?([^`]+)`", r"``\1``", text or "")
-    pieces = re.split(r"(``.+?``)", text)
-    return "".join(f"`{p.strip('`')}`" if p.startswith("``") else plain(p) for p in pieces).strip()

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from fxlrp.attribution import Attribution
     from fxlrp.model import ConvertedModel
-    from fxlrp.rulesets import Citation, Entry
 
 DEMO_TEXTS = (
     "A film of unforgettable warmth, though the last act never quite earns it.",
@@ -191,8 +190,8 @@ def plan(model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_jso
         _print_json({"ruleset": ruleset, "plan": plain, "near_misses": list(rows.near_misses)})
         return
     _print_table(
-        ("pattern", "rule", "count", "modules", "note"),
-        [(row.pattern, row.rule, str(row.count), row.modules, row.note) for row in rows.rows],
+        ("pattern", "rule", "message", "count", "modules", "note"),
+        [(row.pattern, row.rule, row.message, str(row.count), row.modules, row.note) for row in rows.rows],
     )
     for miss in rows.near_misses:
         _stdout().print(Text(f"near miss: {miss}", "yellow"))
@@ -200,36 +199,29 @@ def plan(model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_jso
 
 @app.command()
 def rulesets(
-    name: Annotated[str | None, typer.Argument(help="Show this ruleset's rules.", show_default="list all")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show this ruleset, by name or path.", show_default="list all")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the rulesets, or show the rules of one."""
+    """List the rulesets, or show one: its law, and the formula and source of each of its rules."""
     import fxlrp
+    from fxlrp.report.library import as_plain, describe, short
+    from fxlrp.report.ruleset import print_ruleset
 
     if name is None:
         known = [fxlrp.ruleset(each) for each in fxlrp.rulesets()]
-        rows = [(each.name, each.title, _short(each.citation)) for each in known]
+        rows = [(each.name, each.title, short(each.citation)) for each in known]
         if as_json:
             _print_json([dict(zip(("name", "title", "citation"), row, strict=True)) for row in rows])
         else:
             _print_table(("name", "title", "citation"), rows)
         return
-    chosen = fxlrp.ruleset(name)
+    described = describe(name)
     if as_json:
-        _print_json(chosen.model_dump(mode="json", by_alias=True))
-        return
-    console = _stdout()
-    console.print(Text.assemble((chosen.name, "bold"), "  ", chosen.title))
-    for paragraph in (
-        str(chosen.citation or ""),
-        chosen.description,
-        *(f"Note: {note}" for note in chosen.notes),
-    ):
-        if paragraph:
-            console.print(Text(paragraph.strip()))
-    console.print()
-    _print_table(("match", "where", "rule"), [_rule_cells(entry) for entry in chosen.rules])
-    console.print(Text("The first line that matches an operation decides.", "dim"))
+        _print_json(as_plain(described))
+    else:
+        print_ruleset(described, _stdout())
 
 
 @app.command()
@@ -332,25 +324,6 @@ def _require_folder_of(out: Path | None) -> None:
     """Refuse a report whose folder does not exist before minutes are spent on it."""
     if out is not None and not out.resolve().parent.is_dir():
         raise typer.BadParameter(f"the folder {out.resolve().parent} does not exist", param_hint="--out")
-
-
-def _short(citation: Citation | None) -> str:
-    """A citation as it stands in running text: first author and year."""
-    if citation is None:
-        return ""
-    first, *others = citation.authors.split(",")
-    return f"{first}{' et al.' if others else ''} {citation.year}"
-
-
-def _rule_cells(entry: Entry) -> tuple[str, str, str]:
-    """One entry of a ruleset as table cells: what it matches, where, and the rule with its parameters."""
-    where = entry.where.model_dump(by_alias=True, exclude_none=True)
-    parameters = ", ".join(f"{key}={value}" for key, value in entry.params.items())
-    return (
-        entry.match,
-        " ".join(f"{key}={value}" for key, value in where.items()),
-        f"{entry.rule}({parameters})" if parameters else entry.rule,
-    )
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fxlrp.errors import RulesetError, nearest
 from fxlrp.patterns import PATTERNS, Pattern
 from fxlrp.patterns.language import PART
+from fxlrp.published import Citation, Switch
 from fxlrp.readings import AnyReading, InputReading
 from fxlrp.rules import Post, Rule, find_rule
 from fxlrp.rules.rule import ALIASES, RULES
@@ -52,20 +53,6 @@ CLASS_ALIASES = {"conv": "convolution", "act": "activation", "matmul": "product"
 
 #: What a ruleset takes from the one that it extends unless it says otherwise, besides rules.
 INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout")
-
-
-class Citation(BaseModel):
-    """A publication."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    authors: str
-    year: int
-    title: str
-    url: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.authors} ({self.year}). {self.title}."
 
 
 class Where(BaseModel):
@@ -146,7 +133,11 @@ class Entry(BaseModel):
 
 
 class Ruleset(BaseModel):
-    """A published method as data: ordered rules (the first that matches wins), seed, bias policy, citation."""
+    """A published method as data: ordered rules (the first that matches wins), seed, bias policy, citation.
+
+    ``conserves`` states in one sentence which conservation law holds, ``switches`` where paper and code differ,
+    ``domain`` what kind of model the method was made for.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -164,6 +155,9 @@ class Ruleset(BaseModel):
     temperature: float = Field(default=1.0, gt=0)
     readout: AnyReading = InputReading()
     fallback: str = "gradient"
+    conserves: str = ""
+    switches: tuple[Switch, ...] = ()
+    domain: Literal["any", "text", "images"] = "any"
     notes: tuple[str, ...] = ()
 
     @property
@@ -251,6 +245,19 @@ class Ruleset(BaseModel):
             fields["readout"] = {**known, **fields["readout"]}
         content = {**self.model_dump(by_alias=True), **fields, "rules": new + rules, "extends": None}
         return _validated(content, f"override of '{self.name}'", None)
+
+    def switch(self, *names: str) -> Ruleset:
+        """A copy that follows the other of paper and code at each of the named ``switches``.
+
+        Raises :class:`RulesetError` for a name that the ruleset does not have.
+        """
+        known = {switch.name: switch for switch in self.switches}
+        changed = self
+        for name in names:
+            if name not in known:
+                raise RulesetError(f"Ruleset '{self.name}' has no switch '{name}'.{nearest(name, known)}")
+            changed = changed.override(**known[name].override)
+        return changed
 
 
 def _amend(rules: list[dict[str, Any]], match: str, params: Mapping[str, Any], name: str) -> None:
@@ -354,9 +361,7 @@ def _complete(content: dict[str, Any], origin: str, node: yaml.Node | None, besi
     own = _validated(content, origin, node)
     if own.extends is None:
         return own
-    near = beside / f"{own.extends}.yaml"
-    hidden = folder() / f"{own.extends}.yaml"
-    path = near if near.is_file() else hidden
+    path = _extended(own.extends, beside)
     if not path.is_file():
         place = _position(node, ("extends",))
         raise RulesetError(
@@ -365,6 +370,27 @@ def _complete(content: dict[str, Any], origin: str, node: yaml.Node | None, besi
     base = _load(path)
     unset = {f: getattr(base, f) for f in INHERITED if f not in own.model_fields_set}
     return own.model_copy(update={"rules": own.rules + base.rules, "extends": None, **unset})
+
+
+def _extended(name: str, beside: Path) -> Path:
+    """The file of a ruleset that another extends: beside that one, or a packaged one."""
+    near = beside / f"{name}.yaml"
+    return near if near.is_file() else folder() / f"{name}.yaml"
+
+
+def origins(source: str | Path | Mapping[str, Any] | Ruleset) -> tuple[str, ...]:
+    """For each of a ruleset's rules the name of the ruleset that it is written in: itself, or one that it extends."""
+    whole = ruleset(source)
+    if isinstance(source, Ruleset):
+        return (whole.name,) * len(whole.rules)
+    beside = Path.cwd()
+    if isinstance(source, Mapping):
+        content = dict(source)
+    else:
+        path = Path(source) if Path(source).is_file() else folder() / f"{source}.yaml"
+        content, beside = _read(path, path.stat().st_mtime)[0], path.parent
+    own = (whole.name,) * len(content.get("rules") or ())
+    return own + (origins(_extended(content["extends"], beside)) if content.get("extends") else ())
 
 
 def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> Ruleset:

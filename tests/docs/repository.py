@@ -18,7 +18,7 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("fxlrp.graph.live", "fxlrp.graph.residual"),
     ("fxlrp.patterns",),
     ("fxlrp.rules",),
-    ("fxlrp.rulesets", "fxlrp.readings"),
+    ("fxlrp.rulesets", "fxlrp.readings", "fxlrp.published"),
     ("fxlrp.plan",),
     ("fxlrp.rewrite",),
     (
@@ -45,6 +45,7 @@ ENGINE = (
     "rewrite",
     "rulesets.py",
     "readings.py",
+    "published.py",
     "readout",
     "plan.py",
     "cache.py",

@@ -90,7 +90,7 @@ def test_plan_shows_rules_and_modules(classifier: Path) -> None:
     printed = json.loads(succeeds("plan", classifier, "--ruleset", "cp-lrp", "--json"))
     assert printed["ruleset"] == "cp-lrp"
     assert {"pattern": "attention.weights", "rule": "constant", "count": 2}.items() <= printed["plan"][1].items()
-    assert all(set(row) == {"pattern", "rule", "count", "modules", "note"} for row in printed["plan"])
+    assert all(set(row) == {"pattern", "rule", "message", "count", "modules", "note"} for row in printed["plan"])
 
 
 def test_rulesets_are_listed_and_shown() -> None:

@@ -1,0 +1,212 @@
+"""Rulesets in words: in goes a ruleset, out come its lines with their formulas, its settings and its read-out as
+sentences, which the command line prints and the manual's pages are written from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import singledispatch
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import fxlrp
+from fxlrp.published import Citation, Switch
+from fxlrp.readings import AttentionReading, InputReading, Reading
+from fxlrp.rules import Rule
+from fxlrp.rules.rule import WIDER
+from fxlrp.rulesets import CLASSES, Entry, Ruleset, origins
+
+
+@dataclass(frozen=True)
+class Line:
+    """One rule of a ruleset: what it matches and where, the rule with its formula, source and those parameters that
+    are not its defaults, the ruleset that the line stands in, and whether lines above it leave it nothing.
+    """
+
+    match: str
+    where: str
+    rule: str
+    params: Mapping[str, Any]
+    formula: str
+    source: str
+    origin: str
+    overruled: bool
+
+    @property
+    def spelled(self) -> str:
+        """The rule with those parameters."""
+        options = ", ".join(f"{key}={value}" for key, value in self.params.items())
+        return f"{self.rule}({options})" if options else self.rule
+
+
+@dataclass(frozen=True)
+class Description:
+    """A ruleset in words; ``settings`` are (title, sentence) in the order in which they are read."""
+
+    ruleset: Ruleset
+    lines: tuple[Line, ...]
+    settings: tuple[tuple[str, str], ...]
+
+    @property
+    def blocks(self) -> list[tuple[Line, list[str]]]:
+        """Neighbouring lines that differ in nothing but what they match, as one: its first line, and all matches."""
+        groups = groupby(self.lines, lambda e: (e.where, e.spelled, e.origin, e.overruled))
+        return [(found[0], [line.match for line in found]) for found in (list(group) for _, group in groups)]
+
+
+def describe(source: str | Path | Mapping[str, Any] | Ruleset) -> Description:
+    """What there is to say about a ruleset. Raises :class:`fxlrp.RulesetError` as :func:`fxlrp.ruleset` does."""
+    chosen = fxlrp.ruleset(source)
+    lines = tuple(
+        _line(entry, origin, chosen.rules[:place])
+        for place, (entry, origin) in enumerate(zip(chosen.rules, origins(source), strict=True))
+    )
+    return Description(chosen, lines, _settings(chosen))
+
+
+def _line(entry: Entry, origin: str, before: Sequence[Entry]) -> Line:
+    rule, params = entry.bound
+    return Line(
+        match=entry.match,
+        where=" ".join(f"{k}={v}" for k, v in entry.where.model_dump(by_alias=True, exclude_none=True).items()),
+        rule=rule.name,
+        params={key: value for key, value in params.items() if value != rule.parameters[key].default},
+        formula=formula(rule),
+        source=str(rule.source),
+        origin=origin,
+        overruled=any(_overrules(earlier, entry) for earlier in before),
+    )
+
+
+def _overrules(earlier: Entry, later: Entry) -> bool:
+    """Whether ``earlier`` takes all that ``later`` matches, wherever it stands."""
+    within = (later.match, later.match.split(".")[0], *WIDER.get(later.match, ()), "any")
+    if earlier.where.model_dump(exclude_none=True) or earlier.match not in within:
+        return False
+    taking, left = earlier.bound[0], later.bound[0]
+    category = "add" if later.match == "residual" else later.match
+    return "any" in taking.on or set(left.on) <= set(taking.on) or (category in CLASSES and taking.fits(category))
+
+
+def formula(rule: Rule) -> str:
+    """The formula of a rule: the first paragraph of its docstring on one line."""
+    return " ".join(rule.doc.split("\n\n")[0].split()).replace("``", "`")
+
+
+def short(citation: Citation | None) -> str:
+    """A citation as it stands in running text: first author and year."""
+    if citation is None:
+        return ""
+    first, *others = citation.authors.split(",")
+    return f"{first}{' et al.' if others else ''} {citation.year}"
+
+
+def override(switch: Switch) -> str:
+    """The call that selects what is not the default."""
+    plain = all(key.isidentifier() for key in switch.override)
+    options = ", ".join(f"{key}={value!r}" for key, value in switch.override.items())
+    return f".override({options})" if plain else f".override(**{switch.override!r})"
+
+
+MESSAGES = {
+    "gradient": "the gradient g of each value x, whose relevance is R = x g",
+    "relevance": "relevance R itself, from the output on",
+}
+SEEDS = {
+    "logit": "the explained output itself",
+    "one": "1, whatever the explained output",
+    "probability": "the softmax probability of the explained output",
+}
+BIASES = {
+    "source": "an additive constant that receives relevance as an input does",
+    "distribute": "shared out among a layer's inputs, in proportion to their contributions",
+}
+
+
+def _settings(chosen: Ruleset) -> tuple[tuple[str, str], ...]:
+    seed = SEEDS[chosen.seed]
+    if chosen.temperature != 1:
+        seed += f", of outputs divided by {chosen.temperature:g}"
+    return (
+        ("Law", chosen.conserves),
+        ("Message", MESSAGES[chosen.message]),
+        ("Relevance begins as", seed),
+        ("Answer", readout(chosen.readout)),
+        ("A bias is", BIASES[chosen.bias]),
+    )
+
+
+def readout(reading: Reading) -> str:
+    """How messages become the answer, in words, with the settings that are not defaults."""
+    settings = {
+        name: value
+        for name, field in type(reading).model_fields.items()
+        if name != "kind" and (value := getattr(reading, name)) != field.default
+    }
+    listed = ", ".join(f"{name}: {str(value).lower()}" for name, value in settings.items())
+    return _words(reading) + (f" ({listed})" if listed else "")
+
+
+@singledispatch
+def _words(reading: Reading) -> str:
+    """A reading without words of its own is described by its docstring."""
+    first = " ".join((type(reading).__doc__ or type(reading).__name__).split("\n\n")[0].split())
+    return re.sub(r"[.]$", "", first.replace("``", ""))
+
+
+@_words.register
+def _(reading: InputReading) -> str:
+    score = {"relevance": "relevance R = x g", "gradient": "the gradient g"}[reading.score]
+    reduce = {"sum": "summed", "l1": "summed by absolute value", "squared": "summed by square"}[reading.reduce]
+    channels = ", and over the channels of images" if reading.channels == "reduce" else ""
+    return f"{score} at every input, of token ids at their embeddings, {reduce} over the features of each{channels}"
+
+
+@_words.register
+def _(reading: AttentionReading) -> str:
+    score = {
+        "weights": "the attention weights A",
+        "relevance": "the relevance R_A of the attention weights",
+        "gradient": "grad A * A, the attention weights times their gradient in the unmodified model",
+        "gradient_relevance": "grad A * R_A, the relevance of the attention weights times their gradient in the "
+        "unmodified model",
+    }[reading.matrix]
+    heads = {
+        "mean": "averaged over heads",
+        "each": "by head, the heads summed at the end",
+        "gradient_mean": "each head weighted by its mean gradient, averaged over heads",
+    }[reading.heads]
+    steps = [
+        f"one matrix a layer of {score}",
+        "negative entries set to 0" if reading.positive else "",
+        heads,
+        "plus the identity" if reading.identity else "",
+        "rows divided by their sums" if reading.normalise else "",
+        f"multiplied over the layers{_range(reading.start_layer)}, the last leftmost",
+        f"of the product row {reading.row}",
+        {
+            "drop": "without that token's own entry",
+            "keep": "",
+            "zero": "that token's own entry set to 0",
+            "minimum": "that token's own entry set to the least of the row",
+        }[reading.row_token],
+        "scaled to between 0 and 1" if reading.rescale else "",
+    ]
+    return ", ".join(step for step in steps if step)
+
+
+def _range(start: int) -> str:
+    if start == 0:
+        return ""
+    return f" from number {start} on" if start > 0 else f", the last {-start} of them"
+
+
+def as_plain(described: Description) -> dict[str, Any]:
+    """The ruleset as it is written, each rule with its formula, source and origin, and the settings in words."""
+    plain: dict[str, Any] = described.ruleset.model_dump(mode="json", by_alias=True)
+    for entry, line in zip(plain["rules"], described.lines, strict=True):
+        entry.update({key: asdict(line)[key] for key in ("formula", "source", "origin", "overruled")})
+    return plain | {"in_words": dict(described.settings)}
