@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,32 @@ from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import CaptureError, RetraceWarning
 from fxlrp.graph.live import entrances
+from fxlrp.patterns.affine import fold_affine
 from fxlrp.patterns.fold import fold_activations
 from fxlrp.plan import Structure
 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A program with its structure, as shared by every ruleset."""
+    """A program with its structure, as shared by every ruleset, and the forms that rulesets asked to fold it into."""
 
     program: Program
     structure: Structure
+    forms: dict[tuple[str, ...], Captured] = field(default_factory=dict, repr=False)
+
+    def folded(self, folds: tuple[str, ...]) -> Captured:
+        """The program with these folds applied (see :attr:`fxlrp.rulesets.Ruleset.fold`), made once."""
+        if folds not in self.forms:
+            program, entrances = self.program, self.structure.entrances
+            for name in folds:
+                program, moved = FOLDS[name](program)
+                entrances = tuple(replace(entrance, node=moved[entrance.node]) for entrance in entrances)
+            self.forms[folds] = Captured(program, Structure.of(program, entrances)) if folds else self
+        return self.forms[folds]
+
+
+#: What a ruleset may ask to be folded before its rules are chosen: a program to another and the new nodes of the old.
+FOLDS = {"affine": fold_affine}
 
 
 _OTHER_BRANCH = (
@@ -117,7 +133,8 @@ class Cache:
 
     def holds(self, captured: Captured) -> bool:
         """Whether the graph is still one of the cache's."""
-        return any(captured in known for known in self.programs.values())
+        forms = (form for known in self.programs.values() for c in known for form in (c, *c.forms.values()))
+        return any(form is captured for form in forms)
 
     def _warn(self, model: nn.Module, known: Sequence[Captured], leaves: Mapping[str, Any]) -> None:
         """Say once what it is that keeps the graphs traced so far from standing for these inputs."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.graph.operators import packet
+from fxlrp.graph.operators import operator_of, packet
 from fxlrp.graph.view import ancestors, module_path, module_stack
 from fxlrp.plan import Plan
 from fxlrp.rewrite.call import total, widened
@@ -190,6 +190,9 @@ def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends:
     if "bias" in name.rsplit(".", 1)[-1]:
         inner = [kind for _, kind in module_stack(user)][-1:]
         return "norm shift" if inner and "norm" in inner[0].lower() else "bias"
+    operator = operator_of(user)
+    if weights and not depends and operator is not None and operator.category in ("linear", "convolution"):
+        return "bias"
     if any(label.startswith("norm") for label in labels) and not depends:
         return "norm constant"
     if depends:

@@ -92,7 +92,7 @@ class ConvertedModel(nn.Module):
             raise InputError(
                 "There is no plan before the first call: pass example_inputs to convert, or call the model once."
             )
-        return self.rewritten(self._last)[0]
+        return self.rewritten(self._last.folded(self.ruleset.fold))[0]
 
     def with_ruleset(self, rules: str | Path | Mapping[str, Any] | Ruleset) -> ConvertedModel:
         """The same model under another ruleset, without capturing it again."""
@@ -208,7 +208,7 @@ class ConvertedModel(nn.Module):
     def captured(self, inputs: Mapping[str, Any]) -> Captured:
         """The program that stands for the model on these inputs, captured now if there is none yet."""
         self._last = self._cache.serve(self.model, (self.dtype, self.device), inputs)
-        return self._last
+        return self._last.folded(self.ruleset.fold)
 
     def arguments(
         self,

@@ -52,7 +52,7 @@ CLASS_ALIASES = {"conv": "convolution", "act": "activation", "matmul": "product"
 
 
 #: What a ruleset takes from the one that it extends unless it says otherwise, besides rules.
-INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout")
+INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "fold")
 
 
 class Where(BaseModel):
@@ -137,6 +137,8 @@ class Ruleset(BaseModel):
 
     ``conserves`` states in one sentence which conservation law holds, ``switches`` where paper and code differ,
     ``domain`` what kind of model the method was made for.
+    ``fold: [affine]``: scales and shifts by one constant a channel behind a linear map, such as a batch norm, are
+    merged into its weight and bias before rules are chosen.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -154,6 +156,7 @@ class Ruleset(BaseModel):
     seed: Literal["logit", "one", "probability"] = "logit"
     temperature: float = Field(default=1.0, gt=0)
     readout: AnyReading = InputReading()
+    fold: tuple[Literal["affine"], ...] = ()
     fallback: str = "gradient"
     conserves: str = ""
     switches: tuple[Switch, ...] = ()

@@ -53,7 +53,7 @@ class Fused:
     members: tuple[fx.Node, ...]
 
 
-class _Builder(GraphAppendingTracer):
+class Builder(GraphAppendingTracer):
     """Appends nodes with the meta of the node being replaced and the fake value of their own."""
 
     def __init__(self, graph: fx.Graph, mode: FakeTensorMode | None) -> None:
@@ -62,6 +62,7 @@ class _Builder(GraphAppendingTracer):
         self.origin: Mapping[str, Any] = {}
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """The appended node."""
         node: Any = super().create_node(*args, **kwargs)
         node.meta.update({key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin})
         if self.mode is not None:
@@ -100,7 +101,7 @@ def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]
     graph = fx.Graph()
     values = [node.meta.get("val") for node in module.graph.nodes]
     mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
-    walk = _Walk(graph, _Builder(graph, mode))
+    walk = _Walk(graph, Builder(graph, mode))
     result = walk.copy(module, {})
     graph.output(result)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
@@ -129,7 +130,7 @@ def unknown(target: Any) -> bool:
 class _Walk:
     """The single pass that copies, drops, inlines or replaces each node."""
 
-    def __init__(self, graph: fx.Graph, builder: _Builder) -> None:
+    def __init__(self, graph: fx.Graph, builder: Builder) -> None:
         self.graph = graph
         self.builder = builder
         self.fused: dict[fx.Node, Fused] = {}
@@ -206,6 +207,6 @@ def canonical_function(module: fx.GraphModule) -> fx.Graph:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
             node.meta["val"] = mode.from_tensor(torch.empty(value.shape, dtype=value.dtype))
-    graph.output(_Walk(graph, _Builder(graph, mode)).copy(module, {}))
+    graph.output(_Walk(graph, Builder(graph, mode)).copy(module, {}))
     graph.eliminate_dead_code()
     return graph

@@ -27,7 +27,7 @@ class Ends:
             for source in sources(node):
                 if source in users:
                     users[source].append(node)
-        return Ends(_foremost(kinds, sources), _foremost(dict(reversed(kinds.items())), users.__getitem__))
+        return Ends(_foremost(kinds, sources), _foremost(dict(reversed(list(kinds.items()))), users.__getitem__))
 
     def at(self, node: fx.Node) -> tuple[frozenset[str], frozenset[str]]:
         """The kinds of which a node is first, and last."""
