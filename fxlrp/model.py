@@ -218,8 +218,8 @@ class ConvertedModel(nn.Module):
         replaced: Mapping[str, Tensor] | None = None,
         named: Mapping[str, Any] | None = None,
     ) -> list[Any]:
-        """The values of the rewritten module's arguments: weights (cut off), constants, inputs, weights of look-ups; and
-        those that are ``named``.
+        """The values of the rewritten module's arguments: weights (cut off), constants, inputs, weights of look-ups;
+        and those that are ``named``.
         """
         leaves = {**flatten(inputs), **(replaced or {})}
         tables = {f"{name}_lookup": name for name in rewritten.lookups}

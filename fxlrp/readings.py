@@ -130,7 +130,25 @@ class StreamsReading(Reading):
     tokens: Literal["all", "input"] = "input"
 
 
+class PositionReading(FeatureReading):
+    """Relevance of tokens with that of their positions: additive position embeddings, and factors that depend on the
+    position (rotary tables) to which the rule 'sink' gives a share.
+
+    To the sum over features of each token are added, for every position embedding and every module's tables, the
+    absolute values of that token's sum (signed without ``absolute``).
+    """
+
+    kind: Literal["position"] = "position"
+    absolute: bool = True
+
+
 AnyReading = Annotated[
-    InputReading | AttentionReading | StreamsReading | DifferenceReading | IntegratedReading | SmoothReading,
+    InputReading
+    | AttentionReading
+    | StreamsReading
+    | DifferenceReading
+    | IntegratedReading
+    | SmoothReading
+    | PositionReading,
     Field(discriminator="kind"),
 ]

@@ -153,7 +153,7 @@ class Ruleset(BaseModel):
     rules: tuple[Entry, ...] = ()
     message: Literal["gradient", "relevance"] = "gradient"
     bias: Literal["source", "distribute"] = "source"
-    seed: Literal["logit", "one", "probability"] = "logit"
+    seed: Literal["logit", "one", "probability", "contrastive"] = "logit"
     temperature: float = Field(default=1.0, gt=0)
     readout: AnyReading = InputReading()
     fold: tuple[Literal["affine"], ...] = ()

@@ -34,5 +34,6 @@ def attention_by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @pattern("rotary", x=(2, 4), turned=(2, 4), cos=(2, 4), sin=(2, 4))
 def rotary(x: Tensor, turned: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x cos + turn(x) sin, where turn swaps and negates halves: linear in x."""
-    return part(x * torch.cos(cos), "cos") + part(turned * torch.sin(sin), "sin")
+    """x cos + turn(x) sin, where turn swaps and negates halves: linear in x. Tables are scaled, cast and moved."""
+    cosine, sine = chain(torch.cos(cos), adding=False), chain(torch.sin(sin), adding=False)
+    return part(x * cosine, "cos") + part(turned * sine, "sin")

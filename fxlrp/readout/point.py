@@ -89,8 +89,8 @@ def reference_point(
         merged[name] = _like(name, value, given[name])
     if not captured.program.accepts(flatten(merged)):
         raise InputError(
-            f"The graph of {type(lrp.model).__name__} on these inputs does not stand for it on the reference, as the model "
-            "decides by values or sizes: choose a reference on which it decides alike."
+            f"The graph of {type(lrp.model).__name__} on these inputs does not stand for it on the reference, as the "
+            "model decides by values or sizes: choose a reference on which it decides alike."
         )
     return point_of(lrp, captured, merged)
 

@@ -61,8 +61,8 @@ class Propagated:
 
 
 class Task:
-    """What is explained: ``given`` inputs of ``lrp``, and per sample the target (less a contrast); for what compares, the
-    user's ``reference`` inputs.
+    """What is explained: ``given`` inputs of ``lrp``, and per sample the target (less a contrast); for what compares,
+    the user's ``reference`` inputs.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Task:
     def propagate(
         self, taps: Sequence[fx.Node] = (), lrp: ConvertedModel | None = None, at: Point | None = None
     ) -> Propagated:
-        """One forward and one backward pass, under another conversion of the model or at other inputs if one is given."""
+        """One forward and one backward pass, under another conversion of the model, or at other inputs, if given."""
         lrp = lrp or self.lrp
         plan, rewritten = lrp.rewritten(self.captured, tuple(taps), entered=at is not None)
         program = self.captured.program
@@ -161,16 +161,18 @@ class Task:
             scalars, seeds = self._explained(outputs, lrp)
             explained = sum(scalars, torch.zeros(()))
         watched = (*values, *tapped)
+        wanted = [value for value in watched if value.requires_grad]  # a tapped constant has no message
         starts = [s for s in zip(scalars, seeds, strict=True) if s[0].requires_grad]
         messages: Sequence[Tensor | None] = (
-            torch.autograd.grad([s for s, _ in starts], watched, [seed for _, seed in starts], allow_unused=True)
+            torch.autograd.grad([s for s, _ in starts], wanted, [seed for _, seed in starts], allow_unused=True)
             if starts
-            else [None] * len(watched)
+            else [None] * len(wanted)
         )
+        by_value = dict(zip(map(id, wanted), messages, strict=True))
         kinds = [plan.message] * len(values) + [plan.takes(node) for node in taps]
         carried = tuple(
             Carried(value.detach(), torch.zeros_like(value) if message is None else message, kind)
-            for value, message, kind in zip(watched, messages, kinds, strict=True)
+            for value, message, kind in zip(watched, [by_value.get(id(v)) for v in watched], kinds, strict=True)
         )
         return Propagated(outputs, explained.detach(), carried[: len(values)], carried[len(values) :], tuple(flat))
 
@@ -210,7 +212,8 @@ class Explained:
         scalars, seeds = [], []
         for sign, chosen in self.terms:
             if isinstance(chosen, Selection):
-                scalar = chosen(outputs, rules.seed if rules.message == "gradient" else "logit", rules.temperature)
+                linear = rules.message == "gradient" or rules.seed == "contrastive"
+                scalar = chosen(outputs, rules.seed if linear else "logit", rules.temperature)
             else:
                 scalar = call_target(chosen, outputs, self.batch)
             scalars.append(sign * scalar)
@@ -253,7 +256,7 @@ def _leaves(flat: Sequence[Any]) -> tuple[Any, ...]:
 
 def _seed(rules: Ruleset, scalar: Tensor, chosen: Any, outputs: Any) -> Tensor:
     """The gradient at which y g is the relevance that the ruleset begins with: y itself, one, or a probability."""
-    if rules.seed == "logit" or (rules.message == "gradient" and rules.seed == "probability"):
+    if rules.seed in ("logit", "contrastive") or (rules.message == "gradient" and rules.seed == "probability"):
         return torch.ones_like(scalar)
     if bool((scalar == 0).any()):
         raise TargetError(

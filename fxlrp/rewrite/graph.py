@@ -50,8 +50,8 @@ class Rewritten:
     ledger, the leaves.
 
     It takes weights, constants, inputs and the weights of attributed look-ups, by the names in ``arguments``. Arguments
-    in ``entered`` stand for look-ups whose values are given, those in ``references`` for inputs and look-ups as they are
-    on the reference input; both lead to the node of the canonical graph.
+    in ``entered`` stand for look-ups whose values are given, those in ``references`` for inputs and look-ups as they
+    are on the reference input; both lead to the node of the canonical graph.
     In a ledger graph each source is followed by its leaf and each leak by the value and operands that its
     formula needs.
     """

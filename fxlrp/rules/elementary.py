@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxlrp.graph.operators import Kind, is_continuous
 from fxlrp.rules.operation import Hole, Operation, fill
-from fxlrp.rules.primitives import as_relevance, carry, ratio, received, same_value
+from fxlrp.rules.primitives import as_relevance, carry, ratio, received, same_value, scale_message
 from fxlrp.rules.rule import Cite, Conserves, rule, twin
 
 
@@ -210,6 +210,37 @@ def _difference_quotient(op: Operation, x: Tensor, y: Tensor) -> Tensor:
 def _(op: Operation, relevance: Tensor, x: Tensor, *, epsilon: float) -> Tensor:
     y = op(x)
     return ratio(relevance, y) * (y - value_at_zero(op)) * ratio(x, x + epsilon)
+
+
+def _kept(op: Operation, y: Tensor, g: Tensor, *operands: Any, share: float) -> Tensor:
+    """share y g."""
+    return share * received(y, g)
+
+
+@rule(
+    "scale",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Bakish et al. 2025, PA-LRP", "rotary embeddings: the uniform rule between a value and its rotation"),
+    leak=_kept,
+    leak_kind="rotary position",
+)
+def sink(op: Operation, x: Tensor, factor: Any, *, share: float = 0.5) -> Tensor:
+    """R_x = (1 - share) R_y; the constant factor of y = x c keeps R_c = share R_y, a sink: its declared leak.
+
+    x, c: shapes that broadcast. The uniform rule of a product, for a factor that depends on positions alone.
+    """
+    return scale_message(op(x, factor), 1 - share)
+
+
+@sink.in_relevance
+def _(op: Operation, x: Tensor, factor: Any, *, share: float) -> Tensor:
+    moved: Tensor = gradient.relevances[0](op, x, factor)
+    return scale_message(moved, 1 - share)
+
+
+@sink.reference
+def _(op: Operation, relevance: Tensor, x: Tensor, factor: Any, *, share: float) -> Tensor:
+    return ((1 - share) * relevance).sum_to_size(x.shape)
 
 
 @rule(

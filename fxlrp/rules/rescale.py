@@ -57,10 +57,11 @@ def rescale(op: Operation, *operands: Any) -> Any:
     """g_x = g_y dy / dx, entry by entry; the gradient where |dx| < 1e-10.  x, y: shapes that broadcast.
 
     Products a b, a @ b: the gradient at the midpoint, g_a = VJP_a at (b + b_ref) / 2, exact for a bilinear map (of more
-    factors the mean over the straight path). Quotients a / b: the product of a and 1 / b, the latter with its own dy / dx. Softmax [..., n]: exp by dy / dx,
-    its sum, and their quotient. A maximum: relevance goes to the entry that wins on the input where the maximum
-    rises, else to the one that wins on the reference, times dy / dx. Any other operation: a combination c VJP_x + c'
-    VJP_ref of the gradients at both ends, c and c' next to 1/2 with c J dx + c' J_ref dx = dy.
+    factors the mean over the straight path). Quotients a / b: the product of a and 1 / b, the latter with its own dy /
+    dx. Softmax [..., n]: exp by dy / dx, its sum, and their quotient. A maximum: relevance goes to the entry that wins
+    on the input where the maximum rises, else to the one that wins on the reference, times dy / dx. Any other
+    operation: a combination c VJP_x + c' VJP_ref of the gradients at both ends, c and c' next to 1/2 with c J dx + c'
+    J_ref dx = dy.
     """
     if op.reference is None:
         raise RulesetError(
@@ -113,7 +114,9 @@ def _quotient(op: Operation, reference: Reference, operands: Sequence[Any]) -> T
 
 
 def _softmax(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
-    """With e = exp(x - c), Z = sum e and c half-way between both log Z: g_x = de / dx (mean(1 / Z) g - sum mean(e) g)."""
+    """With e = exp(x - c), Z = sum e and c half-way between both log Z (so that Z Z_ref = 1): g_x = de / dx (mean(1 /
+    Z) g - sum mean(e) g).
+    """
     (x, *rest), (x_ref, *_) = operands, reference.operands
     axis, s, s_ref = axis_of(op), op(x, *rest).detach(), reference.value
     logs = [torch.logsumexp(v.detach(), axis, keepdim=True) for v in (x, x_ref)]
@@ -198,7 +201,7 @@ def _(op: Operation, relevance: Tensor, *operands: Any) -> tuple[Tensor, ...]:
     y, y_ref = op(*operands), op.reference.value
     g = ratio(relevance, y - y_ref).flatten()
     ends = [_jacobians(op, at, live) for at in (operands, op.reference.operands)]
-    if op.operator.kind is Kind.ACTIVATION or len(live) == 1 and op.operator.kind is Kind.QUOTIENT:
+    if op.operator.kind is Kind.ACTIVATION or (len(live) == 1 and op.operator.kind is Kind.QUOTIENT):
         return (relevance.sum_to_size(operands[live[0]].shape),)
     if op.operator.kind is Kind.FACTORS:  # of a bilinear map the mean of both ends is the midpoint
         maps = [0.5 * (a + b) for a, b in zip(*ends, strict=True)]

@@ -52,8 +52,8 @@ def check_rule(rule: Rule, seeds: Iterable[int] = (0, 1, 2), parameters: Mapping
 
     - the surrogate's value is the operation's, bit for bit (unless the rule says that it changes it);
     - sum of x g_x (or R_x) over live operands and additive constants = sum of y g_y (or R_y) (``EXACTLY``), or less
-      the declared leak (``WITH_LEAK``), to 1e-9 of the terms' size; a rule that conserves ``NOTHING`` passes none; of one
-      that conserves ``DIFFERENCES`` the same holds of (x - x_ref) g_x and (y - y_ref) g_y for another draw of x;
+      the declared leak (``WITH_LEAK``), to 1e-9 of the terms' size; a rule that conserves ``NOTHING`` passes none; of
+      one that conserves ``DIFFERENCES`` the same holds of (x - x_ref) g_x and (y - y_ref) g_y for another draw of x;
     - x g_x, and R_x, agree with the rule's slow reference given R_y = y g_y.
 
     And the rule states a source, a formula and shapes. Raises :class:`fxlrp.RulesetError` for unknown

@@ -1,0 +1,112 @@
+"""Reads relevance of tokens together with that of their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.errors import InputError
+from fxlrp.graph.operators import is_float
+from fxlrp.graph.view import module_path, tensor_value
+from fxlrp.ledger import describe
+from fxlrp.plan import Plan
+from fxlrp.readings import PositionReading
+from fxlrp.readout.answer import Answer, reader
+from fxlrp.readout.inputs import by_input
+from fxlrp.readout.task import Carried, Task
+from fxlrp.rewrite.call import widened
+from fxlrp.rewrite.graph import Source
+from fxlrp.rules.elementary import sink
+
+
+@dataclass(frozen=True)
+class Sink:
+    """A value that shares relevance with a constant: a sum with position embeddings, a product with rotary tables.
+
+    ``group`` are the sinks that are one to the reading: those of one module and table. ``share`` of the value's
+    relevance is kept; None for a sum, where it is the constant times the message.
+    """
+
+    node: fx.Node
+    constant: fx.Node
+    group: tuple[str, ...]
+    share: float | None = None
+
+
+@reader(PositionReading)
+def with_positions(task: Task, reading: PositionReading) -> Answer:
+    """sum_d R_token + sum over sinks |sum_d R_position|, [batch, tokens].
+
+    Raises :class:`InputError` for inputs that are no tokens, or positions of other tokens than theirs.
+    """
+    sinks = list(_sinks(task.lrp.rewritten(task.captured)[0]))
+    taps = [node for one in sinks for node in (one.node, one.constant)]
+    propagated = task.propagate((*task.taps, *taps))
+    answer = by_input(task, reading, propagated, [c.relevance for c in propagated.entrances])
+    main = task.main_input
+    tokens = answer.summed[main]
+    if not dict(task.entrances)[main]:
+        raise InputError(f"'{task.lrp.ruleset.name}' scores tokens, but '{main}' is no input of token ids.")
+    carried = propagated.taps[len(task.taps) :]
+    groups: dict[tuple[str, ...], Tensor] = {}
+    for one, value, constant in zip(sinks, carried[::2], carried[1::2], strict=True):
+        found = _by_token(one, value, constant)
+        if found.shape != tokens.shape:
+            raise InputError(
+                f"The positions in '{module_path(one.node)}' are those of {found.shape[1]} values, '{main}' has "
+                f"{tokens.shape[1]} tokens: their relevance cannot be told by token."
+            )
+        groups[one.group] = groups[one.group] + found if one.group in groups else found
+    for found in groups.values():
+        tokens = tokens + (found.abs() if reading.absolute else found)
+    return replace(answer, summed={**answer.summed, main: tokens})
+
+
+def _sinks(plan: Plan) -> Iterator[Sink]:
+    for node in plan.program.graph.nodes:
+        if node not in plan.carrying:
+            continue
+        constants = [n for n in node.all_input_nodes if n not in plan.carrying and is_float(n)]
+        if plan.rule(node) is sink:
+            labels = (label for label in plan.structure.labels.get(node, ()) if "." in label)
+            group = (module_path(node), next(labels, ""))
+            yield Sink(node, constants[0], group, plan.decisions[node].params["share"])
+        for constant in constants:
+            source = Source(node, constant)
+            if plan.decisions.get(node) is None and describe(plan, source)[1] == "position embedding":
+                yield Sink(node, constant, (node.name,))
+
+
+def _by_token(one: Sink, value: Carried, constant: Carried) -> Tensor:
+    """The constant's relevance by token, [batch, tokens]."""
+    if one.share is None:
+        kept = widened(constant.value) * value.gradient
+        axis = 1
+    else:
+        kept = one.share * value.relevance
+        axis = _token_axis(one)
+    others = [a for a in range(1, kept.ndim) if a != axis]
+    return torch.sum(kept, others) if others else kept
+
+
+def _token_axis(one: Sink) -> int:
+    """The axis along which the constant differs by position: not the batch, the features or one that it is spread
+    over.
+    """
+    value, table = tensor_value(one.node), tensor_value(one.constant)
+    assert value is not None
+    assert table is not None
+    spread = value.ndim - table.ndim
+    axes = [
+        axis + spread
+        for axis, size in enumerate(table.shape[:-1])
+        if axis + spread > 0 and not (isinstance(size, int) and size == 1)
+    ]
+    if len(axes) != 1:
+        raise InputError(
+            f"The positions in '{module_path(one.node)}' have shape {tuple(table.shape)}: no axis of tokens."
+        )
+    return axes[0]
