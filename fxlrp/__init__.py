@@ -53,7 +53,8 @@ def compare(
 ) -> Comparison:
     """The same inputs under several rulesets; the model is captured once.
 
-    Results are keyed by ruleset name; a second one of the same name gets its number behind it.
+    Results are keyed by ruleset name; a second one of the same name gets its number behind it. A ``reference`` is for
+    those rulesets that compare with one.
     """
     results: dict[str, Attribution] = {}
     first = convert(model, rulesets[0])
@@ -61,7 +62,8 @@ def compare(
         lrp = first if not results else first.with_ruleset(rules)
         name = lrp.ruleset.name
         same = sum(key == name or key.startswith(f"{name} (") for key in results)
-        results[f"{name} ({same + 1})" if same else name] = lrp.attribute(inputs, target=target, **options)
+        known = options if lrp.ruleset.compares else {k: v for k, v in options.items() if k != "reference"}
+        results[f"{name} ({same + 1})" if same else name] = lrp.attribute(inputs, target=target, **known)
     return Comparison(results)
 
 

@@ -64,8 +64,8 @@ def _reference(lrp: ConvertedModel, reference: Any) -> dict[str, Any]:
     """The reference inputs by name. Raises :class:`InputError` for a ruleset that compares nothing."""
     if not lrp.ruleset.compares:
         raise InputError(
-            f"'{lrp.ruleset.name}' compares with no reference, so reference= would change nothing: leave it out, or use "
-            "a ruleset that does (deeplift-rescale, relp, integrated-gradients)."
+            f"'{lrp.ruleset.name}' compares with no reference, so reference= would change nothing: leave it out, or "
+            "use a ruleset that does (deeplift-rescale, relp, integrated-gradients)."
         )
     return lrp.bind((), as_inputs(lrp, reference))
 

@@ -64,10 +64,7 @@ def rescale(op: Operation, *operands: Any) -> Any:
     J_ref dx = dy.
     """
     if op.reference is None:
-        raise RulesetError(
-            "Rule 'rescale' compares with a reference input; attribute with a ruleset that has it, or call the "
-            "converted model, which takes zeros for one."
-        )
+        raise RulesetError("Rule 'rescale' needs the values on a reference input, and this operation was given none.")
     form = FORMS.get(op.operator.kind, between_ends)
     if not _by_entry(op) and form in (_activation, _quotient):
         form = between_ends

@@ -1,0 +1,88 @@
+"""Small transformers in float64, with inputs, converted once for all tests of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+import fxlrp
+
+VOCABULARY = 50
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+
+
+def _llama() -> nn.Module:
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=1, **SIZES)
+    )
+
+
+def _gpt2() -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def _bert() -> nn.Module:
+    config = transformers.BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, num_labels=3, **SIZES)
+    return transformers.BertForSequenceClassification(config)
+
+
+def _vit() -> nn.Module:
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **SIZES)
+    return transformers.ViTForImageClassification(config)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"llama": _llama, "gpt2": _gpt2, "bert": _bert, "vit": _vit}
+
+
+class PureNorm(nn.Module):
+    """RMSNorm without a detour through float32, which would bound every comparison by its rounding."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(weight), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+@lru_cache(maxsize=8)
+def converted(name: str) -> fxlrp.ConvertedModel:
+    """The model under 'gradient'; ``with_ruleset`` takes its graph over."""
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model = model.double()
+    for path, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            owner, _, attribute = path.rpartition(".")
+            eps: Any = module.variance_epsilon
+            setattr(model.get_submodule(owner), attribute, PureNorm(module.weight.detach(), eps))
+    return fxlrp.convert(model.eval(), "gradient")
+
+
+def inputs(name: str, seed: int = 0) -> dict[str, Tensor]:
+    """Two samples."""
+    generator = torch.Generator().manual_seed(seed)
+    if name == "vit":
+        return {"pixel_values": torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)}
+    return {"input_ids": torch.randint(0, VOCABULARY, (2, 6), generator=generator)}
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    """The largest difference in units of the largest entry."""
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+def by_sample(x: Tensor) -> Tensor:
+    """The sum of everything in each sample, [batch]."""
+    return x.reshape(len(x), -1).sum(1)
