@@ -150,17 +150,13 @@ def test_positions_add_their_absolute_relevance(name: str) -> None:
 
 def test_rotary_tables_take_half_of_what_arrives_at_each_product() -> None:
     """The uniform rule of x cos: each product keeps one half, so the query's and key's own relevance is halved."""
-    plain = converted("llama").with_ruleset("attnlrp").attribute(inputs("llama"), target=1, ledger=True)
-    sunk = positions("llama", absolute=False)
-    at = "model.layers.1.self_attn.v_proj"
-    of = [
-        converted("llama").with_ruleset(r).attribute(inputs("llama"), target=1, at=[at, "model.layers.1.self_attn.q_proj"])
+    values, queries = "model.layers.1.self_attn.v_proj", "model.layers.1.self_attn.q_proj"
+    plain, sunk = (
+        converted("llama").with_ruleset(r).attribute(inputs("llama"), target=1, at=[values, queries]).at
         for r in ("attnlrp", "pa-lrp")
-    ]
-    assert torch.equal(of[0].at[at], of[1].at[at])
-    queries = [by_sample(one.at["model.layers.1.self_attn.q_proj"]) for one in of]
-    assert torch.allclose(queries[1], 0.5 * queries[0])
-    assert not torch.allclose(sunk.features, plain.features)
+    )
+    assert torch.equal(plain[values], sunk[values])
+    assert torch.allclose(by_sample(sunk[queries]), 0.5 * by_sample(plain[queries]))
 
 
 def test_images_have_no_tokens_to_score() -> None:

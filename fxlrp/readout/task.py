@@ -146,7 +146,7 @@ class Task:
         rewritten = self.lrp.rewritten(self.captured, tuple(taps), entered=True)[1]
         with torch.no_grad():
             flat, values, tapped = self.lrp.run(rewritten, self.arguments(self.lrp, rewritten, at), at.given)
-        return self.captured.program.unpack(flat), values, tapped
+        return self.captured.program.unpack(flat), tuple(v.detach() for v in values), tuple(v.detach() for v in tapped)
 
     def propagate(
         self, taps: Sequence[fx.Node] = (), lrp: ConvertedModel | None = None, at: Point | None = None
