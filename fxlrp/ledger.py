@@ -176,6 +176,8 @@ def describe(plan: Plan, source: Source) -> tuple[str, str]:
     depends = node in plan.structure.dependent
     labels = plan.structure.labels.get(user, ())
     path = ", ".join(weights[:2]) or module_path(node) or module_path(user) or node.name
+    if node in plan.states:
+        return path, "initial state"
     return path, _kind(plan, node, user, weights, depends, labels)
 
 

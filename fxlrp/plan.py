@@ -18,6 +18,7 @@ from torch import fx
 
 from fxlrp.capture import Program
 from fxlrp.errors import UncoveredOperatorError
+from fxlrp.graph.affine import AffineSums, affine_sums, initial_states
 from fxlrp.graph.live import Entrance, dependent
 from fxlrp.graph.operators import Kind, Operator, is_float, nodes_in, operator_of, packet
 from fxlrp.graph.order import Ends
@@ -28,6 +29,7 @@ from fxlrp.rules import Conserves, Post, Rule, find_rule
 from fxlrp.rules.elementary import value_at_zero
 from fxlrp.rules.operation import take_apart
 from fxlrp.rules.rule import WIDER, Message
+from fxlrp.rules.shares import ShareRule
 from fxlrp.rulesets import Entry, Ruleset, Scope
 
 aten = torch.ops.aten
@@ -35,6 +37,9 @@ aten = torch.ops.aten
 KEEPING = frozenset(
     {"linear", "convolution", "mixing", "scale", "sum", "add", "shift", "movement", "index", "selection", "rectifier"}
 )
+
+#: Classes of which a sum of linear maps is made: a rule for *affine* is offered to each, and stands on their sum once.
+AFFINE = frozenset({"linear", "add", "shift"})
 
 #: Movements that choose some entries of an axis, as pooling by one token does.
 INDEXING = frozenset({aten.select, aten.index_select, aten.index})
@@ -96,6 +101,7 @@ class Structure:
     dependent: frozenset[fx.Node]
     entrances: tuple[Entrance, ...]
     skips: Mapping[fx.Node, fx.Node] = field(default_factory=dict)
+    states: frozenset[fx.Node] = frozenset()
 
     @property
     def forks(self) -> frozenset[fx.Node]:
@@ -121,7 +127,9 @@ class Structure:
         skips = dict(skip_connections(program.graph, carried))
         for node in skips:
             labels[node] = (*labels.get(node, ()), "residual")
-        return Structure(tuple(matches), tuple(misses), labels, inside, entrances, skips)
+        beginnings = [match.inputs[name] for match in matches for name in match.pattern.carried]
+        states = initial_states(program.graph, program.inputs, beginnings)
+        return Structure(tuple(matches), tuple(misses), labels, inside, entrances, skips, states)
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,12 @@ class Plan:
     carrying: frozenset[fx.Node] = field(repr=False)
     relevant: frozenset[fx.Node] = field(repr=False, default=frozenset())
     forks: Mapping[fx.Node, Decision] = field(repr=False, default_factory=dict)
+    sums: AffineSums = field(repr=False, default=AffineSums())
+
+    @property
+    def states(self) -> frozenset[fx.Node]:
+        """Initial states, which under a rule for sums of linear maps are units that receive relevance."""
+        return self.structure.states & self.carrying
 
     def takes(self, node: fx.Node) -> Message:
         """What arrives at the value of ``node``: its gradient message, or its relevance (``relevant``)."""
@@ -146,7 +160,9 @@ class Plan:
         return decision.rule if decision is not None else find_rule("gradient")
 
     def gives(self, node: fx.Node) -> Message:
-        """What ``node`` hands to its operands: once relevance, always relevance."""
+        """What ``node`` hands to its operands: once relevance, always relevance, but inside a sum of linear maps."""
+        if node in self.sums.roots:
+            return Message.GRADIENT
         return Message.RELEVANCE if node in self.relevant else self.native(node)
 
     def native(self, node: fx.Node) -> Message:
@@ -250,6 +266,8 @@ def _draft(
     decisions: dict[fx.Node, Decision] = {}
     refused: dict[fx.Node, UncoveredOperatorError] = {}
     carrying: set[fx.Node] = {entrance.node for entrance in structure.entrances}
+    if "affine" in ruleset.mentions:
+        carrying |= structure.states
     for node in program.graph.nodes:
         if node in carrying or node.op != "call_function" or not is_float(node):
             continue
@@ -269,6 +287,7 @@ def _draft(
     useful = _useful(program.graph, carrying)
     kept = {node: decision for node, decision in decisions.items() if node in useful or node not in carrying}
     plan = Plan(program, structure, ruleset, kept, frozenset(carrying & useful), forks=_forks(structure, ruleset))
+    plan = _joined(plan)
     return plan, [refusal for node, refusal in refused.items() if node in useful]
 
 
@@ -284,6 +303,24 @@ def _ends(plan: Plan) -> Ends:
     return Ends.of(kinds, operands_of)
 
 
+def _joined(plan: Plan) -> Plan:
+    """The plan in which a rule for affine sums stands once on each, at its root."""
+    groups = {
+        node: (decision.rule.name, tuple(decision.params.items()))
+        for node, decision in plan.decisions.items()
+        if decision.label == "affine" and isinstance(decision.rule, ShareRule)
+    }
+    if not groups:
+        return plan
+    watched = {entrance.node for entrance in plan.structure.entrances} | plan.structure.states
+    apart = (
+        watched | {*plan.forks} | {*plan.decisions} - {*groups} | {*plan.program.graph.output_node().all_input_nodes}
+    )
+    sums = affine_sums(plan.program.graph, plan.carrying, groups, apart)
+    decisions = {node: decision for node, decision in plan.decisions.items() if node not in sums.inner}
+    return replace(plan, decisions=decisions, sums=sums)
+
+
 def _forks(structure: Structure, ruleset: Ruleset) -> dict[fx.Node, Decision]:
     """The rule, if any, for what arrives where a skip connection begins, from both of its ways."""
     chosen = {node: ruleset.choose(("fork",), module_stack(node), "fork") for node in structure.forks}
@@ -297,11 +334,14 @@ def _relevant(plan: Plan) -> frozenset[fx.Node]:
     """
     everywhere = plan.ruleset.message == Message.RELEVANCE.value
     found: set[fx.Node] = set()
+    inside: set[fx.Node] = set()  # of sums whose terms receive relevance: what lies in between takes gradients
     for node in reversed(plan.program.graph.nodes):
         if node not in plan.carrying:
             continue
         users = (user for user in node.users if user in plan.carrying and node in operands_of(user))
-        if everywhere or any(u in found or plan.native(u) is Message.RELEVANCE for u in users):
+        if any(u in found or u in inside or plan.native(u) is Message.RELEVANCE for u in users):
+            (inside if node in plan.sums.inner else found).add(node)
+        elif everywhere and node not in plan.sums.inner:
             found.add(node)
     entrances = {entrance.node for entrance in plan.structure.entrances} & plan.carrying
     return frozenset(found | entrances if found & entrances else found)
@@ -360,7 +400,8 @@ def _decide(
     if operator is None:
         return _uncovered(node, "unknown operator", ruleset, structure, strict)
     category = classify(node, operator, carrying, structure.dependent)
-    labels = (*structure.labels.get(node, ()), category, *WIDER.get(category, ()), "any")
+    offered = ("affine",) if category in AFFINE else ()
+    labels = (*structure.labels.get(node, ()), *offered, category, *WIDER.get(category, ()), "any")
     if not ruleset.mentions.isdisjoint(labels):
         entry = ruleset.choose(labels, module_stack(node), category, ends.at(node))
         if entry is not None:

@@ -42,6 +42,7 @@ CLASSES = (
     "sum",
     "add",
     "shift",
+    "affine",
     "movement",
     "index",
     "general",

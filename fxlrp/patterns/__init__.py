@@ -1,6 +1,6 @@
 """Patterns: sub-structures that rulesets speak of, written as the torch code they look for."""
 
-from fxlrp.patterns import activations, attention, gates, norms, recurrence
+from fxlrp.patterns import activations, attention, cells, gates, norms, recurrence
 from fxlrp.patterns.language import PATTERNS, Pattern, chain, either, part, pattern
 from fxlrp.patterns.matcher import Match, NearMiss, find
 
@@ -11,6 +11,7 @@ __all__ = [
     "Pattern",
     "activations",
     "attention",
+    "cells",
     "chain",
     "either",
     "find",

@@ -102,7 +102,7 @@ def fold_affine(program: Program) -> tuple[Program, Mapping[fx.Node, fx.Node]]:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, values))
-    inside = dependent(graph, program.inputs)
+    inside = dependent(graph, (values[program.placeholders[name]] for name in program.inputs))
     for node in list(graph.nodes):
         form = next((form for form in MAPS.get(packet(node.target), ()) if form.fits(node)), None)
         if form is not None:

@@ -63,8 +63,8 @@ class Pattern:
 
     ``code`` is torch code over example tensors; ``examples`` gives them (by parameter name: a shape, or a
     number for a scalar that may be anything); those in ``dependent`` must depend on the model's inputs, so that
-    a product with a weight is no gate. ``slope`` makes the pattern an activation: a function of one tensor with
-    ``f(x)/x`` in closed form.
+    a product with a weight is no gate. ``carried`` are inputs that go from step to step. ``slope`` makes the
+    pattern an activation: a function of one tensor with ``f(x)/x`` in closed form.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Pattern:
     doc: str = ""
     dependent: frozenset[str] = frozenset()
     slope: Callable[..., Tensor] | None = None
+    carried: tuple[str, ...] = ()
 
     @cached_property
     def graph(self) -> fx.Graph:
@@ -121,6 +122,7 @@ def pattern(
     *,
     slope: Callable[..., Tensor] | None = None,
     dependent: tuple[str, ...] = (),
+    carried: tuple[str, ...] = (),
     **examples: tuple[int, ...],
 ) -> Callable[..., Pattern]:
     """Register torch code as a pattern: ``@pattern("norm", x=(2, 3), eps=())``.
@@ -129,7 +131,7 @@ def pattern(
     """
 
     def register(code: Callable[..., Tensor]) -> Pattern:
-        made = Pattern(name, code, examples, (code.__doc__ or "").strip(), frozenset(dependent), slope)
+        made = Pattern(name, code, examples, (code.__doc__ or "").strip(), frozenset(dependent), slope, carried)
         PATTERNS.setdefault(name, []).append(made)
         return made
 

@@ -116,7 +116,7 @@ def _as_match(found: Pattern, root: fx.Node, bound: Bound) -> Match:
         pattern=found,
         root=root,
         parts={str(node.args[1]): value for node, value in bound.items() if node.target is PART},
-        inputs={node.name: bound.get(node) for node in found.parameters},
+        inputs={name: bound.get(node) for name, node in zip(found.examples, found.parameters, strict=True)},
         nodes=frozenset(
             value
             for node, value in bound.items()

@@ -13,10 +13,12 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.graph.operators import is_continuous
 from fxlrp.rules import Operation, Post, Rule
+from fxlrp.rules.affine import AFFINE
 from fxlrp.rules.operation import Reference
 from fxlrp.rules.post import posted
 from fxlrp.rules.primitives import as_relevance, received
 from fxlrp.rules.rule import Message
+from fxlrp.rules.shares import ShareRule, shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,43 @@ class RuleCall:
             value = self(*(leaves.get(i, x) for i, x in enumerate(values)))
         given = torch.autograd.grad(value, watched, message, allow_unused=True)
         return total(arrived) - torch.stack([total(r) for r in given if r is not None] or [total(arrived * 0)]).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class SumCall:
+    """Calls ``rule`` on a sum of linear maps as a whole: on its value z, whose terms take gradient messages and, where
+    the rule asks for them, on its offset (z where all units are 0) and on its units, which take relevance.
+    """
+
+    rule: ShareRule
+    params: Mapping[str, Any]
+    takes: Message = Message.GRADIENT
+
+    @property
+    def __name__(self) -> str:
+        return self.rule.name
+
+    def __call__(self, z: Tensor, *rest: Tensor) -> Tensor:
+        """The sum's value, with the rule's backward pass."""
+        shares = self.rule.shares(AFFINE, z, *rest, **self.params)
+        if self.takes is Message.GRADIENT and self.rule.message is Message.GRADIENT:
+            return shared(z, shares, z)
+        y = shared(z, shares)
+        return y if self.takes is Message.RELEVANCE else as_relevance(y)
+
+    def leak(self, y: Tensor, message: Tensor, *values: Tensor) -> Tensor:
+        """Relevance that arrived less what the terms, the offset and the units receive, summed in float64."""
+        y, message = widened(y), widened(message)
+        leaves = [widened(value).detach().requires_grad_() for value in values]
+        with torch.enable_grad():
+            given = torch.autograd.grad(self(*leaves), leaves, message, allow_unused=True)
+        arrived = message if self.takes is Message.RELEVANCE else received(y, message)
+        relevance = [
+            (received(x, g) if i < 2 else g)
+            for i, (x, g) in enumerate(zip(leaves, given, strict=True))
+            if g is not None
+        ]
+        return total(arrived) - torch.stack([total(r.detach()) for r in relevance]).sum()
 
 
 def _leaf(x: Tensor) -> Tensor:

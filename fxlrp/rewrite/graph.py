@@ -14,13 +14,16 @@ import torch
 from torch import fx
 
 from fxlrp.graph.operators import is_float, operator_of, packet
-from fxlrp.plan import Plan, operands_of
+from fxlrp.plan import Decision, Plan, operands_of
 from fxlrp.rewrite import kernels
-from fxlrp.rewrite.call import RuleCall, source_leaf
+from fxlrp.rewrite.affine import Layers
+from fxlrp.rewrite.call import RuleCall, SumCall, source_leaf
 from fxlrp.rewrite.composite import site_of
+from fxlrp.rules import find_rule
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import as_relevance
 from fxlrp.rules.rule import Message
+from fxlrp.rules.shares import ShareRule
 
 aten = torch.ops.aten
 
@@ -41,7 +44,7 @@ class Leak:
     """A rule that declares to keep some relevance: its node and the call that computes the amount."""
 
     node: fx.Node
-    call: RuleCall
+    call: RuleCall | SumCall
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,14 @@ class _Rewriting:
         self.sources: list[Source] = []
         self.leaves: list[fx.Node] = []
         self.leaks: list[Leak] = []
+        self.held: dict[tuple[fx.Node, int], Any] = {}
+        self.layers = Layers(plan, self.graph, self.values, self.held, self._constant)
         self.operands: list[Any] = []
 
     def run(self, taps: Sequence[fx.Node]) -> Rewritten:
         nodes = list(self.plan.program.graph.nodes)
         for node in (n for n in nodes if n.op == "placeholder"):
-            self.values[node] = self.returned[node] = self.graph.node_copy(node)
+            self.values[node] = self.returned[node] = self._state(node, self.graph.node_copy(node))
             if node in self.plan.forks and node in self.plan.carrying:
                 self.values[node] = self._forked(node)
         for table in (n for n in nodes if n in self.tables):
@@ -161,20 +166,51 @@ class _Rewriting:
             return self.graph.call_function(target, args, fx.map_arg(dict(node.kwargs), self._constant))
         if node in self.regions:
             return self._emit_fused(node)
+        if node in self.plan.states:
+            return self._state(node, self.graph.node_copy(node, self._constant))
         if node not in self.plan.carrying:
             copied = self.graph.node_copy(node, self._constant)
             # Of several values (split, topk) one may be cut off while others carry on: it is detached after it
             # was taken.
             taken = any(n in self.plan.carrying and not _is_tensor(n) for n in node.all_input_nodes)
             return self.graph.call_function(aten.detach.default, (copied,)) if taken and _is_tensor(node) else copied
+        if node in self.plan.sums.roots:
+            return self._sum(node)
         plain = self.plan.rule(node).name == "gradient" and (self.plan.takes(node) is Message.GRADIENT or _copies(node))
-        if not self.ledger and plain:
-            if node in self.tail:
-                args = fx.map_arg(node.args, lambda n: self._operand(n, node))
-                return self.graph.call_function(kernels.few_rows_linear, args)
-            operands = operands_of(node)
-            return self.graph.node_copy(node, lambda n: self._operand(n, node) if n in operands else self._constant(n))
-        return self._apply(node)
+        return self._plain(node) if plain and not self.ledger else self._apply(node, self.plan.decisions.get(node))
+
+    def _plain(self, node: fx.Node) -> fx.Node:
+        if node in self.tail:
+            return self.graph.call_function(
+                kernels.few_rows_linear, fx.map_arg(node.args, lambda n: self._operand(n, node))
+            )
+        operands = operands_of(node)
+        return self.graph.node_copy(node, lambda n: self._operand(n, node) if n in operands else self._constant(n))
+
+    def _sum(self, node: fx.Node) -> fx.Node:
+        """A sum of linear maps, whose rule stands on its value; what lies between that and its units is plain."""
+        decision, z = self.plan.decisions[node], self._apply(node, None) if self.ledger else self._plain(node)
+        assert isinstance(decision.rule, ShareRule)
+        asked = (
+            (self.layers.offset_of(node, z), *self.layers.units_of(node))
+            if decision.rule.whole(decision.params)
+            else ()
+        )
+        call = SumCall(decision.rule, decision.params, self.plan.takes(node))
+        made = self.graph.call_function(call, (z, *asked))
+        if self.ledger:
+            self.leaks.append(Leak(node, call))
+            self.operands.append((made, (z, *asked), ()))
+        return made
+
+    def _state(self, node: fx.Node, value: fx.Node) -> fx.Node:
+        """An initial state, for a ledger as a leaf that reports what it receives."""
+        if not self.ledger or node not in self.plan.states:
+            return value
+        leaf = self.graph.call_function(source_leaf, (value, value))
+        self.sources.append(Source(node, node, self.plan.takes(node)))
+        self.leaves.append(leaf)
+        return leaf
 
     def _forked(self, node: fx.Node) -> fx.Node:
         """The value behind the rule for what arrives from all of its ways."""
@@ -232,26 +268,28 @@ class _Rewriting:
             self.detached[node] = self.graph.call_function(aten.detach.default, (self.values[node],))
         return self.detached[node]
 
-    def _apply(self, node: fx.Node) -> fx.Node:
-        decision, rule = self.plan.decisions.get(node), self.plan.rule(node)
+    def _apply(self, node: fx.Node, decision: Decision | None) -> fx.Node:
+        """The operation with the backward pass of the rule decided, the plain one if there is none."""
         site = site_of(self.plan, node)
-        params, post = (decision.params, decision.post) if decision is not None else ({}, ())
-        takes, gives = self.plan.takes(node), self.plan.gives(node)
-        call = RuleCall(rule, params, site.operation, takes, gives, post)
+        gives = self.plan.gives(node)
+        takes = gives if node in self.plan.sums.roots else self.plan.takes(node)
+        call = RuleCall(find_rule("gradient"), {}, site.operation, takes, gives)
+        if decision is not None:
+            call = replace(call, rule=decision.rule, params=decision.params, post=decision.post)
         operands = [self._operand(o, node) if isinstance(o, fx.Node) else o for o in site.operands]
         extras = [self._constant(extra) for extra in site.extras]
         if self.ledger:
             for index in site.operation.sources:
-                operands[index] = self._leaf(node, site.operands[index], operands[0])
+                operands[index] = self.held[node, index] = self._leaf(node, site.operands[index], operands[0])
         target = site.operation.target
         if self.ledger and isinstance(
             target, torch._ops.OpOverload
         ):  # a number that became a leaf needs another overload
             call = replace(call, operation=replace(site.operation, target=target.overloadpacket))
-        others = map(self._on_reference, (*site.operands, *site.extras)) if rule.compares else ()
+        others = map(self._on_reference, (*site.operands, *site.extras)) if call.rule.compares else ()
         made = self.graph.call_function(call, (*operands, *extras, *others))
-        keeps = decision is not None and rule.leak is not None
-        moves = rule.name == "gradient" and _copies(node)
+        keeps = decision is not None and call.rule.leak is not None
+        moves = call.rule.name == "gradient" and _copies(node)
         if self.ledger and _is_tensor(node) and not moves and (keeps or gives is Message.RELEVANCE):
             self.leaks.append(Leak(node, call))
             self.operands.append((made, tuple(operands), tuple(extras)))

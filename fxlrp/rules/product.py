@@ -49,9 +49,17 @@ def split(
     return scale_message(y, ratio(y, stabilised(y, epsilon, stabiliser)).detach()) if epsilon else y
 
 
+def _share_relevance(y: Tensor, *parts: tuple[Tensor, Tensor | float]) -> Tensor:
+    """``y``, whose relevance reaches each factor times its share, undivided: also where y is 0."""
+    return carry_all(y, *((x.expand_as(y), torch.ones_like(y) * part) for x, part in parts))
+
+
 @split.in_relevance
 def _(op: Operation, *operands: Tensor, epsilon: float = 0.0, stabiliser: str = "signed", **options: Any) -> Tensor:
     """R_y / stabilised y in place of kappa R_y / y."""
+    if not epsilon and _entrywise(op, operands) and all(op.live):
+        first = 0.5 if options.get("first", -1.0) < 0 else options["first"]
+        return _share_relevance(op(*operands), (operands[0], first), (operands[1], 1 - first))
     y = split.surrogate(op, *map(as_relevance, operands), **options)
     return scale_message(y, ratio(torch.ones_like(y), stabilised(y, epsilon, stabiliser)).detach())
 
@@ -103,6 +111,15 @@ def share(op: Operation, *operands: Tensor) -> Tensor:
     return _proportional(op, a, b, (a.detach(), b.detach()))
 
 
+@share.in_relevance
+def _(op: Operation, *operands: Tensor) -> Tensor:
+    """R_a = a / (a + b) R_y, R_b = b / (a + b) R_y as it stands; of any other product the twin."""
+    if not _entrywise(op, operands):
+        return twin(share.surrogate, op, *operands)
+    a, b = torch.broadcast_tensors(*operands)
+    return _share_relevance(op(*operands), *zip((a, b), _shares_of_values(a, b), strict=True))
+
+
 @share.reference
 def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if not _entrywise(op, (a, b)):
@@ -123,6 +140,15 @@ def absolute_share(op: Operation, *operands: Tensor) -> Tensor:
         return split.surrogate(op, *operands)
     a, b = operands
     return _proportional(op, a, b, (a.detach().abs(), b.detach().abs()))
+
+
+@absolute_share.in_relevance
+def _(op: Operation, *operands: Tensor) -> Tensor:
+    """R_a = |a| / (|a| + |b|) R_y, R_b = |b| / (|a| + |b|) R_y as it stands; of any other product the twin."""
+    if not _entrywise(op, operands):
+        return twin(absolute_share.surrogate, op, *operands)
+    a, b = torch.broadcast_tensors(*operands)
+    return _share_relevance(op(*operands), *zip((a, b), _shares_of_values(a.abs(), b.abs()), strict=True))
 
 
 @absolute_share.reference

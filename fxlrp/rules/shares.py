@@ -7,7 +7,7 @@ the paper's own, in which nothing is divided by z.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -32,9 +32,16 @@ def shared(z: Tensor, shares: Iterable[tuple[Tensor, Tensor]], amount: Tensor | 
 
 @dataclass(frozen=True)
 class ShareRule(Rule):
-    """A rule made of ``shares(op, *operands, **parameters)``."""
+    """A rule made of ``shares(op, *operands, **parameters)``. One for sums stands on *affine* sums as well:
+    :data:`fxlrp.rules.affine.AFFINE`; ``whole`` tells whether it then asks for more operands than their value.
+    """
 
     shares: Callable[..., Shares] = field(default=list, compare=False)
+    whole: Callable[[Mapping[str, Any]], bool] = field(default=lambda parameters: False, compare=False)
+
+    def fits(self, category: str) -> bool:
+        """Whether the rule can take operations of this class; an affine sum is a sum."""
+        return super().fits("add" if category == "affine" else category)
 
 
 def share_rule(
@@ -67,7 +74,13 @@ def share_rule(
     return register
 
 
-def relevance_share_rule(*on: str, source: Cite, leak_kind: str) -> Callable[[Callable[..., Shares]], ShareRule]:
+def relevance_share_rule(
+    *on: str,
+    source: Cite,
+    leak_kind: str,
+    leak: Callable[..., Tensor] | None = None,
+    whole: Callable[[Mapping[str, Any]], bool] = lambda parameters: False,
+) -> Callable[[Callable[..., Shares]], ShareRule]:
     """The same for a rule whose numerators are not proportional to x: it takes and gives relevance alone, and its
     function sends each numerator's message to x as it is.
     """
@@ -83,9 +96,11 @@ def relevance_share_rule(*on: str, source: Cite, leak_kind: str) -> Callable[[Ca
             surrogate,
             Conserves.WITH_LEAK,
             source,
-            leak_kind=leak_kind,
+            leak,
+            leak_kind,
             message=Message.RELEVANCE,
             shares=function,
+            whole=whole,
         )
         RULES[made.name] = made
         return made
