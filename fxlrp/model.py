@@ -23,11 +23,12 @@ from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import InputError, TrainingModeError, nearest
 from fxlrp.graph.view import module_stack
+from fxlrp.places import glob
 from fxlrp.plan import Plan, make_plan
 from fxlrp.readout.point import point_of
 from fxlrp.readout.task import as_inputs
 from fxlrp.rewrite import Rewritten, rewrite
-from fxlrp.rulesets import Ruleset, glob, ruleset
+from fxlrp.rulesets import Ruleset, ruleset
 from fxlrp.targets import Target
 
 

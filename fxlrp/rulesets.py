@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fxlrp.errors import RulesetError, nearest
 from fxlrp.patterns import PATTERNS, Pattern
 from fxlrp.patterns.language import PART
+from fxlrp.places import Where
 from fxlrp.published import Citation, Switch
 from fxlrp.readings import AnyReading, InputReading
 from fxlrp.rules import Post, Rule, find_rule
@@ -56,42 +56,9 @@ CLASS_ALIASES = {"conv": "convolution", "act": "activation", "matmul": "product"
 INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "fold")
 
 
-class Where(BaseModel):
-    """A restriction to modules: ``module`` is a glob over module paths, ``class`` one over class names.
-
-    ``first`` (``last``): only operations that no other of the class or part of a pattern that the entry matches comes
-    before on a way from an input (after on a way to an output) that relevance takes. Linear layers and convolutions
-    count as one class. Where ways branch, as in a model with two inputs, there may be several.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    module: str | None = None
-    class_: str | None = Field(default=None, alias="class")
-    first: bool = False
-    last: bool = False
-
-    def accepts(self, stack: Sequence[tuple[str, str]]) -> bool:
-        """Whether any module that encloses the node fits."""
-        paths = [path for path, _ in stack]
-        kinds = [kind for _, kind in stack]
-        return (self.module is None or any(glob(self.module).fullmatch(p) for p in paths)) and (
-            self.class_ is None or any(glob(self.class_).fullmatch(k) for k in kinds)
-        )
-
-
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a ruleset file, for editors; ``rulesets/ruleset.schema.json`` holds it."""
     return Ruleset.model_json_schema(by_alias=True)
-
-
-@lru_cache(maxsize=4096)
-def glob(pattern: str) -> re.Pattern[str]:
-    """A module-path glob: ``*`` is one segment (any number at the very front), ``**`` any number of segments."""
-    front = pattern.startswith("*.")
-    body = re.escape(pattern[2:] if front else pattern)
-    body = body.replace(r"\*\*", "\0").replace(r"\*", "[^.]*").replace("\0", ".*").replace(r"\?", "[^.]")
-    return re.compile((r"(?:.*\.)?" if front else "") + body)
 
 
 class Scope(Enum):
@@ -200,15 +167,7 @@ class Ruleset(BaseModel):
         """
         names = set(labels)
         return next(
-            (
-                e
-                for e in self.rules
-                if e.match in names
-                and e.fits(category)
-                and e.where.accepts(stack)
-                and (e.match in ends[0] or not e.where.first)
-                and (e.match in ends[1] or not e.where.last)
-            ),
+            (e for e in self.rules if e.match in names and e.fits(category) and e.where.accepts(e.match, stack, ends)),
             None,
         )
 

@@ -90,6 +90,7 @@ def image(seed: int = 0) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
+    assert float(b.detach().abs().max()) > 1e-9, "there is nothing to compare"
     return float(((a - b).abs().max() / b.abs().max()).detach())
 
 
@@ -268,11 +269,11 @@ class Normalised(nn.Module):
                 nn.Conv2d(3, 4, 3, bias=False),
                 nn.ConvTranspose2d(4, 3, 2),
                 nn.Conv2d(3, 4, 3, groups=1, stride=2),
-                nn.Linear(4, 6),
+                nn.Linear(4, 9),
             ]
         )
-        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(3), nn.BatchNorm2d(4), nn.BatchNorm1d(6)])
-        self.head = nn.Linear(6, 5)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(3), nn.BatchNorm2d(4), nn.BatchNorm1d(9)])
+        self.head = nn.Linear(9, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.norms[0](self.maps[0](x)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fxlrp
+from fxlrp.places import glob
 
 module = import_module("fxlrp.rulesets")
 
@@ -32,7 +33,7 @@ def test_the_schema_for_editors_is_current() -> None:
     ],
 )
 def test_globs(pattern: str, path: str, fits: bool) -> None:
-    assert bool(module.glob(pattern).fullmatch(path)) is fits
+    assert bool(glob(pattern).fullmatch(path)) is fits
 
 
 BROKEN = {

@@ -18,7 +18,7 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("fxlrp.graph.live", "fxlrp.graph.residual"),
     ("fxlrp.patterns",),
     ("fxlrp.rules",),
-    ("fxlrp.rulesets", "fxlrp.readings", "fxlrp.published"),
+    ("fxlrp.rulesets", "fxlrp.readings", "fxlrp.published", "fxlrp.places"),
     ("fxlrp.plan",),
     ("fxlrp.rewrite",),
     (
@@ -46,6 +46,7 @@ ENGINE = (
     "rulesets.py",
     "readings.py",
     "published.py",
+    "places.py",
     "readout",
     "plan.py",
     "cache.py",
