@@ -19,7 +19,7 @@ from torch import fx
 from fxlrp.capture import Program
 from fxlrp.errors import UncoveredOperatorError
 from fxlrp.graph.affine import AffineSums, affine_sums, initial_states
-from fxlrp.graph.live import Entrance, dependent
+from fxlrp.graph.live import Entrance, dependent, reached
 from fxlrp.graph.operators import Kind, Operator, is_float, nodes_in, operator_of, packet
 from fxlrp.graph.order import Ends
 from fxlrp.graph.residual import skip_connections
@@ -114,7 +114,8 @@ class Structure:
         inside = dependent(program.graph, (program.placeholders[name] for name in program.inputs))
         # Spelled-out activations have been folded into single operators by now.
         structures = {name: group for name, group in PATTERNS.items() if name != "activation"}
-        matches, misses = find(program.graph, structures, inside)
+        carried = reached(program.graph, entrances)
+        matches, misses = find(program.graph, structures, carried)
         labels: dict[fx.Node, tuple[str, ...]] = {}
         for match in matches:
             name = match.pattern.name
@@ -123,7 +124,6 @@ class Structure:
             for node in match.nodes:
                 labels[node] = (*labels.get(node, ()), name)
         # A mask that every layer adds is no skip connection, though what it masks depends on it.
-        carried = dependent(program.graph, (entrance.node for entrance in entrances))
         skips = dict(skip_connections(program.graph, carried))
         for node in skips:
             labels[node] = (*labels.get(node, ()), "residual")

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from fxlrp.capture import Program
 from fxlrp.capture.program import weight
 from fxlrp.errors import InputError
-from fxlrp.graph.operators import is_float, packet
+from fxlrp.graph.operators import Kind, is_float, operator_of, packet
 
 aten = torch.ops.aten
 
@@ -34,6 +34,17 @@ def dependent(graph: fx.Graph, roots: Iterable[fx.Node]) -> frozenset[fx.Node]:
     found = {*roots}
     for node in graph.nodes:
         if any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)
+
+
+def reached(graph: fx.Graph, entrances: Iterable[Entrance]) -> frozenset[fx.Node]:
+    """The float values that depend on attributed ones otherwise than as a condition, an index or a size does."""
+    found = {entrance.node for entrance in entrances}
+    for node in graph.nodes:
+        operator = operator_of(node)
+        carries = operator is None or operator.kind is not Kind.CONSTANT
+        if carries and is_float(node) and any(n in found for n in node.all_input_nodes):
             found.add(node)
     return frozenset(found)
 

@@ -15,8 +15,8 @@ def _gate(x: Tensor) -> Tensor:
 
 def _next(forget: Tensor, state: Tensor, admit: Tensor, new: Tensor) -> Tensor:
     """f c + i g: what is kept of the state and what is fed in."""
-    candidate = either(torch.tanh(new), F.relu(new))
-    return part(_gate(forget), "forget") * state + part(_gate(admit), "input") * part(candidate, "candidate")
+    fed = part(_gate(admit), "input") * part(torch.tanh(new), "candidate")
+    return part(_gate(forget), "forget") * state + fed
 
 
 @pattern(
@@ -49,14 +49,15 @@ def output_of_a_state(forget: Tensor, state: Tensor, admit: Tensor, new: Tensor,
     return part(_gate(show), "output") * either(torch.tanh(after), after)
 
 
-@pattern("cell", dependent=("update",), carried=("state", "new"), update=(2, 3), state=(2, 3), new=(2, 3))
+@pattern("cell", dependent=("update",), carried=("state",), update=(2, 3), state=(2, 3), new=(2, 3))
 def state_by_one_gate(update: Tensor, state: Tensor, new: Tensor) -> Tensor:
-    """h' = z h + (1 - z) n, z = sigmoid(u), of a GRU (or with n and h exchanged), in the orders that models use."""
-    z = part(_gate(update), "update")
-    return either((state - new) * z + new, z * state + (1.0 - z) * new)
+    """h' = z h + (1 - z) n or (1 - z) h + z n with z = sigmoid(u) and n = tanh(v), the state of a GRU."""
+    z, n = part(_gate(update), "update"), part(torch.tanh(new), "candidate")
+    kept = either((state - n) * z + n, z * state + (1.0 - z) * n)
+    return either(kept, (n - state) * z + state, z * n + (1.0 - z) * state)
 
 
-@pattern("cell", dependent=("reset",), given=(2, 3), reset=(2, 3), recurrent=(2, 3))
-def candidate_of_a_reset_state(given: Tensor, reset: Tensor, recurrent: Tensor) -> Tensor:
+@pattern("cell", dependent=("x", "reset"), x=(2, 3), w=(3, 3), reset=(2, 3), state=(2, 3), u=(3, 3))
+def candidate_of_a_reset_state(x: Tensor, w: Tensor, reset: Tensor, state: Tensor, u: Tensor) -> Tensor:
     """n = tanh(W x + sigmoid(r) (U h)), the candidate of a GRU."""
-    return torch.tanh(given + part(_gate(reset), "reset") * recurrent)
+    return torch.tanh(F.linear(x, w) + part(_gate(reset), "reset") * F.linear(state, u))

@@ -72,7 +72,7 @@ def find(
 ) -> tuple[list[Match], list[NearMiss]]:
     """All matches, outermost (nearest the output) first, and the best near-miss of each pattern that matched nowhere.
 
-    ``inside`` are the nodes that depend on the model's inputs.
+    ``inside`` are the nodes that depend on what is explained in the model's inputs, not on sizes or masks alone.
     """
     patterns = PATTERNS if patterns is None else patterns
     anchored: dict[Any, list[Pattern]] = {}

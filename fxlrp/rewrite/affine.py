@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from fxlrp.graph.affine import Role, moved_axes, role
 from fxlrp.graph.operators import packet
+from fxlrp.graph.view import tensor_value
 from fxlrp.plan import Plan
 from fxlrp.rules.operation import Operation, take_apart
 
@@ -74,9 +75,6 @@ class Layers:
         """The units of the sum, each once."""
         return tuple(dict.fromkeys(unit.node for unit in self._units(root)))
 
-    def _inside(self, node: Any) -> bool:
-        return node in self.plan.sums.inner or node in self.plan.sums.roots
-
     def _like(self, offset: fx.Node, value: fx.Node) -> fx.Node:
         return self.graph.call_function(_expanded, (offset, value))
 
@@ -123,7 +121,7 @@ class Layers:
 
     def _units(self, node: fx.Node) -> tuple[Unit, ...]:
         if node not in self.units:
-            self.units[node] = tuple(self._make_units(node)) if self._inside(node) else (Unit(self.values[node]),)
+            self.units[node] = tuple(self._make_units(node))
         return self.units[node]
 
     def _make_units(self, node: fx.Node) -> Iterable[Unit]:
@@ -132,11 +130,12 @@ class Layers:
         for operand in (n for i, n in enumerate(site.operands) if site.operation.live[i]):
             if what is Role.MAP:
                 yield Unit(self.values[operand], mapped=True)
-            for unit in self._units_below(operand) if what is not Role.MAP else ():
-                yield self._moved(node, operand, unit) if what is Role.MOVE else unit
-
-    def _units_below(self, operand: fx.Node) -> tuple[Unit, ...]:
-        return self._units(operand) if operand in self.plan.sums.inner else (Unit(self.values[operand]),)
+                continue
+            for unit in self._units(operand) if operand in self.plan.sums.inner else (Unit(self.values[operand]),):
+                if what is Role.MOVE:
+                    yield self._moved(node, operand, unit)
+                else:  # a single entry that is broadcast is connected to the whole row
+                    yield replace(unit, mapped=unit.mapped or _width(operand) != _width(node))
 
     def _moved(self, node: fx.Node, source: fx.Node, unit: Unit) -> Unit:
         axes = moved_axes(node)
@@ -146,9 +145,8 @@ class Layers:
             return unit  # every piece of the sum is connected to all of it
         given = unit.node
         if not unit.several:
-            given = self.graph.call_function(_in_rows, (given, self.values[source], unit.mapped))
-        target: Any = node.target
-        moved = self.graph.call_function(target, (given, *node.args[1:]), dict(node.kwargs))
+            given = self.graph.call_function(_in_rows, (given, self.values[source]))
+        moved = self.graph.node_copy(node, lambda n: given if n is source else self.constant(n))
         return Unit(moved, unit.mapped, isinstance(node.meta.get("val"), (list, tuple)))
 
 
@@ -164,7 +162,11 @@ def _nothing_like(x: Tensor) -> Tensor:
     return x.new_zeros(()).expand(x.shape)
 
 
-def _in_rows(unit: Tensor, value: Tensor, mapped: bool) -> Tensor:
+def _in_rows(unit: Tensor, value: Tensor) -> Tensor:
     """The unit in as many rows as the value that was made of it, so that they move alike."""
-    last = unit.shape[-1] if mapped else max(unit.shape[-1], 1)
-    return unit.expand(*value.shape[:-1], last)
+    return unit.expand(*value.shape[:-1], unit.shape[-1])
+
+
+def _width(node: fx.Node) -> Any:
+    value = tensor_value(node)
+    return value.shape[-1] if value is not None and value.ndim else 1

@@ -53,7 +53,7 @@ def spread(op: Operation, *operands: Tensor, epsilon: float = 1e-3, bias_factor:
     kept = away_from_zero(z, epsilon)
     if not bias_factor:
         return [(z, kept)]
-    rest = bias_factor * (offset + kept - z).detach()
+    rest = bias_factor * torch.where(z.isinf(), 0.0, offset + kept - z).detach()  # masked entries receive nothing
     return [(z - bias_factor * offset, kept), (_mean_of_units(op, operands) * rest, kept)]
 
 
