@@ -176,6 +176,11 @@ class Plan:
         return any(decision.rule.compares for decision in self.decisions.values())
 
     @property
+    def plain(self) -> bool:
+        """Whether every rule is the plain gradient."""
+        return all(decision.rule.name == "gradient" for decision in (*self.decisions.values(), *self.forks.values()))
+
+    @property
     def message(self) -> Message:
         """What arrives at the attributed values."""
         relevant = any(entrance.node in self.relevant for entrance in self.structure.entrances)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fxlrp.errors import InputError
 from fxlrp.readings import AttentionReading
 from fxlrp.readout.answer import Answer, reader
-from fxlrp.readout.maps import Map, attention_maps, made_of, real_tokens, rows_read
+from fxlrp.readout.maps import Map, attention_maps, given_tokens, made_of, real_tokens, rows_read
 from fxlrp.readout.task import Task
 from fxlrp.rules.primitives import ratio
 
@@ -22,12 +22,16 @@ def by_attention(task: Task, reading: AttentionReading) -> Answer:
     maps, propagated = attention_maps(task, relevance="relevance" in reading.matrix, gradient=gradient)
     chosen = _layers(maps, reading)
     _same_tokens(chosen)
-    name = task.main_input
-    count = chosen[-1].weights.shape[-1]
-    kept = torch.ones(count, dtype=torch.bool)
+    name, start = task.main_input, rows_read(chosen[-1], reading.row)
+    kept = torch.ones_like(start[0], dtype=torch.bool)
     if reading.tokens == "input":
         kept = made_of(task, task.nodes_of(name), maps[0].site)
-    row = _row(chosen, reading, kept.to(chosen[-1].weights.device), real_tokens(task, count))
+    real = real_tokens(task, len(kept))
+    real = torch.ones_like(start, dtype=torch.bool) if real is None else real
+    counted = kept & real if reading.heads == "gradient_row" else real
+    row = _own_entry(_row(chosen, reading, start, counted), reading, start, real)
+    row = _rescaled(row, kept & real) if reading.rescale else row
+    row = given_tokens(task, name, row, kept)
     return Answer({name: row}, {name: row}, propagated)
 
 
@@ -75,33 +79,36 @@ def layer_matrix(found: Map, reading: AttentionReading, weights: Tensor | None =
     return score / score.sum(-1, keepdim=True) if reading.normalise else score
 
 
+def _row(maps: Sequence[Map], reading: AttentionReading, start: Tensor, counted: Tensor) -> Tensor:
+    """``start`` [batch, tokens] times the product of the layers' matrices; heads are weighed by tokens ``counted``."""
+    row = start[:, None, None]
+    for found in reversed(maps):
+        row = row @ layer_matrix(found, reading, _of_heads(found, reading, start, counted))
+    return row.sum(1)[:, 0]
+
+
 def _of_heads(found: Map, reading: AttentionReading, start: Tensor, counted: Tensor) -> Tensor | None:
-    """One weight a head, the mean of its gradient: over the entries ``counted`` [batch, tokens] of the row that is
-    read, or over all rows and columns that are.
+    """One weight a head, the mean of its gradient over tokens that count: those of the row that is read, or those of
+    all rows.
     """
     if not reading.heads.startswith("gradient"):
         return None
     assert found.gradient is not None
-    columns = counted / counted.sum(-1, keepdim=True)
+    columns = counted.to(start) / counted.sum(-1, keepdim=True)
     rows = start if reading.heads == "gradient_row" else columns
     return torch.einsum("bq,bhqk,bk->bh", rows, found.gradient, columns)[..., None, None]
 
 
-def _row(maps: Sequence[Map], reading: AttentionReading, kept: Tensor, real: Tensor | None) -> Tensor:
-    start = rows_read(maps[-1], reading.row)
-    counted = torch.ones_like(start) if real is None else real.to(start)
-    taken = counted * kept if reading.heads == "gradient_row" else counted
-    row = start[:, None, None]
-    for found in reversed(maps):
-        row = row @ layer_matrix(found, reading, _of_heads(found, reading, start, taken))
-    row = row.sum(1)[:, 0]
-    padding = counted == 0
-    if reading.row_token != "keep":
-        least = row.masked_fill(padding, torch.inf).amin(-1, keepdim=True)
-        row = torch.where(start > 0, least if reading.row_token == "minimum" else torch.zeros_like(least), row)
-    row, padding = row[:, kept], padding[:, kept]
-    if reading.rescale:
-        low = row.masked_fill(padding, torch.inf).amin(-1, keepdim=True)
-        high = row.masked_fill(padding, -torch.inf).amax(-1, keepdim=True)
-        row = ratio(row - low, (high - low).expand_as(row)).masked_fill(padding, 0.0)
-    return row
+def _own_entry(row: Tensor, reading: AttentionReading, start: Tensor, real: Tensor) -> Tensor:
+    """The row with 0, or its smallest entry that is no padding, in place of its own tokens'."""
+    if reading.row_token == "keep":
+        return row
+    least = row.masked_fill(~real, torch.inf).amin(-1, keepdim=True)
+    return torch.where(start > 0, least if reading.row_token == "minimum" else torch.zeros_like(least), row)
+
+
+def _rescaled(row: Tensor, counted: Tensor) -> Tensor:
+    """(row - minimum) / (maximum - minimum) of the entries that count, 0 elsewhere and where all are the same."""
+    low = row.masked_fill(~counted, torch.inf).amin(-1, keepdim=True)
+    high = row.masked_fill(~counted, -torch.inf).amax(-1, keepdim=True)
+    return ratio(row - low, (high - low).expand_as(row)).masked_fill(~counted, 0.0)

@@ -16,6 +16,7 @@ from fxlrp.errors import InputError
 from fxlrp.graph.operators import nodes_in, operator_of
 from fxlrp.graph.view import ancestors, module_path
 from fxlrp.readout.task import Propagated, Task
+from fxlrp.rewrite.call import widened
 
 ATTENTION = "attention"
 
@@ -97,7 +98,9 @@ def attention_maps(task: Task, *, relevance: bool, gradient: bool) -> tuple[list
     batch = len(seen.explained)
 
     def by_head(x: Tensor, site: Site) -> Tensor:
-        return _by_head(x, batch, module_path(site.weights))
+        # Half precision, and a softmax in less precision than the model's, are no reason to multiply maps in it.
+        x = widened(x)
+        return _by_head(x.to(torch.promote_types(x.dtype, task.lrp.dtype)), batch, module_path(site.weights))
 
     maps = [
         Map(
@@ -141,6 +144,13 @@ def made_of(task: Task, entrances: Collection[fx.Node], site: Site) -> Tensor:
             values[node] = torch.full_like(value, torch.nan) if node in entrances else value
     queries: Tensor = values[site.queries]
     return queries.isnan().any(-1).flatten(0, -2).any(0)
+
+
+def given_tokens(task: Task, name: str, row: Tensor, kept: Tensor) -> Tensor:
+    """Of a row [batch, tokens] the tokens that the input ``name`` was made into, ``kept`` [tokens]: [batch, patches] of
+    a float input; of ids all stay, with 0 where something else was written in their place.
+    """
+    return row.masked_fill(~kept, 0.0) if dict(task.entrances)[name] else row[:, kept]
 
 
 def rows_read(found: Map, row: int | str) -> Tensor:

@@ -17,7 +17,7 @@ from fxlrp.graph.tokens import Roots, descent
 from fxlrp.graph.view import module_path
 from fxlrp.readings import StreamsReading
 from fxlrp.readout.answer import Answer, reader
-from fxlrp.readout.maps import Map, Site, attention_maps, made_of, rows_read, sites
+from fxlrp.readout.maps import Map, Site, attention_maps, given_tokens, made_of, rows_read, sites
 from fxlrp.readout.task import Task
 from fxlrp.rules.primitives import ratio
 
@@ -168,13 +168,16 @@ def _chosen(found: Sequence[Step], start: int) -> list[Step]:
 
 
 def _read(task: Task, found: Sequence[Step], maps: Sequence[Map], outputs: Sequence[fx.Node]) -> dict[Stream, Map]:
-    """The streams that the explained outputs are computed from token by token, with the last attention of each."""
+    """The streams that the explained outputs are computed from token by token, with the last attention of each; but
+    none whose tokens became tokens of another of them (an image's, written among a text's).
+    """
     graph, entrances = task.captured.program.graph, [e.node for e in task.captured.structure.entrances]
     rows = {s.site.scores: s.site.queries for s in found} | {s.site.output: s.site.weights for s in found}
     last = {step.queries: seen for step, seen in zip(found, maps, strict=True)}
     marked = descent(graph, [*entrances, *(seen.site.weights for seen in last.values())], rows)
     reached = frozenset[fx.Node]().union(*(marked.get(node, frozenset()) for node in outputs))
-    return {stream: seen for stream, seen in last.items() if seen.site.weights in reached}
+    read = {stream: seen for stream, seen in last.items() if seen.site.weights in reached}
+    return {s: seen for s, seen in read.items() if not any(s.entered < other.entered for other in read)}
 
 
 def _by_input(
@@ -186,9 +189,9 @@ def _by_input(
         nodes = set(task.nodes_of(name))
         for stream, total in totals.items():
             if stream.entered & nodes:
-                row = total
                 site = next((s.site for s in found if s.queries is stream), None)
-                if reading.tokens == "input" and site is not None:
-                    row = row[:, made_of(task, nodes, site).to(row.device)]
+                row = total
+                if site is not None and reading.tokens == "input":
+                    row = given_tokens(task, name, total, made_of(task, nodes, site))
                 summed[name] = summed[name] + row if name in summed else row
     return summed

@@ -99,6 +99,8 @@ class _Rewriting:
         self.detached: dict[fx.Node, fx.Node] = {}
         self.converted: dict[fx.Node, fx.Node] = {}
         self.prepared: dict[fx.Node, fx.Node] = {}
+        # In the plain gradient a tapped value that depends on no input is a leaf, so that its gradient is known.
+        self.watched = {n for n in taps if plan.plain and n not in plan.carrying and n.op == "call_function"}
         self.lookups = {e.node for e in plan.structure.entrances if e.lookup}
         self.attributed = {e.node for e in plan.structure.entrances}
         self.tables = {node.args[0] for node in self.lookups}
@@ -130,6 +132,8 @@ class _Rewriting:
             self.values[node] = self.returned[node] = self._emit(node)
             if self.references and node in self._dependent and node not in given:
                 self.references[node] = self.graph.node_copy(node, self._on_reference)
+            if node in self.watched:
+                self.values[node] = self.returned[node] = self.graph.call_function(source_leaf, (self.values[node], 0))
             self.values[node].meta = dict(node.meta)
             if node in self.plan.forks and node in self.plan.carrying:
                 self.values[node] = self._forked(node)

@@ -1,0 +1,511 @@
+"""The rulesets that read attention: conservation of their relevance, independence of samples and padding, streams."""
+
+from __future__ import annotations
+
+import math
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import ZOO
+
+import fxlrp
+from fxlrp.readout import maps, streams
+from fxlrp.rules import RULES
+from fxlrp.rules.product import balance
+from fxlrp.rules.rule import Message
+from fxlrp.testing.operations import OPERATIONS
+
+FAMILY = ("chefer2021-vit", "chefer2021-bert", "partial-lrp", "attn-gradcam", "attn-gradcam-bert", "raw-attention")
+ALL = (*FAMILY, "rollout", "chefer2021-generic")
+IMAGES = ("vit", "deit", "dinov2")
+ORIGINAL = {"denominators": "separate", "residual": {"rule": "epsilon", "epsilon": 1e-9, "stabiliser": "masked"}}
+
+
+@cache
+def converted(name: str, attention: str | None = "sdpa") -> fxlrp.ConvertedModel:
+    return fxlrp.convert(ZOO[name].build(attention=attention), "chefer2021-bert")
+
+
+def read(name: str, ruleset: str | fxlrp.Ruleset, inputs: dict[str, Tensor] | None = None, **k: Any) -> Any:
+    return converted(name).with_ruleset(ruleset).attribute(inputs or ZOO[name].inputs(), **({"target": 1} | k))
+
+
+def equal(a: Tensor, b: Tensor, relative: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=relative * float(b.abs().max()))
+
+
+# --- relevance ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "vit"])
+def test_relevance_sums_to_one_after_every_block(name: str) -> None:
+    layers = {"bert": "bert.encoder.layer.*", "distilbert": "distilbert.transformer.layer.*", "vit": "vit.layers.*"}
+    found = read(name, "chefer2021-vit", at=[layers[name]], ledger=True)
+    assert len(found.at) == 2
+    for relevance in found.at.values():
+        torch.testing.assert_close(relevance.flatten(1).sum(1), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert (found.ledger.gap.abs() < 1e-9).all()
+
+
+def test_original_lrp_doubles_in_every_linear_layer() -> None:
+    head = ["bert.pooler"]
+    ours = read("bert", "partial-lrp", at=head).at["bert.pooler"].sum(1)
+    theirs = read("bert", fxlrp.ruleset("partial-lrp").override(**ORIGINAL), at=head).at["bert.pooler"].sum(1)
+    torch.testing.assert_close(ours, torch.ones_like(ours), atol=1e-6, rtol=0)
+    torch.testing.assert_close(theirs, 2 * ours, atol=1e-6, rtol=0)
+
+
+def test_the_add_as_factors_is_the_add_of_relevance() -> None:
+    """T7: g times lambda_a, lambda_b is the published division, and the two branches sum exactly to what arrived."""
+    sample = OPERATIONS["add"][0]
+    operation, (a, b) = sample.draw(3)
+    message = torch.randn(a.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = a + b
+    parts = RULES["normalised_add"].references[0](
+        operation, y * message, a, b, whole_batch=False, epsilon=0.0, stabiliser="masked"
+    )
+    axes = tuple(range(1, a.ndim))
+    factors = balance((a * message).sum(axes, keepdim=True), (b * message).sum(axes, keepdim=True))
+    for part, x, factor in zip(parts, (a, b), factors, strict=True):
+        torch.testing.assert_close(x * factor * message, part)
+    torch.testing.assert_close((parts[0] + parts[1]).sum(axes), (y * message).sum(axes))
+
+
+def test_the_bounds_of_z_box_are_those_of_each_sample() -> None:
+    operation, (x, weight, *rest) = next(s for s in OPERATIONS["convolution"]).draw(0)
+    options = {"bounds": "sample", "epsilon": 0.0}
+
+    def relevance(x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        y = RULES["z_box"].apply(Message.RELEVANCE, operation, leaf, weight, *rest, **options)
+        return torch.autograd.grad(y, leaf, torch.ones_like(y))[0]
+
+    alone, other = relevance(x), x.detach().clone()
+    other[1] *= 5
+    assert torch.equal(relevance(other)[0], alone[0])
+    torch.testing.assert_close(alone.sum(), torch.ones_like(operation(x, weight, *rest)).sum())
+
+
+# --- samples and padding --------------------------------------------------------------------------------------------
+
+
+PADDED = [("bert", each) for each in (*ALL, "full-lrp")] + [
+    (name, each) for name in ("roberta", "distilbert") for each in ("chefer2021-bert", "chefer2021-generic")
+]
+
+
+@pytest.mark.parametrize(("name", "ruleset"), PADDED)
+def test_padding_and_other_samples_change_nothing(name: str, ruleset: str) -> None:
+    inputs = ZOO[name].inputs()
+    kept = int(inputs["attention_mask"][1].sum())
+    assert kept < inputs["attention_mask"].shape[1]
+    together = read(name, ruleset).relevance[1]
+    alone = read(name, ruleset, {key: value[1:, :kept] for key, value in inputs.items()}).relevance[0]
+    equal(together[:kept], alone, 1e-9)
+    assert (together[kept:] == 0).all()
+
+
+def test_sums_over_the_whole_batch_make_samples_depend_on_each_other() -> None:
+    rules = fxlrp.ruleset("chefer2021-bert")
+    inputs = ZOO["bert"].inputs(padding=None)
+    for switch in (False, True):
+        chosen = rules.override(whole_batch=switch)
+        together = read("bert", chosen, inputs).relevance[0]
+        alone = read("bert", chosen, {key: value[:1] for key, value in inputs.items()}).relevance[0]
+        assert torch.allclose(together, alone, rtol=1e-9) is not switch
+
+
+def test_the_smallest_entry_is_not_that_of_padding() -> None:
+    found = read("bert", "chefer2021-bert")
+    real = found.attention_mask.bool()
+    for row, mask in zip(found.relevance, real, strict=True):
+        assert row[0] == row[mask].min() > 0
+
+
+# --- rollout --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_rollout_without_division_is_a_power_of_two_larger(name: str) -> None:
+    rules = fxlrp.ruleset("rollout")
+    divided = read(name, rules).relevance
+    plain = read(name, rules.override(readout={"normalise": False})).relevance
+    equal(plain, 2**2 * divided, 1e-6)  # eager softmax in float32
+    torch.testing.assert_close(divided.sum(1), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert torch.equal(plain.argsort(1), divided.argsort(1))
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_rollout_is_the_product_of_the_models_own_attentions(name: str) -> None:
+    inputs = ZOO[name].inputs()
+    with torch.no_grad():
+        attentions = ZOO[name].build(attention="eager")(**inputs, output_attentions=True).attentions
+    product = torch.eye(attentions[0].shape[-1], dtype=torch.float64)
+    for weights in attentions:
+        product = (weights.mean(1) + torch.eye(weights.shape[-1])) / 2 @ product
+    equal(read(name, "rollout").relevance, product[:, 0], 1e-6)
+
+
+@pytest.mark.parametrize("ruleset", ["rollout", "raw-attention"])
+def test_weights_alone_need_no_backward_pass(ruleset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read("bert", ruleset)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a backward pass")
+
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    found = read("bert", ruleset)
+    assert torch.equal(found.relevance, expected.relevance)
+    assert not found.relevance.requires_grad
+    with pytest.raises(AssertionError, match="a backward pass"):
+        read("bert", "chefer2021-bert")
+
+
+def test_the_explained_value_is_that_of_a_pass_with_gradients() -> None:
+    def first(outputs: Any) -> Tensor:
+        return outputs.logits[:, 2]  # type: ignore[no-any-return]
+
+    for target in (None, 2, [0, 1], first):
+        forward, backward = (read("bert", name, target=target) for name in ("rollout", "gradient"))
+        torch.testing.assert_close(forward.explained, backward.explained)
+        assert target is first or forward.target == backward.target
+
+
+# --- shapes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ruleset", ALL)
+def test_images_are_told_by_patch_and_texts_by_token(ruleset: str) -> None:
+    for name in IMAGES:
+        found = read(name, ruleset)
+        tokens = ruleset in ("rollout", "chefer2021-bert")
+        assert found.relevance.shape == (2, 16 + tokens * (2 if name == "deit" else 1))
+        assert found.relevance.isfinite().all()
+        if not tokens:
+            assert found.map(32).shape == (2, 32, 32)
+    found = read("bert", ruleset)
+    assert found.relevance.shape == (2, 7)
+    assert set(found.inputs) == {"input_ids"}
+
+
+def test_full_lrp_is_told_by_pixel() -> None:
+    found = read("vit", "full-lrp", ledger=True)
+    assert found.relevance.shape == (2, 32, 32)
+    assert found.map(16).shape == (2, 16, 16)
+    assert (found.ledger.gap.abs() < 1e-9).all()
+
+
+def test_gradcam_in_its_two_forms() -> None:
+    """Of the last layer: the weight of a head is the mean gradient of the row's patches, or of the whole matrix."""
+    for name, form in (("vit", "attn-gradcam"), ("bert", "attn-gradcam-bert")):
+        inputs = ZOO[name].inputs(padding=None)
+        outputs = ZOO[name].build(attention="eager")(**inputs, output_attentions=True)
+        weights = outputs.attentions[-1]
+        (gradient,) = torch.autograd.grad(outputs.logits[:, 1].sum(), weights)
+        if name == "vit":
+            row = (weights[:, :, 0, 1:] * gradient[:, :, 0, 1:].mean(-1, keepdim=True)).mean(1).clamp(min=0)
+            low, high = row.amin(1, keepdim=True), row.amax(1, keepdim=True)
+            row = (row - low) / (high - low)
+        else:
+            row = (weights[:, :, 0] * gradient.mean((2, 3))[:, :, None]).mean(1).clamp(min=0)
+            row[:, 0] = 0
+        assert (row > 0).any()
+        equal(read(name, form, inputs).relevance, row.detach(), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "vit"])
+def test_fused_attention_is_reached_as_eager_attention_is(name: str) -> None:
+    """Eager attention takes its softmax in float32."""
+    ruleset = "chefer2021-vit"
+    fused, eager = (
+        converted(name, kind).with_ruleset(ruleset).attribute(ZOO[name].inputs(), target=1)
+        for kind in ("sdpa", "eager")
+    )
+    equal(fused.relevance, eager.relevance, 1e-4)
+
+
+class Spelled(nn.Module):
+    """Two blocks of attention over x [batch, tokens, 16], fused or written out, and a head on the first token."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fused = fused
+        self.qkv = nn.ModuleList(nn.Linear(16, 48) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+            if self.fused:
+                mixed = F.scaled_dot_product_attention(q, k, v)
+            else:
+                mixed = torch.softmax(q @ k.mT / math.sqrt(4), -1) @ v
+            x = x + out(mixed.transpose(1, 2).flatten(2))
+        return self.head(x[:, 0])  # type: ignore[no-any-return]
+
+
+def test_fused_and_eager_attention_to_rounding() -> None:
+    x = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    fused, eager = (fxlrp.convert(Spelled(kind).double().eval(), "chefer2021-vit") for kind in (True, False))
+    for name in ALL:  # epsilon has the unit of the scores, which fused attention scales before their product
+        rules = fxlrp.ruleset(name).override(epsilon=0.0)
+        found = [lrp.with_ruleset(rules).attribute(x, target=1).relevance for lrp in (fused, eager)]
+        equal(found[0], found[1], 1e-9)
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def bar(weights: Tensor, gradient: Tensor) -> Tensor:
+    return (weights * gradient).clamp(min=0).mean(1).detach()
+
+
+def bars(score: Tensor, weights: tuple[Tensor, ...]) -> list[Tensor]:
+    return [bar(a, g) for a, g in zip(weights, torch.autograd.grad(score, weights, retain_graph=True), strict=True)]
+
+
+def eye(matrix: Tensor) -> Tensor:
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype).expand(len(matrix), -1, -1)
+
+
+def spread(relevance: Tensor) -> Tensor:
+    rest = relevance - eye(relevance)
+    return torch.nan_to_num(rest / rest.sum(-1, keepdim=True)) + eye(relevance)
+
+
+@pytest.mark.parametrize(("name", "row"), [("bert", 0), ("vit", 0), ("llama", 3), ("gpt2", 3)])
+def test_self_attention_alone_is_a_product(name: str, row: int) -> None:
+    inputs = ZOO[name].inputs(padding=None)
+    outputs = ZOO[name].build(attention="eager")(**inputs, output_attentions=True)
+    scores = outputs.logits[:, 1] if outputs.logits.ndim == 2 else outputs.logits[:, row, 1]
+    product = None
+    for matrix in bars(scores.sum(), outputs.attentions):
+        product = eye(matrix) if product is None else product
+        product = product + matrix @ product
+    assert product is not None
+    target = 1 if outputs.logits.ndim == 2 else (row, 1)
+    found = read(name, "chefer2021-generic", inputs, target=target).relevance
+    expected = product[:, row, 1:] if name == "vit" else product[:, row]
+    equal(found, expected, 1e-5)
+    if name == "vit":
+        everything = fxlrp.ruleset("chefer2021-generic").override(readout={"tokens": "all"})
+        equal(read(name, everything, inputs).relevance, product[:, row], 1e-5)
+
+
+def check_encoder_decoder(name: str) -> None:
+    inputs = ZOO[name].inputs(padding=None)
+    outputs = ZOO[name].build(attention="eager")(**inputs, output_attentions=True)
+    score = outputs.logits[:, 3, 1].sum()
+    encoder, decoder, cross = (
+        bars(score, weights)
+        for weights in (outputs.encoder_attentions, outputs.decoder_attentions, outputs.cross_attentions)
+    )
+    of_encoder, of_decoder = eye(encoder[0]), eye(decoder[0])
+    between = torch.zeros_like(cross[0])
+    for matrix in encoder:
+        of_encoder = of_encoder + matrix @ of_encoder
+    for own, other in zip(decoder, cross, strict=True):
+        of_decoder, between = of_decoder + own @ of_decoder, between + own @ between
+        between = between + spread(of_decoder).mT @ other @ spread(of_encoder)
+    found = read(name, "chefer2021-generic", inputs, target=(3, 1))
+    equal(found.inputs["decoder_input_ids"], of_decoder[:, 3], 1e-5)
+    equal(found.inputs["input_ids"], between[:, 3], 1e-5)
+    assert (found.inputs["decoder_input_ids"][:, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_encoder_and_decoder(name: str) -> None:
+    check_encoder_decoder(name)
+
+
+class Pair(nn.Module):
+    """Text and image of as many tokens each, which attend to themselves, then to each other; read at the first word."""
+
+    def __init__(self, layers: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        names = ("text", "image", "text_to_image", "image_to_text")
+        self.layers = nn.ModuleList(nn.ModuleDict({n: nn.Linear(8, 24) for n in names}) for _ in range(layers))
+        self.head = nn.Linear(8, 3)
+
+    def attend(self, layer: nn.Linear, x: Tensor, other: Tensor, maps: list[Tensor]) -> Tensor:
+        q = layer(x).unflatten(-1, (3, 2, 4))[:, :, 0].transpose(1, 2)
+        k, v = layer(other).unflatten(-1, (3, 2, 4))[:, :, 1:].permute(2, 0, 3, 1, 4)
+        maps.append(torch.softmax(q @ k.mT / 2, -1))
+        return x + (maps[-1] @ v).transpose(1, 2).flatten(2)
+
+    def run(self, text: Tensor, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps: list[Tensor] = []
+        for layer in self.layers:
+            text = self.attend(layer["text"], text, text, maps)
+            image = self.attend(layer["image"], image, image, maps)
+            text, image = (
+                self.attend(layer["text_to_image"], text, image, maps),
+                self.attend(layer["image_to_text"], image, text, maps),
+            )
+        return self.head(text[:, 0]), maps
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        return self.run(text, image)[0]
+
+
+def check_two_modalities() -> None:
+    """Both directions of cross-attention take the matrices from before either."""
+    rng = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(2, 5, 8, dtype=torch.float64, generator=rng) for name in ("text", "image")}
+    model = Pair().double().eval()
+    logits, weights = model.run(**inputs)
+    # What the last layer does to the image is never read: its attention has no gradient.
+    grads = torch.autograd.grad(logits[:, 1].sum(), weights, allow_unused=True)
+    steps = [bar(a, torch.zeros_like(a) if g is None else g) for a, g in zip(weights, grads, strict=True)]
+    tt, ii = eye(steps[0]), eye(steps[0])
+    ti, it = torch.zeros_like(tt), torch.zeros_like(tt)
+    for layer in range(2):
+        a_tt, a_ii, a_ti, a_it = steps[4 * layer : 4 * layer + 4]
+        tt, ti = tt + a_tt @ tt, ti + a_tt @ ti
+        ii, it = ii + a_ii @ ii, it + a_ii @ it
+        tt, ti, ii, it = (
+            tt + a_ti @ it,
+            ti + spread(tt).mT @ a_ti @ spread(ii),
+            ii + a_it @ ti,
+            it + spread(ii).mT @ a_it @ spread(tt),
+        )
+    found = fxlrp.convert(model, "chefer2021-generic").attribute(inputs, target=1)
+    equal(found.inputs["text"], tt[:, 0])
+    equal(found.inputs["image"], ti[:, 0])
+
+
+def test_two_modalities_that_attend_to_each_other() -> None:
+    check_two_modalities()
+
+
+def test_pooled_rows_are_averaged() -> None:
+    inputs = ZOO["transformer_encoder"].inputs()
+    rules = fxlrp.ruleset("chefer2021-generic")
+    pooled = read("transformer_encoder", rules, inputs).relevance
+    rows = [
+        read("transformer_encoder", rules.override(readout={"row": i}), inputs).relevance
+        for i in range(inputs["x"].shape[1])
+    ]
+    equal(pooled, torch.stack(rows).mean(0))
+
+
+def test_towers_have_rows_of_their_own() -> None:
+    """CLIP: two streams that meet in a product, without cross-attention."""
+    from test_modalities import converted as tower
+
+    lrp, inputs = tower("clip")
+    rules = fxlrp.ruleset("chefer2021-generic").override(readout={"start_layer": -1})
+    for each in (rules, rules.override(readout={"matrix": "gradient_relevance"})):
+        found = lrp.with_ruleset(each).attribute(inputs, target=lambda o: o.logits_per_image.diagonal()).inputs
+        assert found["pixel_values"].shape == (2, 16)
+        assert found["input_ids"].shape == inputs["input_ids"].shape
+        assert all((relevance.abs().sum(1) > 0).all() for relevance in found.values())
+
+
+def _forgets_what_was_before(self: Any, stream: Any, behind: Any) -> Any:
+    return self.last(stream)
+
+
+STREAM_MUTANTS: dict[str, tuple[Any, str, Any, Any]] = {
+    "cross-attention one after the other": (
+        streams.Relevance,
+        "before",
+        _forgets_what_was_before,
+        check_two_modalities,
+    ),
+    "no normalisation": (streams, "normalised", lambda r: r, partial(check_encoder_decoder, "t5")),
+    "all tokens are one stream": (
+        streams.Stream,
+        "holds",
+        lambda self, roots, size, entrances: True,
+        check_two_modalities,
+    ),
+    "the first row always": (
+        maps,
+        "rows_read",
+        lambda found, row: torch.eye(found.weights.shape[-2], dtype=torch.float64)[:1],
+        partial(test_self_attention_alone_is_a_product, "gpt2", 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAM_MUTANTS)
+def test_mutants_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, attribute, broken, check = STREAM_MUTANTS[name]
+    monkeypatch.setattr(owner, attribute, broken)
+    if attribute == "rows_read":
+        monkeypatch.setattr(streams, attribute, broken)
+    with pytest.raises(AssertionError):
+        check()
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ruleset", ["chefer2021-vit", "rollout", "chefer2021-generic"])
+def test_a_model_without_attention(ruleset: str) -> None:
+    with pytest.raises(fxlrp.InputError, match=r"MLP has no attention .*'attnlrp'"):
+        fxlrp.convert(ZOO["mlp"].build(), ruleset).attribute(ZOO["mlp"].inputs(), target=1)
+
+
+def test_attention_within_windows() -> None:
+    with pytest.raises(fxlrp.InputError, match=r"swin\.encoder\S* has the shape .* parts of a sample"):
+        read("swin", "rollout")
+
+
+def test_attention_that_is_not_square() -> None:
+    with pytest.raises(fxlrp.InputError, match=r"is 5 x 5, .* 7 x 7: .*'chefer2021-generic'"):
+        read("bart", "rollout", target=(3, 1))
+    with pytest.raises(fxlrp.InputError, match="is 6 x 3, "):
+        fxlrp.convert(Pooled().eval(), "rollout").attribute(torch.randn(2, 6, 8), target=1)
+
+
+@pytest.mark.parametrize("layer", [2, -3, 11])
+@pytest.mark.parametrize("ruleset", ["chefer2021-bert", "rollout", "chefer2021-generic"])
+def test_layers_out_of_range(ruleset: str, layer: int) -> None:
+    with pytest.raises(fxlrp.InputError, match=f"start_layer={layer} is out of range: .* 2 layers"):
+        read("bert", fxlrp.ruleset(ruleset).override(readout={"start_layer": layer}))
+
+
+def test_no_layers_and_no_row() -> None:
+    rules = fxlrp.ruleset("rollout")
+    with pytest.raises(fxlrp.InputError, match="leave none of 2 layers"):
+        read("bert", rules.override(readout={"start_layer": 1, "end_layer": 1}))
+    with pytest.raises(fxlrp.InputError, match=r"row=7 is out of range: .* has 7 rows"):
+        read("bert", rules.override(readout={"row": 7}))
+
+
+class Pooled(nn.Module):
+    """Queries of every token, keys of every second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.softmax(self.q(x) @ self.k(x[:, ::2]).mT, -1) @ self.v(x[:, ::2])).mean(1)
+
+
+def test_keys_that_are_fewer_than_the_queries_they_come_from() -> None:
+    x = torch.randn(2, 6, 8)
+    with pytest.raises(fxlrp.InputError, match="made of the same input"):
+        fxlrp.convert(Pooled().eval(), "chefer2021-generic").attribute(x, target=1)
+
+
+def test_a_text_is_no_image(tmp_path: Any) -> None:
+    text = read("bert", "rollout", ZOO["bert"].inputs(length=9))
+    assert text.relevance.shape[1] == 9  # a square number, and yet no patches
+    with pytest.raises(fxlrp.InputError, match="is no image"):
+        text.map(9)
+    with pytest.raises(fxlrp.InputError, match="no other token"):
+        read("vit", "rollout").map(32)
+    image = read("vit", "chefer2021-vit")
+    image.save(tmp_path / "image")
+    assert torch.equal(fxlrp.Attribution.load(tmp_path / "image").map(32), image.map(32))
