@@ -57,6 +57,7 @@ def attribute(
         ledger=_ledger(task, task.explain) if ledger else None,
         attention_mask=mask.detach() if isinstance(mask, Tensor) and mask.ndim == 2 else None,
         image_size=_image_size(given.get(main)),
+        of_ids=_are_ids(given.get(main)),
     )
 
 
@@ -99,8 +100,12 @@ def _image_size(value: Any) -> tuple[int, int] | None:
     return value.shape[-2], value.shape[-1]
 
 
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == 2
+
+
 def _tokens(inputs: Any, ids: Any, tokenizer: Any) -> list[list[str]] | None:
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:
+    if not _are_ids(ids):
         return None
     if tokenizer is not None:
         return [list(tokenizer.convert_ids_to_tokens(row.tolist())) for row in ids]

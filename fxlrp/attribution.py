@@ -81,7 +81,9 @@ class Attribution(Viewed):
     ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs``
     holds every attributed input. ``features`` is unsummed ([batch, tokens, hidden] for ids). ``explained``
     [batch] is the scalar that was explained. Relevance has the unit of the explained output. ``image_size`` is height
-    and width where the main input is an image [batch, channels, height, width].
+    and width where the main input is an image [batch, channels, height, width], ``of_ids`` says that it is token ids.
+
+    A ruleset that reads attention gives [batch, tokens], or [batch, patches] of an image.
     """
 
     relevance: Tensor
@@ -97,6 +99,19 @@ class Attribution(Viewed):
     ledger: Ledger | None = None
     attention_mask: Tensor | None = None
     image_size: tuple[int, int] | None = None
+    of_ids: bool = False
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the image where relevance is by patch, [batch, patches], or by pixel without channels."""
+        if self.image_size is None or self.relevance.ndim not in (2, 3):
+            return None
+        if self.relevance.ndim == 3:
+            return self.image_size if self.relevance.shape[1:] == self.image_size else None
+        height, width = self.image_size
+        rows = round((self.relevance.shape[1] * height / width) ** 0.5)
+        columns = round(rows * width / height)
+        return (rows, columns) if rows * columns == self.relevance.shape[1] else None
 
     def map(self, size: int | tuple[int, int]) -> Tensor:
         """The relevance of an image as a map [batch, height, width] of the wanted size, patches enlarged bilinearly.
@@ -107,12 +122,8 @@ class Attribution(Viewed):
         relevance = self.relevance
         if relevance.ndim == 4:
             relevance = relevance.sum(1)
-        if relevance.ndim == 2 and self.image_size is not None:
-            height, width = self.image_size
-            rows = round((relevance.shape[1] * height / width) ** 0.5)
-            columns = round(rows * width / height)
-            if rows * columns == relevance.shape[1]:
-                relevance = relevance.unflatten(1, (rows, columns))
+        if relevance.ndim == 2 and self.grid is not None:
+            relevance = relevance.unflatten(1, self.grid)
         if relevance.ndim != 3:
             raise InputError(
                 f"Relevance of shape {tuple(self.relevance.shape)} is no image: a map needs an image as input, and "
@@ -140,6 +151,7 @@ class Attribution(Viewed):
             "label": self.label,
             "tokens": self.tokens,
             "image_size": self.image_size,
+            "of_ids": self.of_ids,
             "entries": [[e.source, e.kind, e.leak] for e in self.ledger.entries] if self.ledger else None,
         }
         # Clones: two names may not share memory in the file.
@@ -180,6 +192,7 @@ class Attribution(Viewed):
             ledger=ledger,
             attention_mask=tensors.get("attention_mask"),
             image_size=tuple(about["image_size"]) if about.get("image_size") else None,
+            of_ids=bool(about.get("of_ids")),
         )
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxlrp.report.pieces import Piece, readable
+from fxlrp.report.pixels import LARGEST_SIDE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,14 +46,35 @@ class Layout(Enum):
 class Panel:
     """Relevance of one attributed input of one sample.
 
-    ``values`` is ``[positions]`` for tokens and features and ``[height, width]`` for an image; ``pieces``
-    names the positions (empty for an image).
+    ``values`` is ``[positions]`` for tokens and features and ``[height, width]`` for an image, in pixels or in
+    patches; ``pieces`` names the positions (empty for an image), ``places`` are their numbers before padding was
+    left out, by which panels are compared. ``smooth`` is the map to draw for patches.
     """
 
     name: str
     layout: Layout
     values: Array
     pieces: tuple[Piece, ...]
+    places: tuple[int, ...] = ()
+    smooth: Array | None = None
+
+    @property
+    def picture(self) -> Array:
+        """What is drawn of an image: patches enlarged, pixels as they are."""
+        return self.values if self.smooth is None else self.smooth
+
+    @property
+    def unit(self) -> str:
+        """What the entries of an image are."""
+        return "pixels" if self.smooth is None else "patches"
+
+    def at(self, place: int) -> float | None:
+        """The relevance of the token at this place of the input; None where this panel leaves it out."""
+        return self._by_place.get(place)
+
+    @cached_property
+    def _by_place(self) -> dict[int, float]:
+        return dict(zip(self.places, map(float, self.values), strict=True))
 
     @property
     def scale(self) -> float:
@@ -62,6 +85,12 @@ class Panel:
     def total(self) -> float:
         """The sum of relevance over the positions shown."""
         return float(self.values.sum())
+
+
+def union(panels: Sequence[Panel]) -> list[tuple[int, Piece]]:
+    """Place and text of every position that some panel shows, in the order of the input."""
+    found = {place: piece for panel in panels for place, piece in zip(panel.places, panel.pieces, strict=True)}
+    return sorted(found.items())
 
 
 @dataclass(frozen=True)
@@ -173,16 +202,23 @@ def _panels(attribution: Attribution, index: int) -> tuple[Panel, ...]:
     main = _main_input(attribution)
     others = {name: relevance for name, relevance in attribution.inputs.items() if name != main}
     sequential = _is_sequence(attribution)
-    first = _panel(main, _array(attribution.relevance[index]), sequential, *_positions(attribution, index))
+    if attribution.grid is not None:
+        first = _image(main, attribution, attribution.grid, index)
+    else:
+        tokens, mask = _positions(attribution, index)
+        relevance = _array(attribution.relevance[index])
+        first = _panel(main, relevance, sequential, tokens, mask)
     # Only the main input has token texts and a mask of its own; the others are shown by position.
     return first, *(_panel(name, _array(tensor[index]), sequential) for name, tensor in others.items())
 
 
 def _is_sequence(attribution: Attribution) -> bool:
-    """Whether rank-2 relevance means tokens: it was summed over a hidden dimension, or token texts are
-    known.
+    """Whether rank-2 relevance means tokens: it is about ids, it was summed over a hidden dimension, or token texts
+    are known.
     """
-    return attribution.tokens is not None or attribution.features.dim() > attribution.relevance.dim()
+    return (
+        attribution.of_ids or attribution.tokens is not None or attribution.features.dim() > attribution.relevance.dim()
+    )
 
 
 def _positions(attribution: Attribution, index: int) -> tuple[Sequence[str] | None, Mask | None]:
@@ -192,6 +228,16 @@ def _positions(attribution: Attribution, index: int) -> tuple[Sequence[str] | No
     if mask is None or mask.dim() != 2:
         return tokens, None
     return tokens, mask[index].bool().cpu().numpy()
+
+
+def _image(name: str, attribution: Attribution, grid: tuple[int, int], index: int) -> Panel:
+    """Relevance by patch, or by pixel without channels."""
+    values = _array(attribution.relevance[index]).reshape(grid)
+    if attribution.relevance.dim() == 3:
+        return Panel(name, Layout.IMAGE, values, ())
+    enlarged = max(1, LARGEST_SIDE // max(grid))
+    smooth = _array(attribution.map((grid[0] * enlarged, grid[1] * enlarged))[index])
+    return Panel(name, Layout.IMAGE, values, (), smooth=smooth)
 
 
 def _panel(
@@ -207,17 +253,18 @@ def _panel(
     if relevance.ndim == 2:  # [positions, hidden]
         relevance, sequential = relevance.sum(axis=-1), True
     values = relevance.reshape(-1)
-    pieces = _pieces(tokens, len(values))
+    places = tuple(range(len(values)))
+    pieces = _pieces(tokens, places)
     if mask is not None and len(mask) == len(values):
-        values, pieces = values[mask], tuple(compress(pieces, mask))
-    return Panel(name, Layout.TOKENS if sequential else Layout.FEATURES, values, pieces)
+        values, pieces, places = values[mask], tuple(compress(pieces, mask)), tuple(compress(places, mask))
+    return Panel(name, Layout.TOKENS if sequential else Layout.FEATURES, values, pieces, places)
 
 
-def _pieces(tokens: Sequence[str] | None, count: int) -> tuple[Piece, ...]:
+def _pieces(tokens: Sequence[str] | None, places: Sequence[int]) -> tuple[Piece, ...]:
     """Token pieces, or the positions' numbers where no (fitting) texts are known."""
-    if tokens is not None and len(tokens) == count:
+    if tokens is not None and len(tokens) == len(places):
         return readable(tokens)
-    return tuple(Piece(str(n), str(n), glued=False) for n in range(count))
+    return tuple(Piece(str(n), str(n), glued=False) for n in places)
 
 
 def _sheet(ledger: Ledger, index: int) -> LedgerSheet:
@@ -264,7 +311,10 @@ def _common_prefix(names: Sequence[str]) -> str:
 def _layer_map(attribution: Attribution, index: int) -> LayerMap | None:
     """Rows for the taps with one hidden vector per shown position; others have no place in the map."""
     tokens, mask = _positions(attribution, index)
+    lengths = [tap.shape[1] for tap in attribution.at.values() if tap.dim() == 3]
     length = attribution.relevance.shape[1] if attribution.relevance.dim() in (2, 3) else None
+    if length not in lengths:  # patches, beside which the model has tokens of its own
+        length = None
     rows: dict[str, Array] = {}
     for name in sorted(attribution.at, key=_natural):
         tap = attribution.at[name]
@@ -273,7 +323,7 @@ def _layer_map(attribution: Attribution, index: int) -> LayerMap | None:
             rows[name] = _array(tap[index]).sum(axis=-1)
     if not rows or length is None:
         return None
-    values, pieces = np.stack(list(rows.values())), _pieces(tokens, length)
+    values, pieces = np.stack(list(rows.values())), _pieces(tokens, range(length))
     if mask is not None and len(mask) == length:
         values, pieces = (
             values[:, mask],

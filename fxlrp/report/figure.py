@@ -47,7 +47,7 @@ def draw(attributions: Sequence[Attribution]) -> Figure:
     grid = figure.subplots(len(rows), len(attributions), squeeze=False, height_ratios=heights)
     for views, axes_row in zip(rows, grid, strict=True):
         for column, (view, axes) in enumerate(zip(views, axes_row, strict=True)):
-            _draw_sample(view, axes, named=column == 0)
+            _draw_sample(view, axes, named=column == 0 or view.panels[0].pieces != views[0].panels[0].pieces)
     return figure
 
 
@@ -58,8 +58,8 @@ def _height(panel: Panel) -> float:
 
 
 def _draw_sample(view: SampleView, axes: Axes, *, named: bool) -> None:
-    """Draw one sample under one ruleset; ``named`` says whether positions are labelled here (the first
-    column).
+    """Draw one sample under one ruleset; ``named`` says whether positions are labelled here (in the first
+    column, and where they are others than there).
     """
     panel = view.panels[0]
     axes.set_title(f"{view.ruleset}\n{_plain(view.label)} = {signed(view.explained)}", fontsize=9)
@@ -67,8 +67,8 @@ def _draw_sample(view: SampleView, axes: Axes, *, named: bool) -> None:
         from matplotlib.colors import LinearSegmentedColormap
 
         colours = LinearSegmentedColormap.from_list("relevance", [NEGATIVE, "#ffffff", POSITIVE])
-        limit = panel.scale or 1.0
-        axes.imshow(panel.values, cmap=colours, vmin=-limit, vmax=limit)
+        limit = float(abs(panel.picture).max(initial=0.0)) or 1.0
+        axes.imshow(panel.picture, cmap=colours, vmin=-limit, vmax=limit)
         axes.set_axis_off()
         return
     positions = np.arange(len(panel.values))
@@ -76,6 +76,7 @@ def _draw_sample(view: SampleView, axes: Axes, *, named: bool) -> None:
     axes.axvline(0, color="#8a909c", linewidth=0.8)
     axes.invert_yaxis()  # reading order: the first token on top
     axes.margins(y=0.01)
+    axes.locator_params(axis="x", nbins=4)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="both", labelsize=8, length=0)
     if len(panel.pieces) <= LABELLED:

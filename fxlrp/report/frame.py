@@ -23,8 +23,8 @@ COLUMNS = ("ruleset", "sample", "label", "explained", "input", "position", "toke
 def tabulate(attributions: Sequence[Attribution]) -> pd.DataFrame:
     """Return one row per ruleset, sample, attributed input and position, with the columns ``COLUMNS``.
 
-    ``position`` is the number of a token or feature among those shown (padding is left out), or ``(row,
-    column)`` of a pixel; ``token`` is the tokenizer's own spelling, empty for pixels.
+    ``position`` is the place of a token or feature in the input (padding is left out), or ``(row, column)``
+    of a pixel or patch; ``token`` is the tokenizer's own spelling, empty for those.
 
     Raises:
         MissingExtraError: pandas is not installed.
@@ -42,7 +42,7 @@ def _rows(attributions: Sequence[Attribution]) -> Iterator[tuple[Any, ...]]:
             for panel in view.panels:
                 for position, value in np.ndenumerate(panel.values):
                     token = panel.pieces[position[0]].raw if panel.pieces else ""
-                    place = position[0] if len(position) == 1 else position
+                    place = panel.places[position[0]] if panel.places else position
                     yield (
                         *(view.ruleset, view.index, view.label, view.explained),
                         *(panel.name, place, token, float(value)),

@@ -17,8 +17,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxlrp.report.bars import Chart, from_zero, waterfall
-from fxlrp.report.digest import LayerMap, LedgerGroup, LedgerSheet, Panel, SampleView, digest
+from fxlrp.report.digest import LayerMap, LedgerGroup, LedgerSheet, Panel, SampleView, digest, union
 from fxlrp.report.numbers import share, signed
+from fxlrp.report.pieces import Piece
 from fxlrp.report.pixels import png_data_uri
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ def _feature_chart(panel: Panel) -> Chart:
     return from_zero([float(panel.values[position]) for position in _leading(panel)])
 
 
+def _union(rows: Sequence[tuple[SampleView, Panel]]) -> list[tuple[int, Piece]]:
+    """Place and text of every token that some panel shows, in the order of the input."""
+    return union([panel for _, panel in rows])
+
+
 def _strength(value: float, scale: float) -> str:
     """The opacity of a value's colour: ``|value| / scale``."""
     return f"{min(1.0, abs(value) / scale):.3f}" if scale else "0"
@@ -134,6 +140,7 @@ def _environment() -> Environment:
         sheet_chart=_sheet_chart,
         kinds=_kinds,
         closes=_closes,
+        union=_union,
     )
     environment.globals.update(
         numbered_tokens=NUMBERED_TOKENS,

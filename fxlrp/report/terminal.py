@@ -17,7 +17,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from fxlrp.report.digest import LayerMap, Layout, LedgerSheet, Panel, SampleView, digest
+from fxlrp.report.digest import LayerMap, Layout, LedgerSheet, Panel, SampleView, digest, union
 from fxlrp.report.numbers import share, signed
 
 if TYPE_CHECKING:
@@ -59,16 +59,28 @@ def _print_sample(views: Sequence[SampleView], console: Console) -> None:
 
 
 def _print_panels(views: Sequence[SampleView], panels: Sequence[Panel], console: Console) -> None:
-    layout = panels[0].layout
-    if layout is Layout.TOKENS:
-        for view, panel in zip(views, panels, strict=True):
+    groups: dict[tuple[Layout, int], list[tuple[SampleView, Panel]]] = {}
+    for view, panel in zip(views, panels, strict=True):
+        if panel.layout is Layout.TOKENS:
             console.print(Text.assemble((view.ruleset, "dim"), ("  ΣR " + signed(panel.total), "dim")))
             console.print(Padding(_heat(panel), (0, 0, 0, 2), expand=False))
-    if layout is Layout.IMAGE:
-        for view, panel in zip(views, panels, strict=True):
+        if panel.layout is Layout.IMAGE:
             console.print(Text(f"{view.ruleset}  {_image_summary(panel)}"))
-    elif layout is Layout.FEATURES or len(panels[0].pieces) <= NUMBERED:
-        console.print(Padding(_number_table(views, panels), (1, 0, 0, 0), expand=False))
+            if console.color_system and max(panel.values.shape) <= MAPPED:
+                console.print(Padding(_cells(panel), (0, 0, 0, 2), expand=False))
+        else:  # features of two rulesets stand side by side if they are the same
+            key = (panel.layout, len(panel.values) if panel.layout is Layout.FEATURES else 0)
+            groups.setdefault(key, []).append((view, panel))
+    for (layout, _), rows in groups.items():
+        if layout is Layout.FEATURES or len(rows[0][1].pieces) <= NUMBERED:
+            table = _number_table([view for view, _ in rows], [panel for _, panel in rows])
+            console.print(Padding(table, (1, 0, 0, 0), expand=False))
+
+
+def _cells(panel: Panel) -> Text:
+    """An image as rows of coloured cells."""
+    rows = (Text().join(Text("  ", _style(float(value), panel.scale)) for value in row) for row in panel.values)
+    return Text("\n").join(rows)
 
 
 def _style(value: float, scale: float) -> Style:
@@ -95,7 +107,7 @@ def _image_summary(panel: Panel) -> str:
     height, width = panel.values.shape
     row, column = np.unravel_index(int(np.abs(panel.values).argmax()), panel.values.shape)
     return (
-        f"{height} x {width} pixels, ΣR {signed(panel.total)}, "
+        f"{height} x {width} {panel.unit}, ΣR {signed(panel.total)}, "
         f"largest {signed(float(panel.values[row, column]))} at row {row}, column {column}"
     )
 
@@ -106,14 +118,15 @@ def _number_table(views: Sequence[SampleView], panels: Sequence[Panel]) -> Table
     table.add_column("token" if panels[0].layout is Layout.TOKENS else "feature", overflow="fold")
     for view in views:
         table.add_column(view.ruleset, justify="right")
-    positions = list(range(len(panels[0].values)))
+    positions = union(panels)
     if len(positions) > NUMBERED:
-        positions = [int(position) for position in np.argsort(-np.abs(panels[0].values))[:NUMBERED]]
+        positions.sort(key=lambda position: -abs(panels[0].at(position[0]) or 0.0))
+        positions = positions[:NUMBERED]
         table.caption = f"the {NUMBERED} largest of {len(panels[0].values)}"
-    for position in positions:
-        values = [(float(panel.values[position]), panel.scale) for panel in panels]
-        cells = [Text(signed(value, scale), _style(value, scale)) for value, scale in values]
-        table.add_row(Text(panels[0].pieces[position].raw), *cells)
+    for place, piece in positions:
+        found = [(panel.at(place), panel.scale) for panel in panels]
+        cells = [Text("·") if v is None else Text(signed(v, scale), _style(v, scale)) for v, scale in found]
+        table.add_row(Text(piece.raw), *cells)
     return table
 
 
