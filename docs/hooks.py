@@ -160,6 +160,8 @@ def operators_page() -> str:
         "arguments carry relevance. An elementwise product of which only one factor does is a `scale`. A "
         "matrix product of which only one does is `linear` if the other is a weight, and `mixing` if it "
         "was computed from the inputs. A quotient is a `scale` if only its numerator does, and `singular` "
-        "if only its denominator does.",
+        "if only its denominator does. A sum of which only one term does is a `shift`, and what is said of an `add` "
+        "holds of it; the choice of some entries of an axis is an `index`, and what is said of a `movement` holds. "
+        "Where a skip connection begins, a rule for `fork` applies to what arrives from both ways.",
         table(("class", "dependence on its arguments", "ATen operators"), rows),
     )

@@ -107,7 +107,7 @@ class Attribution(Viewed):
         if self.image_size is None or self.relevance.ndim not in (2, 3):
             return None
         if self.relevance.ndim == 3:
-            return self.image_size if self.relevance.shape[1:] == self.image_size else None
+            return self.image_size if tuple(self.relevance.shape[1:]) == self.image_size else None
         height, width = self.image_size
         rows = round((self.relevance.shape[1] * height / width) ** 0.5)
         columns = round(rows * width / height)
