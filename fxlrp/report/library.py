@@ -17,13 +17,14 @@ from fxlrp.published import Citation, Switch
 from fxlrp.readings import AttentionReading, InputReading, Reading
 from fxlrp.rules import Rule
 from fxlrp.rules.rule import WIDER
-from fxlrp.rulesets import CLASSES, Entry, Ruleset, origins
+from fxlrp.rulesets import CLASSES, Entry, Ruleset, Where, origins
 
 
 @dataclass(frozen=True)
 class Line:
-    """One rule of a ruleset: what it matches and where, the rule with its formula, source and those parameters that
-    are not its defaults, the ruleset that the line stands in, and whether lines above it leave it nothing.
+    """One rule of a ruleset: what it matches and where, the rule with its formula, source and those parameters and
+    other settings of the line that are not their defaults, the ruleset that the line stands in, and whether lines above
+    it leave it nothing.
     """
 
     match: str
@@ -71,9 +72,9 @@ def _line(entry: Entry, origin: str, before: Sequence[Entry]) -> Line:
     rule, params = entry.bound
     return Line(
         match=entry.match,
-        where=" ".join(f"{k}={v}" for k, v in entry.where.model_dump(by_alias=True, exclude_none=True).items()),
+        where=" ".join(f"{k}={v}" for k, v in entry.where.model_dump(by_alias=True, exclude_defaults=True).items()),
         rule=rule.name,
-        params={key: value for key, value in params.items() if value != rule.parameters[key].default},
+        params={key: value for key, value in params.items() if value != rule.parameters[key].default} | _others(entry),
         formula=formula(rule),
         source=str(rule.source),
         origin=origin,
@@ -81,10 +82,15 @@ def _line(entry: Entry, origin: str, before: Sequence[Entry]) -> Line:
     )
 
 
+def _others(entry: Entry) -> dict[str, Any]:
+    """What a line says beside match, place, rule and parameters."""
+    return entry.model_dump(mode="json", exclude_defaults=True, exclude={"match", "where", "rule", "params"})
+
+
 def _overrules(earlier: Entry, later: Entry) -> bool:
     """Whether ``earlier`` takes all that ``later`` matches, wherever it stands."""
     within = (later.match, later.match.split(".")[0], *WIDER.get(later.match, ()), "any")
-    if earlier.where.model_dump(exclude_none=True) or earlier.match not in within:
+    if earlier.where != Where() or earlier.match not in within:
         return False
     taking, left = earlier.bound[0], later.bound[0]
     category = "add" if later.match == "residual" else later.match
@@ -126,17 +132,39 @@ BIASES = {
 }
 
 
+#: Fields of a ruleset that have a place of their own in its description.
+SAID = {
+    "fxlrp",
+    "name",
+    "version",
+    "title",
+    "description",
+    "citation",
+    "extends",
+    "rules",
+    "message",
+    "bias",
+    "seed",
+} | {*("temperature", "readout", "fallback", "notes", "conserves", "switches", "domain")}
+
+
 def _settings(chosen: Ruleset) -> tuple[tuple[str, str], ...]:
     seed = SEEDS[chosen.seed]
     if chosen.temperature != 1:
         seed += f", of outputs divided by {chosen.temperature:g}"
+    others = chosen.model_dump(mode="json", exclude_defaults=True, exclude=SAID)
     return (
         ("Law", chosen.conserves),
         ("Message", MESSAGES[chosen.message]),
         ("Relevance begins as", seed),
         ("Answer", readout(chosen.readout)),
-        ("A bias is", BIASES[chosen.bias]),
+        ("A bias is", BIASES.get(chosen.bias, chosen.bias)),
+        ("Also", ", ".join(f"{name}: {_plain(value)}" for name, value in others.items())),
     )
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def readout(reading: Reading) -> str:
