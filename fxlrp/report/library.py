@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import fxlrp
+from fxlrp.places import Where
 from fxlrp.published import Citation, Switch
 from fxlrp.readings import AttentionReading, InputReading, Reading
 from fxlrp.rules import Rule
 from fxlrp.rules.rule import WIDER
-from fxlrp.rulesets import CLASSES, Entry, Ruleset, Where, origins
+from fxlrp.rulesets import CLASSES, Entry, Ruleset, origins
 
 
 @dataclass(frozen=True)
