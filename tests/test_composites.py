@@ -19,7 +19,7 @@ import fxlrp
 import fxlrp.graph.order
 from fxlrp.patterns import affine
 from fxlrp.rules import RULES, primitives, relevance
-from fxlrp.testing import check_conservation, check_rule
+from fxlrp.testing import RandomGraph, check_conservation, check_rule
 from fxlrp.testing.weights import realistic
 
 COMPOSITES = (
@@ -104,6 +104,15 @@ def rules_of(lrp: fxlrp.ConvertedModel, category: str) -> list[str]:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_ledger_closes(model: str, ruleset: str) -> None:
     check_conservation(built(MODELS[model]), ruleset, image(), target=1).raise_if_failed()
+
+
+@pytest.mark.parametrize("code", ["v1 = cross_attention(x, y)", "v1 = recurrence(x)"])
+def test_found_in_random_graphs(code: str) -> None:
+    """An input that nothing reaches decided which message the other one received; one of several values had no
+    operand in the ledger.
+    """
+    graph = RandomGraph.parse(code)
+    check_conservation(graph.module(), "epsilon-plus", graph.inputs(), target=1).raise_if_failed()
 
 
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
