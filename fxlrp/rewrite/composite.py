@@ -1,4 +1,4 @@
-"""Several operators as one operation: a whole pattern of its inputs, a whole sub-layer of its branch and its fork.
+"""Several operators as one operation: a whole pattern of its inputs, a whole sub-layer of its fork and its branch.
 
 In: a plan and the node that the operators end in. Out: a :class:`Site`, like that of a single node.
 """
@@ -47,7 +47,7 @@ def whole_pattern(plan: Plan, node: fx.Node) -> Site:
     live = [n for n in dict.fromkeys(match.inputs.values()) if isinstance(n, fx.Node) and n in plan.carrying]
     moved = _moved(live, between(live, node))
     graph, others = extracted(between(moved, node), moved)
-    return _site(fx.GraphModule({}, graph), moved, others)
+    return _site(fx.GraphModule({}, graph), moved, others, (True,) * len(moved))
 
 
 def _moved(values: Sequence[fx.Node], inside: Sequence[fx.Node]) -> list[fx.Node]:
@@ -66,13 +66,13 @@ class Sublayer:
     add: Operation
     whole: Callable[..., Tensor]
 
-    def __call__(self, branch: Tensor, fork: Tensor, skip: Tensor, *others: Any) -> Tensor:
-        """The sum's value, from the branch, the fork, the sum's other term, and the values that the branch uses."""
+    def __call__(self, fork: Tensor, branch: Tensor, skip: Tensor, *others: Any) -> Tensor:
+        """The sum's value, from the fork, the branch, the sum's other term, and the values that the branch uses."""
         return send_twice(self.add(branch, skip.detach()), self.whole(fork, *others))
 
 
 def whole_sublayer(plan: Plan, node: fx.Node) -> Site:
-    """The sub-layer that the sum ``node`` ends, as a function of its branch and of the fork where it begins.
+    """The sub-layer that the sum ``node`` ends, as a function of the fork where it begins and of its branch.
 
     The branch receives what the sum hands to it, the fork what the sub-layer as a whole does, skip and branch.
     """
@@ -81,13 +81,16 @@ def whole_sublayer(plan: Plan, node: fx.Node) -> Site:
     branch, skip = (second, first) if unmoved(first) is fork else (first, second)
     graph, others = extracted(between([fork], node), [fork])
     add = take_apart(node, lambda term: term is branch).operation
-    return _site(Sublayer(add, fx.GraphModule({}, graph)), [branch, fork], [skip, *others])
+    live = (True, branch in plan.carrying)
+    return _site(Sublayer(add, fx.GraphModule({}, graph)), [fork, branch], [skip, *others], live)
 
 
-def _site(target: Callable[..., Tensor], operands: Sequence[fx.Node], others: Sequence[fx.Node]) -> Site:
+def _site(
+    target: Callable[..., Tensor], operands: Sequence[fx.Node], others: Sequence[fx.Node], live: tuple[bool, ...]
+) -> Site:
     holes = (*(Hole(i) for i in range(len(operands))), *(Hole(~i) for i in range(len(others))))
     operator = Operator(Kind.GENERAL, "general", terms=tuple(range(len(operands))))
-    return Site(Operation(target, operator, holes, {}, (True,) * len(operands), 0), tuple(operands), tuple(others))
+    return Site(Operation(target, operator, holes, {}, live, 0), tuple(operands), tuple(others))
 
 
 def between(starts: Sequence[fx.Node], node: fx.Node) -> list[fx.Node]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from fxlrp.errors import RulesetError
 from fxlrp.rules.primitives import ratio
 
-#: How many axes in front are kept apart by sums over the others.
-_KEPT = {"head": 2, "sample": 1}
+#: The axes that sums are taken over, as a slice of all.
+_AXES = {"features": slice(-1, None), "matrix": slice(-2, None), "sample": slice(1, None)}
 
 
 class Post(BaseModel):
@@ -25,36 +25,35 @@ class Post(BaseModel):
 
     ``abs``: |R_x|. ``clamp``: max(R_x, 0). ``match_sum``: R_x (sum R_y + epsilon) / (sum R_x + epsilon).
     ``match_abs_sum``: R_x (sum |R_y|) / (sum |R_x| + epsilon). Sums are taken ``over`` the ``features`` of each token
-    (the last axis), over each ``head`` (all axes but the first two) or over each ``sample`` (all but the first).
-    epsilon has the unit of relevance.
+    (the last axis), over each ``matrix`` (the last two) or over each ``sample`` (all but the first), and
+    over each sample too where y and x do not share the axes that are kept. epsilon has the unit of relevance.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["abs", "clamp", "match_sum", "match_abs_sum"]
     epsilon: float = Field(default=0.0, ge=0)
-    over: Literal["features", "head", "sample"] = "features"
+    over: Literal["features", "matrix", "sample"] = "features"
 
     @property
-    def matches(self) -> bool:
-        """Whether it needs to know what arrived."""
-        return self.kind in MATCHING
-
-    def summed(self, relevance: Tensor) -> Tensor:
-        """Sums over the axes in ``over``, which are kept with size one."""
-        axes = (-1,) if self.over == "features" else tuple(range(_KEPT[self.over], relevance.ndim))
-        return relevance.sum(axes, keepdim=True) if axes else relevance
+    def ways(self) -> tuple[str, ...]:
+        """The ways to take sums, of which the first that y and x share is taken; none if no sums are compared."""
+        return tuple(dict.fromkeys((self.over, "sample"))) if self.kind in MATCHING else ()
 
     def __str__(self) -> str:
         return self.kind
 
 
-def _factor(post: Post, received: Sequence[Tensor], arrived: Tensor) -> list[Tensor]:
-    """``received`` times one factor for each sum."""
-    sized = post.kind == "match_abs_sum"
-    total = sum((post.summed(r.abs() if sized else r).reshape(arrived.shape) for r in received), 0 * arrived)
-    factor = ratio(arrived if sized else arrived + post.epsilon, total + post.epsilon)
-    return [r * factor.reshape(post.summed(r).shape) for r in received]
+def _summed(relevance: Tensor, over: str) -> Tensor:
+    """Sums with the axes that they are taken over kept, of size one."""
+    axes = tuple(range(relevance.ndim))[_AXES[over]]
+    return relevance.sum(axes, keepdim=True) if axes else relevance
+
+
+def _kept(shape: torch.Size, over: str) -> torch.Size:
+    """The axes that sums keep apart."""
+    summed = len(range(len(shape))[_AXES[over]])
+    return shape[: len(shape) - summed]
 
 
 #: Post-operations that look at each entry alone, and what of the arriving relevance the others sum up.
@@ -62,46 +61,66 @@ ENTRYWISE: dict[str, Callable[[Tensor], Tensor]] = {"abs": torch.abs, "clamp": l
 MATCHING: dict[str, Callable[[Tensor], Tensor]] = {"match_sum": lambda r: r, "match_abs_sum": torch.abs}
 
 
+def _matched(post: Post, received: Sequence[Tensor], arrived: Tensor, over: str) -> list[Tensor]:
+    """``received`` times one factor for each sum."""
+    size = MATCHING[post.kind]
+    total = torch.stack([_summed(size(r), over).reshape(arrived.shape) for r in received]).sum(0)
+    factor = ratio(arrived if size is torch.abs else arrived + post.epsilon, total + post.epsilon)
+    return [r * factor.reshape(_summed(r, over).shape) for r in received]
+
+
 class _Gate(torch.autograd.Function):
-    """The operands, behind a tally for each matching post-operation; backward, the tallies bring what arrived."""
+    """The operands, behind tallies: one for every way in which a post-operation may compare sums. Backward, a tally of
+    each brings what arrived.
+    """
 
     @staticmethod
     def forward(ctx: Any, posts: tuple[Post, ...], *operands: Tensor) -> tuple[Tensor, ...]:
         ctx.posts = posts
-        tallies = (torch.zeros_like(p.summed(operands[0].detach())) for p in posts if p.matches)
+        ctx.set_materialize_grads(False)
+        tallies = (torch.zeros_like(_summed(operands[0].detach(), over)) for p in posts for over in p.ways)
         return *tallies, *(x.view_as(x) for x in operands)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        count = sum(p.matches for p in ctx.posts)
-        arrived, received = iter(grads[:count]), list(grads[count:])
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        count = sum(len(p.ways) for p in ctx.posts)
+        tallies, given = iter(grads[:count]), grads[count:]
+        known = [r for r in given if r is not None]
         for post in ctx.posts:
-            if post.matches:
-                received = _factor(post, received, next(arrived))
-            else:
-                received = [ENTRYWISE[post.kind](r) for r in received]
-        return None, *received
+            if not post.ways:
+                known = [ENTRYWISE[post.kind](r) for r in known]
+            found = [(next(tallies), over) for over in post.ways]
+            for arrived, over in found:
+                if arrived is not None and known:
+                    known = _matched(post, known, arrived, over)
+        received = iter(known)
+        return None, *(None if r is None else next(received) for r in given)
 
 
 class _Tallied(torch.autograd.Function):
-    """``y``, whose message also reaches the tallies, summed as each post-operation asks."""
+    """``y``, whose message also reaches, summed, one tally of each post-operation that compares sums."""
 
     @staticmethod
     def forward(ctx: Any, posts: tuple[Post, ...], y: Tensor, *tallies: Tensor) -> Tensor:
-        for post, tally in zip(posts, tallies, strict=True):
-            if post.summed(y).numel() != tally.numel():
+        given = iter(tallies)
+        ctx.sums = []
+        for post in posts:
+            tries = [(post, over, next(given).shape) for over in post.ways]
+            fitting = next((t for t in tries if _kept(t[2], t[1]) == _kept(y.shape, t[1])), None)
+            if tries and fitting is None:
                 raise RulesetError(
-                    f"Post-operation '{post.kind}' over '{post.over}' cannot compare an operation's value "
-                    f"{list(y.shape)} with its operand, which has {tally.numel()} sums: they do not share the other "
-                    "axes. Use over: sample."
+                    f"Post-operation '{post.kind}' cannot compare the sums of an operation's value {list(y.shape)} "
+                    "with those of its operand: they do not even share their first axis, the samples."
                 )
-        ctx.posts, ctx.shapes = posts, [tally.shape for tally in tallies]
+            ctx.sums.extend(t if t is fitting else None for t in tries)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        sums = (p.summed(MATCHING[p.kind](grads[0])) for p in ctx.posts)
-        return None, grads[0], *(s.reshape(shape) for s, shape in zip(sums, ctx.shapes, strict=True))
+        def arrived(post: Post, over: str, shape: torch.Size) -> Tensor:
+            return _summed(MATCHING[post.kind](grads[0]), over).reshape(shape)
+
+        return None, grads[0], *(None if each is None else arrived(*each) for each in ctx.sums)
 
 
 def posted(
@@ -112,9 +131,9 @@ def posted(
     The other operands, weights and additive constants, receive nothing: what arrived is matched by the live ones alone.
     """
     places = [i for i, alive in enumerate(live) if alive]
-    matching = tuple(post for post in posts if post.matches)
+    count = sum(len(post.ways) for post in posts)
     passed: Any = _Gate.apply(posts, *(operands[i] for i in places))  # type: ignore[no-untyped-call]
-    behind = dict(zip(places, passed[len(matching) :], strict=True))
+    behind = dict(zip(places, passed[count:], strict=True))
     y = call(*(behind.get(i, x.detach() if isinstance(x, Tensor) else x) for i, x in enumerate(operands)))
-    result: Tensor = _Tallied.apply(matching, y, *passed[: len(matching)])  # type: ignore[no-untyped-call]
+    result: Tensor = _Tallied.apply(posts, y, *passed[:count])  # type: ignore[no-untyped-call]
     return result

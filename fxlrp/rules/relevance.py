@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.errors import RulesetError
 from fxlrp.rules.dense import matrix, shares
 from fxlrp.rules.linear import LINEAR, affine, without
 from fxlrp.rules.operation import Operation
@@ -264,16 +265,29 @@ class _JacobianShares(torch.autograd.Function):
     message=Message.RELEVANCE,
 )
 def jacobian_shares(
-    op: Operation, *operands: Tensor, alpha: float = 0.5, beta: float = 0.5, epsilon: float = 1e-7, blocks: int = 0
+    op: Operation,
+    *operands: Tensor,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    epsilon: float = 1e-7,
+    matrices: bool = False,
 ) -> Tensor:
     """R_j = sum_i (alpha z_ij+ / (sum_k z_kj+ + epsilon) + beta z_ij- / (sum_k z_kj- - epsilon)) R_i with z_ij = x_j
     dy_i / dx_j.
 
     Contributions are compared among the outputs that x_j reaches, not among the inputs of an output, so nothing is
-    conserved by itself. The Jacobian is that of whole tensors: one backward pass for every entry of y. Along the first
-    ``blocks`` axes, which y and all operands share, entries are independent and done at once. Operands: any shapes;
-    epsilon in the unit of z.
+    conserved by itself. The Jacobian is that of whole tensors: one backward pass for every entry of y. With
+    ``matrices`` the operation maps matrices [..., rows, columns] one by one, as attention does, and all are done at
+    once. Operands: any shapes, then [..., rows, columns] with the axes in front of y; epsilon in the unit of z.
     """
+    y_shape = op(*(x.detach() for x in operands)).shape
+    blocks = max(len(y_shape) - 2, 0) if matrices else 0
+    for x in operands:
+        if x.shape[:blocks] != y_shape[:blocks]:
+            raise RulesetError(
+                f"Rule 'jacobian_shares' with matrices: true takes operands with the axes in front of its value, "
+                f"{list(y_shape[:blocks])}; one is {list(x.shape)}. Use matrices: false."
+            )
     result: Tensor = _JacobianShares.apply(op, blocks, (alpha, beta, epsilon), *operands)  # type: ignore[no-untyped-call]
     return result
 
