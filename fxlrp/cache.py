@@ -22,7 +22,7 @@ from fxlrp.errors import CaptureError, RetraceWarning
 from fxlrp.graph.live import entrances
 from fxlrp.patterns.affine import fold_affine
 from fxlrp.patterns.fold import fold_activations
-from fxlrp.plan import Structure
+from fxlrp.structure import Structure
 
 
 @dataclass(frozen=True, eq=False)

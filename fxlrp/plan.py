@@ -17,20 +17,19 @@ import torch
 from torch import fx
 
 from fxlrp.capture import Program
+from fxlrp.entries import Entry, Scope
 from fxlrp.errors import UncoveredOperatorError
-from fxlrp.graph.affine import AffineSums, affine_sums, initial_states
-from fxlrp.graph.live import Entrance, dependent, reached
+from fxlrp.graph.affine import AffineSums, affine_sums
 from fxlrp.graph.operators import Kind, Operator, is_float, nodes_in, operator_of, packet
 from fxlrp.graph.order import Ends
-from fxlrp.graph.residual import skip_connections
 from fxlrp.graph.view import module_path, module_stack, source_line
-from fxlrp.patterns import PATTERNS, Match, NearMiss, find
 from fxlrp.rules import Conserves, Post, Rule, find_rule
 from fxlrp.rules.elementary import value_at_zero
 from fxlrp.rules.operation import take_apart
 from fxlrp.rules.rule import WIDER, Message
 from fxlrp.rules.shares import ShareRule
-from fxlrp.rulesets import Entry, Ruleset, Scope
+from fxlrp.rulesets import Ruleset
+from fxlrp.structure import Structure
 
 aten = torch.ops.aten
 #: Classes whose plain gradient keeps relevance by itself: linear maps, sums and homogeneous selections.
@@ -89,47 +88,6 @@ class PlanRow:
     modules: str
     note: str = ""
     message: str = "g"
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What a program is made of, whatever the ruleset: its matches, skip connections and input-dependent values."""
-
-    matches: tuple[Match, ...]
-    misses: tuple[NearMiss, ...]
-    labels: Mapping[fx.Node, tuple[str, ...]]
-    dependent: frozenset[fx.Node]
-    entrances: tuple[Entrance, ...]
-    skips: Mapping[fx.Node, fx.Node] = field(default_factory=dict)
-    states: frozenset[fx.Node] = frozenset()
-
-    @property
-    def forks(self) -> frozenset[fx.Node]:
-        """Where skip connections begin; ``skips`` has it for each sum that ends one."""
-        return frozenset(self.skips.values())
-
-    @staticmethod
-    def of(program: Program, entrances: tuple[Entrance, ...]) -> Structure:
-        """Collect the labels of every node: parts of patterns first, then patterns, then skip connections."""
-        inside = dependent(program.graph, (program.placeholders[name] for name in program.inputs))
-        # Spelled-out activations have been folded into single operators by now.
-        structures = {name: group for name, group in PATTERNS.items() if name != "activation"}
-        carried = reached(program.graph, entrances)
-        matches, misses = find(program.graph, structures, carried)
-        labels: dict[fx.Node, tuple[str, ...]] = {}
-        for match in matches:
-            name = match.pattern.name
-            for part, node in match.parts.items():
-                labels[node] = (f"{name}.{part}", *labels.get(node, ()))
-            for node in match.nodes:
-                labels[node] = (*labels.get(node, ()), name)
-        # A mask that every layer adds is no skip connection, though what it masks depends on it.
-        skips = dict(skip_connections(program.graph, carried))
-        for node in skips:
-            labels[node] = (*labels.get(node, ()), "residual")
-        beginnings = [match.inputs[name] for match in matches for name in match.pattern.carried]
-        states = initial_states(program.graph, program.inputs, beginnings)
-        return Structure(tuple(matches), tuple(misses), labels, inside, entrances, skips, states)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,40 +16,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fxlrp.entries import CLASS_ALIASES, CLASSES, Entry, Scope, labels
 from fxlrp.errors import RulesetError, nearest
-from fxlrp.patterns import PATTERNS, Pattern
-from fxlrp.patterns.language import PART
-from fxlrp.places import Where
+from fxlrp.patterns import PATTERNS
 from fxlrp.published import Citation, Switch
 from fxlrp.readings import AnyReading, InputReading
-from fxlrp.rules import Post, Rule, find_rule
+from fxlrp.rules import find_rule
 from fxlrp.rules.rule import ALIASES, RULES
-
-#: Operator classes, as rulesets name them.
-CLASSES = (
-    "linear",
-    "convolution",
-    "mixing",
-    "scale",
-    "product",
-    "quotient",
-    "activation",
-    "singular",
-    "softmax",
-    "selection",
-    "rectifier",
-    "sum",
-    "add",
-    "shift",
-    "affine",
-    "movement",
-    "index",
-    "general",
-    "fork",
-    "any",
-)
-CLASS_ALIASES = {"conv": "convolution", "act": "activation", "matmul": "product"}
-
 
 #: What a ruleset takes from the one that it extends unless it says otherwise, besides rules.
 INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "fold")
@@ -59,45 +31,6 @@ INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "f
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a ruleset file, for editors; ``rulesets/ruleset.schema.json`` holds it."""
     return Ruleset.model_json_schema(by_alias=True)
-
-
-class Scope(Enum):
-    """What a rule stands for.
-
-    The ``operation`` that is matched; the whole ``pattern`` that ends in the matched part, as one operation of the
-    pattern's inputs; of a *residual* sum the whole ``sublayer``: the skip connection receives what the rule makes of
-    the sub-layer as one operation of its input, skip and branch, and the branch its own part as well.
-    """
-
-    OPERATION = "operation"
-    PATTERN = "pattern"
-    SUBLAYER = "sublayer"
-
-
-class Entry(BaseModel):
-    """One line of a ruleset: what it matches, where, which rule it gives, with which parameters.
-
-    ``post`` are operations on the relevance that the rule hands on. ``scope`` is what the rule stands for.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    match: str
-    rule: str
-    where: Where = Where()
-    params: dict[str, float | int | bool | str] = {}
-    post: tuple[Post, ...] = ()
-    scope: Scope = Scope.OPERATION
-
-    @cached_property
-    def bound(self) -> tuple[Rule, dict[str, Any]]:
-        """The rule and its complete parameters."""
-        found = find_rule(self.rule)
-        return found, found.bind(self.params)
-
-    def fits(self, category: str) -> bool:
-        """Whether its rule can take an operation of this class; a whole pattern is of none."""
-        return self.bound[0].fits("general" if self.scope is Scope.PATTERN else category)
 
 
 class Ruleset(BaseModel):
@@ -246,21 +179,6 @@ def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
         "params": {**known.get("params", {}), **spec},
         **{key: known[key] for key in ("post", "scope") if key in known},
     }
-
-
-def labels() -> frozenset[str]:
-    """Everything that an entry can match: operator classes, patterns and their parts."""
-    return _labels_of(tuple((name, tuple(group)) for name, group in PATTERNS.items()))
-
-
-@lru_cache(maxsize=8)
-def _labels_of(patterns: tuple[tuple[str, tuple[Pattern, ...]], ...]) -> frozenset[str]:
-    found = {*CLASSES, "residual"}
-    for name, group in patterns:
-        found.add(name)
-        for pattern in group:
-            found.update(f"{name}.{node.args[1]}" for node in pattern.graph.nodes if node.target is PART)
-    return frozenset(found)
 
 
 def folder() -> Path:

@@ -104,12 +104,12 @@ PASS_MUTANTS = (
     ),
     Mutant(
         "every sum is a skip connection",
-        attribute(fxlrp.plan, "skip_connections", _every_add),
+        attribute(fxlrp.structure, "skip_connections", _every_add),
         lambda: test_structure.test_skip_connections("v1 = linear(x)\nv2 = linear(y)\nv3 = add(v1, v2)", 0),
     ),
     Mutant(
         "no sum is a skip connection",
-        attribute(fxlrp.plan, "skip_connections", lambda graph, inside: []),
+        attribute(fxlrp.structure, "skip_connections", lambda graph, inside: []),
         lambda: test_structure.test_skip_connections("v1 = residual(x)\nv2 = residual(v1)", 2),
     ),
     Mutant(

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 import fxlrp
 from fxlrp.cli import app
+from fxlrp.entries import CLASSES, labels
 from fxlrp.readings import AttentionReading, InputReading, Reading
 from fxlrp.report.library import Description, describe, formula, override, readout
 from fxlrp.rules import RULES
 from fxlrp.rules.rule import WIDER
-from fxlrp.rulesets import CLASSES, labels, origins
+from fxlrp.rulesets import origins
 
 NAMES = fxlrp.rulesets()
 MINE = """

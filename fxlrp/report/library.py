@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import fxlrp
+from fxlrp.entries import CLASSES, Entry
 from fxlrp.places import Where
 from fxlrp.published import Citation, Switch
 from fxlrp.readings import AttentionReading, InputReading, Reading
 from fxlrp.rules import Rule
 from fxlrp.rules.rule import WIDER
-from fxlrp.rulesets import CLASSES, Entry, Ruleset, origins
+from fxlrp.rulesets import Ruleset, origins
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("fxlrp.graph.live", "fxlrp.graph.residual"),
     ("fxlrp.patterns",),
     ("fxlrp.rules",),
-    ("fxlrp.rulesets", "fxlrp.readings", "fxlrp.published", "fxlrp.places"),
+    ("fxlrp.rulesets", "fxlrp.entries", "fxlrp.readings", "fxlrp.published", "fxlrp.places"),
+    ("fxlrp.structure",),
     ("fxlrp.plan",),
     ("fxlrp.rewrite",),
     (
@@ -48,6 +49,8 @@ ENGINE = (
     "published.py",
     "places.py",
     "readout",
+    "entries.py",
+    "structure.py",
     "plan.py",
     "cache.py",
     "model.py",

@@ -10,9 +10,9 @@ import pages
 import pytest
 
 import fxlrp
+from fxlrp.entries import labels
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import RULES
-from fxlrp.rulesets import labels
 
 PAGES = [
     "README.md",
