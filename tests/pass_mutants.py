@@ -16,6 +16,7 @@ from torch import Tensor
 import fxlrp.ledger
 import fxlrp.model
 import fxlrp.plan
+import fxlrp.structure
 import fxlrp.targets
 from fxlrp.capture.canonical import REPLACEMENTS
 from fxlrp.capture.program import Program
