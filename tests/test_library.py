@@ -120,7 +120,7 @@ def test_readings_in_words() -> None:
     assert "absolute value" in readout(InputReading(reduce="l1"))
     rollout = readout(AttentionReading(normalise=True, start_layer=-1))
     assert "rows divided by their sums" in rollout
-    assert "the last 1 of them" in rollout
+    assert "of the last layer" in rollout
     assert rollout.endswith("(normalise: true, start_layer: -1)")
     assert readout(Novel(depth=3)) == "What nobody has read before (depth: 3)"
 

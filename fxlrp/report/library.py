@@ -16,7 +16,7 @@ import fxlrp
 from fxlrp.entries import CLASSES, Entry
 from fxlrp.places import Where
 from fxlrp.published import Citation, Switch
-from fxlrp.readings import AttentionReading, InputReading, Reading
+from fxlrp.readings import AttentionReading, InputReading, Reading, StreamsReading
 from fxlrp.rules import Rule
 from fxlrp.rules.rule import WIDER
 from fxlrp.rulesets import Ruleset, origins
@@ -151,7 +151,7 @@ SAID = {
 
 
 def _settings(chosen: Ruleset) -> tuple[tuple[str, str], ...]:
-    seed = SEEDS[chosen.seed]
+    seed = SEEDS.get(chosen.seed, chosen.seed)
     if chosen.temperature != 1:
         seed += f", of outputs divided by {chosen.temperature:g}"
     others = chosen.model_dump(mode="json", exclude_defaults=True, exclude=SAID)
@@ -189,49 +189,75 @@ def _words(reading: Reading) -> str:
 
 @_words.register
 def _(reading: InputReading) -> str:
-    score = {"relevance": "relevance R = x g", "gradient": "the gradient g"}[reading.score]
-    reduce = {"sum": "summed", "l1": "summed by absolute value", "squared": "summed by square"}[reading.reduce]
+    score = {"relevance": "relevance R = x g", "gradient": "the gradient g"}.get(reading.score, reading.score)
+    reduce = {"sum": "summed", "l1": "summed by absolute value", "squared": "summed by square"}.get(
+        reading.reduce, reading.reduce
+    )
     channels = ", and over the channels of images" if reading.channels == "reduce" else ""
     return f"{score} at every input, of token ids at their embeddings, {reduce} over the features of each{channels}"
 
 
 @_words.register
 def _(reading: AttentionReading) -> str:
-    score = {
-        "weights": "the attention weights A",
-        "relevance": "the relevance R_A of the attention weights",
-        "gradient": "grad A * A, the attention weights times their gradient in the unmodified model",
-        "gradient_relevance": "grad A * R_A, the relevance of the attention weights times their gradient in the "
-        "unmodified model",
-    }[reading.matrix]
     heads = {
         "mean": "averaged over heads",
         "each": "by head, the heads summed at the end",
-        "gradient_mean": "each head weighted by its mean gradient, averaged over heads",
-    }[reading.heads]
+        "gradient_row": "each head weighted by its mean gradient over that row, the mean over heads clamped at 0",
+        "gradient_matrix": "each head weighted by its mean gradient, the mean over heads clamped at 0",
+    }.get(reading.heads, reading.heads)
+    entry = {
+        "keep": "",
+        "zero": "with 0 in place of that token's own entry",
+        "minimum": "with the least entry of the row in place of that token's own",
+    }.get(reading.row_token, reading.row_token)
     steps = [
-        f"one matrix a layer of {score}",
+        f"one matrix a layer of {MATRICES[reading.matrix]}",
         "negative entries set to 0" if reading.positive else "",
         heads,
         "plus the identity" if reading.identity else "",
         "rows divided by their sums" if reading.normalise else "",
-        f"multiplied over the layers{_range(reading.start_layer)}, the last leftmost",
-        f"of the product row {reading.row}",
-        {
-            "drop": "without that token's own entry",
-            "keep": "",
-            "zero": "that token's own entry set to 0",
-            "minimum": "that token's own entry set to the least of the row",
-        }[reading.row_token],
+        _layers(reading.start_layer, reading.end_layer),
+        _row(reading.row, reading.tokens),
+        entry,
         "scaled to between 0 and 1" if reading.rescale else "",
     ]
     return ", ".join(step for step in steps if step)
 
 
-def _range(start: int) -> str:
-    if start == 0:
-        return ""
-    return f" from number {start} on" if start > 0 else f", the last {-start} of them"
+@_words.register
+def _(reading: StreamsReading) -> str:
+    steps = [
+        f"relevance between streams of tokens, updated at every attention with the positive part of "
+        f"{MATRICES[reading.matrix]}, averaged over heads",
+        "in cross-attention with rows divided by their sums" if reading.normalise else "",
+        _layers(reading.start_layer, None, "from the first attention"),
+        _row(reading.row, reading.tokens),
+    ]
+    return ", ".join(step for step in steps if step)
+
+
+MATRICES = {
+    "weights": "the attention weights A",
+    "relevance": "the relevance R_A of the attention weights",
+    "gradient": "grad A * A, the attention weights times their gradient in the unmodified model",
+    "gradient_relevance": "grad A * R_A, the relevance of the attention weights times their gradient in the unmodified "
+    "model",
+}
+
+
+def _layers(start: int, end: int | None, whole: str = "multiplied over all layers, the last leftmost") -> str:
+    if (start, end) == (0, None):
+        return whole
+    if (start, end) == (-1, None):
+        return "of the last layer"
+    return (
+        f"of layers {start} up to {'the last' if end is None else f'but not including {end}'} (negative: from the end)"
+    )
+
+
+def _row(row: int | str, tokens: str) -> str:
+    which = "the row of the tokens that the explained output is computed from" if row == "target" else f"row {row}"
+    return f"read at {which}" + (", tokens that are not made of the input left out" if tokens == "input" else "")
 
 
 def as_plain(described: Description) -> dict[str, Any]:
