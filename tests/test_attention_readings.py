@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import ZOO
 
 import fxlrp
 from fxlrp.readout import maps, streams
+from fxlrp.readout.task import Task
+from fxlrp.report.digest import Layout, digest
 from fxlrp.rules import RULES
 from fxlrp.rules.product import balance
 from fxlrp.rules.rule import Message
 from fxlrp.testing.operations import OPERATIONS
+from fxlrp.testing.weights import realistic
 
 FAMILY = ("chefer2021-vit", "chefer2021-bert", "partial-lrp", "attn-gradcam", "attn-gradcam-bert", "raw-attention")
 ALL = (*FAMILY, "rollout", "chefer2021-generic")
@@ -196,6 +200,8 @@ def test_full_lrp_is_told_by_pixel() -> None:
     found = read("vit", "full-lrp", ledger=True)
     assert found.relevance.shape == (2, 32, 32)
     assert found.map(16).shape == (2, 16, 16)
+    assert found.grid == (32, 32)
+    assert digest(found)[0].panels[0].layout is Layout.IMAGE
     assert (found.ledger.gap.abs() < 1e-9).all()
 
 
@@ -383,6 +389,64 @@ def check_two_modalities() -> None:
 
 def test_two_modalities_that_attend_to_each_other() -> None:
     check_two_modalities()
+
+
+def test_a_model_of_two_modalities_by_its_own_graph() -> None:
+    config = transformers.LxmertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=24,
+        l_layers=1,
+        x_layers=2,
+        r_layers=1,
+        visual_feat_dim=8,
+        num_qa_labels=4,
+    )
+    torch.manual_seed(0)
+    model = realistic(transformers.LxmertForQuestionAnswering(config).double().eval(), 0)
+    inputs = {
+        "input_ids": torch.randint(3, 50, (2, 7)),
+        "visual_feats": torch.randn(2, 5, 8, dtype=torch.float64),
+        "visual_pos": torch.rand(2, 5, 4, dtype=torch.float64),
+    }
+    found = fxlrp.convert(model, "chefer2021-generic").attribute(inputs, target=1)
+    assert found.relevance.shape == (2, 7)
+    assert found.inputs["visual_feats"].shape == (2, 5)
+    assert (found.inputs["visual_feats"] > 0).any()
+
+
+class Queries(nn.Module):
+    """Learnt queries that attend to one another before they attend to x [batch, tokens, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.queries = nn.Parameter(torch.randn(3, 8))
+        self.self, self.cross = (nn.Linear(8, 24) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.queries.expand(len(x), -1, -1)
+        for layer, other in ((self.self, None), (self.cross, x)):
+            source = tokens if other is None else other
+            q, k, v = layer(tokens)[..., :8], layer(source)[..., 8:16], layer(source)[..., 16:]
+            tokens = tokens + torch.softmax(q @ k.mT, -1) @ v
+        return tokens[:, 0]
+
+
+def test_attention_among_parameters_has_its_gradient_too() -> None:
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    lrp = fxlrp.convert(Queries().double().eval(), "chefer2021-generic")
+    first, second = maps.attention_maps(Task(lrp, {"x": x}, 1, None), relevance=False, gradient=True)[0]
+    assert first.gradient is not None
+    assert (first.gradient[:, :, 0] != 0).all()  # read at the first query
+    assert second.gradient is not None
+    assert lrp.attribute(x, target=1).relevance.shape == (2, 5)
+
+
+def test_the_ledger_closes_behind_values_that_come_as_several() -> None:
+    found = read("attention", "chefer2021-vit", ledger=True)
+    assert (found.ledger.gap.abs() < 1e-9).all()
 
 
 def test_pooled_rows_are_averaged() -> None:
