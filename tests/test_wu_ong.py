@@ -109,6 +109,18 @@ def test_linear_layers_keep_each_tokens_sum_with_one_sign(rules: str) -> None:
     linear_layers_keep_each_tokens_sum(rules)
 
 
+def test_under_compile() -> None:
+    lrp = converted("bert", "wu-ong2020")
+    embedding = model("bert").get_input_embeddings()(batch()["input_ids"]).detach()  # type: ignore[operator]
+    found = []
+    for run in (lrp, torch.compile(lrp, backend="aot_eager")):
+        given = embedding.clone().requires_grad_()
+        logits = run(inputs_embeds=given, attention_mask=batch()["attention_mask"]).logits
+        found.append(torch.autograd.grad(logits[:, 1].sum(), given)[0])
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-14)
+    assert found[0].abs().max() > 1e-4
+
+
 def test_the_split_of_the_original_rule_is_another() -> None:
     first, second = (converted("bert", name).attribute(batch(), target=1).relevance for name in RULES[:2])
     assert not torch.allclose(first, second, rtol=0.01)
@@ -325,7 +337,7 @@ MUTANTS = [
     ),
     _mutant(
         "sums not matched",
-        attribute(posts, "_matched", lambda post, known, arrived, over: known),
+        attribute(posts, "_matched", lambda post, received, tally, over: received),
         lambda: linear_layers_keep_each_tokens_sum(RULES[0]),
     ),
     _mutant(

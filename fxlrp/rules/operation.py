@@ -85,7 +85,7 @@ def fill(template: Any, operands: Sequence[Any], extras: Sequence[Any]) -> Any:
     if isinstance(template, Hole):
         return operands[template.index] if template.index >= 0 else extras[~template.index]
     if isinstance(template, (list, tuple)):
-        return type(template)(fill(item, operands, extras) for item in template)
+        return type(template)([fill(item, operands, extras) for item in template])
     if isinstance(template, dict):
         return {key: fill(value, operands, extras) for key, value in template.items()}
     return template

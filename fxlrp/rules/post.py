@@ -61,40 +61,37 @@ ENTRYWISE: dict[str, Callable[[Tensor], Tensor]] = {"abs": torch.abs, "clamp": l
 MATCHING: dict[str, Callable[[Tensor], Tensor]] = {"match_sum": lambda r: r, "match_abs_sum": torch.abs}
 
 
-def _matched(post: Post, received: Sequence[Tensor], arrived: Tensor, over: str) -> list[Tensor]:
-    """``received`` times one factor for each sum."""
+def _matched(post: Post, received: Sequence[Tensor], tally: Tensor, over: str) -> list[Tensor]:
+    """``received`` times one factor for each sum, as it is where the tally holds none."""
     size = MATCHING[post.kind]
+    arrived, there = tally
     total = torch.stack([_summed(size(r), over).reshape(arrived.shape) for r in received]).sum(0)
     factor = ratio(arrived if size is torch.abs else arrived + post.epsilon, total + post.epsilon)
+    factor = torch.where(there == 0, 1.0, factor)
     return [r * factor.reshape(_summed(r, over).shape) for r in received]
 
 
 class _Gate(torch.autograd.Function):
-    """The operands, behind tallies: one for every way in which a post-operation may compare sums. Backward, a tally of
-    each brings what arrived.
+    """The operands, behind tallies [2, ...]: one for every way in which a post-operation may compare sums. Backward,
+    one tally of each brings the sums of what arrived, and ones.
     """
 
     @staticmethod
     def forward(ctx: Any, posts: tuple[Post, ...], *operands: Tensor) -> tuple[Tensor, ...]:
         ctx.posts = posts
-        ctx.set_materialize_grads(False)
-        tallies = (torch.zeros_like(_summed(operands[0].detach(), over)) for p in posts for over in p.ways)
-        return *tallies, *(x.view_as(x) for x in operands)
+        sums = (_summed(operands[0].detach(), over) for p in posts for over in p.ways)
+        return *(torch.zeros_like(torch.stack((s, s))) for s in sums), *(x.view_as(x) for x in operands)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        count = sum(len(p.ways) for p in ctx.posts)
-        tallies, given = iter(grads[:count]), grads[count:]
-        known = [r for r in given if r is not None]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        count = sum(len(post.ways) for post in ctx.posts)
+        tallies, received = iter(grads[:count]), list(grads[count:])
         for post in ctx.posts:
-            if not post.ways:
-                known = [ENTRYWISE[post.kind](r) for r in known]
-            found = [(next(tallies), over) for over in post.ways]
-            for arrived, over in found:
-                if arrived is not None and known:
-                    known = _matched(post, known, arrived, over)
-        received = iter(known)
-        return None, *(None if r is None else next(received) for r in given)
+            if post.kind in ENTRYWISE:
+                received = [ENTRYWISE[post.kind](r) for r in received]
+            for over in post.ways:
+                received = _matched(post, received, next(tallies), over)
+        return None, *received
 
 
 class _Tallied(torch.autograd.Function):
@@ -105,7 +102,7 @@ class _Tallied(torch.autograd.Function):
         given = iter(tallies)
         ctx.sums = []
         for post in posts:
-            tries = [(post, over, next(given).shape) for over in post.ways]
+            tries = [(post, over, next(given).shape[1:]) for over in post.ways]
             fitting = next((t for t in tries if _kept(t[2], t[1]) == _kept(y.shape, t[1])), None)
             if tries and fitting is None:
                 raise RulesetError(
@@ -118,7 +115,8 @@ class _Tallied(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         def arrived(post: Post, over: str, shape: torch.Size) -> Tensor:
-            return _summed(MATCHING[post.kind](grads[0]), over).reshape(shape)
+            sums = _summed(MATCHING[post.kind](grads[0]), over).reshape(shape)
+            return torch.stack((sums, torch.ones_like(sums)))
 
         return None, grads[0], *(None if each is None else arrived(*each) for each in ctx.sums)
 
