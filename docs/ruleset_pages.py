@@ -13,6 +13,7 @@ import specimens
 from writing import joined, linked, plain, prose, table
 
 import fxlrp
+from fxlrp.readings import DifferenceReading
 from fxlrp.report.library import Description, Line, describe, override, short
 from fxlrp.rulesets import Ruleset, folder
 
@@ -26,9 +27,11 @@ TEXT = """
     inputs = tokenizer("It never once bored me.", return_tensors="pt")
 
     lrp = fxlrp.convert(model, "{name}")
-    result = lrp.attribute(inputs, tokenizer=tokenizer)
+    result = lrp.attribute(inputs, tokenizer=tokenizer{reference})
     result.show()
 """
+#: What a ruleset that compares with another run is given in the example: the same sentence, another word.
+REFERENCE = ', reference=tokenizer("It never once moved me.", return_tensors="pt")'
 IMAGES = """
     import torch
     import transformers
@@ -105,10 +108,17 @@ def page(described: Description) -> str:
         _switches(ruleset),
         joined("## Notes", "\n".join(f"- {prose(note)}" for note in ruleset.notes)).strip() if ruleset.notes else "",
         "## Example",
-        f"```python\n{dedent(IMAGES if ruleset.domain == 'images' else TEXT).strip().format(name=ruleset.name)}\n```",
+        f"```python\n{_example(ruleset)}\n```",
         "## The file",
         _file(ruleset.name),
     )
+
+
+def _example(ruleset: Ruleset) -> str:
+    reading = ruleset.readout
+    patching = isinstance(reading, DifferenceReading) and reading.kind == "patching"
+    text = dedent(IMAGES if ruleset.domain == "images" else TEXT).strip()
+    return text.format(name=ruleset.name, reference=REFERENCE if patching else "")
 
 
 def _row(line: Line, matches: list[str]) -> tuple[str, ...]:

@@ -22,19 +22,14 @@ CASTS = {
 
 #: Rulesets that differ in what they do; the others combine the same rules or read the same messages otherwise.
 RULESETS = (
-    "ali2022",
-    "arras2017",
     "attnlrp",
-    "attnlrp-relevance",
     "chefer2021-vit",
     "conservative",
     "conservative-residual",
     "cp-lrp",
-    "epsilon",
-    "epsilon-plus-flat",
+    "epsilon-plus",
     "gradient",
     "libragrad",
-    "wu-ong2020-alphabeta",
 )
 
 

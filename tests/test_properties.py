@@ -52,8 +52,6 @@ FOR_EVERY_KIND = (
     "conservative",
     "conservative in relevance",
     "conservative-residual",
-    "cp-lrp",
-    "gradient",
     "chefer2021-vit",
 )
 

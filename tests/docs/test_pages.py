@@ -18,7 +18,14 @@ PAGES = [
     "README.md",
     *sorted(str(path.relative_to(pages.ROOT)) for path in (pages.ROOT / "docs").rglob("*.md")),
 ]
-WITH_CODE = [name for name in PAGES if "```python" in (pages.ROOT / name).read_text(encoding="utf-8")]
+#: Examples of rulesets are written from two texts: one page of each kind of answer stands for all.
+SAMPLES = ("attnlrp", "chefer2021-vit", "lat", "relp", "wu-ong2020")
+WITH_CODE = [
+    name
+    for name in PAGES
+    if "```python" in (pages.ROOT / name).read_text(encoding="utf-8")
+    and (not name.startswith("docs/rulesets/") or Path(name).stem in SAMPLES)
+]
 
 
 def _forget_labels() -> None:

@@ -16,8 +16,6 @@ from fxlrp.testing.oracle import AGREEMENT
 RULESETS = (
     "conservative-residual",
     "attnlrp",
-    "cp-lrp",
-    "epsilon",
     "gradient",
     "libragrad",
     "chefer2021-vit",
