@@ -341,6 +341,7 @@ def test_folding_is_for_rulesets_that_ask_and_leaves_modules_in_place() -> None:
     assert set(other.at) == {f"{kind}.{i}" for kind in ("maps", "norms") for i in range(4)}
     assert set(other.at) - set(one.at) == {"norms.2"}  # steps of the model's own follow it in the chain
     assert torch.equal(one.at["maps.0"], one.at["norms.0"])  # the norm is part of the map: nothing lies between
+    assert torch.equal(other.at["maps.0"], other.at["norms.0"])  # apart it passes relevance on as it is
     assert distance(one.relevance, other.relevance) > 1e-3
     assert fxlrp.ruleset("conservative").fold == ()
 
