@@ -81,7 +81,7 @@ def test_the_add_as_factors_is_the_add_of_relevance() -> None:
 
 def test_the_bounds_of_z_box_are_those_of_each_sample() -> None:
     operation, (x, weight, *rest) = next(s for s in OPERATIONS["convolution"]).draw(0)
-    options = {"bounds": "sample", "epsilon": 0.0}
+    options = {**RULES["z_box"].bind({}), "epsilon": 0.0}
 
     def relevance(x: Tensor) -> Tensor:
         leaf = x.detach().requires_grad_()

@@ -41,7 +41,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("split", {"first": 0.0}),
     ("split", {"first": 0.8}),
     ("take_all", {"signal": 1}),
-    ("z_box", {"bounds": "sample", "epsilon": 0.1, "stabiliser": "unsigned"}),
+    ("z_box", {"epsilon": 0.1, "stabiliser": "unsigned"}),
     ("z_box", {"low": -3.0, "high": 2.5}),
 ]
 
