@@ -113,6 +113,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "packed, attention": {"packed": True, "pool": "additive sum", "bidirectional": True},
     "packed, two layers": {"packed": True, "num_layers": 2, "pool": "multiplicative product"},
     "packed, mean": {"packed": True, "kind": "GRU", "bidirectional": True},
+    # Regression: a mask, times states that gates had made, was taken for an expert and the states for its weight.
+    "packed, mean of two layers": {"packed": True, "num_layers": 2, "bidirectional": True},
     "ids": {"ids": True},
     "projected, no bias": {"proj_size": 2, "bias": False},
     "gated unit": {"kind": "GRU"},
