@@ -18,6 +18,7 @@ from torch.nn.utils import rnn
 
 import fxlrp
 from fxlrp import plan as planning
+from fxlrp import structure
 from fxlrp.rewrite import affine as layers
 from fxlrp.rules import RULES, affine
 from fxlrp.testing import check_rule
@@ -180,7 +181,7 @@ def test_in_gradients_it_is_the_epsilon_rule(form: str) -> None:
     classes = dict.fromkeys(("affine", "mixing", "sum"), eps)
     gates = {f"cell.{name}": "constant" for name in ("forget", "input", "output", "update", "reset")}
     changed = (
-        fxlrp.ruleset("arras2017").override(**classes, activation="secant", selection="gradient").override(**gates)
+        fxlrp.ruleset("arras2017").override(**classes, activation="secant", rectifier="gradient").override(**gates)
     )
     first = fxlrp.convert(model, "arras2017")
     expected = first.attribute(feed(model), target=1).relevance
@@ -364,7 +365,7 @@ MUTANTS = (
     Mutant("bias forgotten", attribute(layers.Layers, "_offset", lambda self, node: None), lambda: conserves(LSTM)),
     Mutant(
         "initial states forgotten",
-        attribute(planning, "initial_states", lambda *_: frozenset()),
+        attribute(structure, "initial_states", lambda *_: frozenset()),
         lambda: conserves(LSTM),
     ),
     Mutant(
