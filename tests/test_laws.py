@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import fxlrp
-from fxlrp.readout.attention import WEIGHTS
 from fxlrp.readout.task import Task
 from fxlrp.testing.checks import read_at_inputs
 
@@ -83,7 +82,7 @@ def attention(lrp: fxlrp.ConvertedModel, inputs: dict[str, Tensor], *parts: str)
     """What arrives at the labelled values of each attention, layer by layer."""
     captured = lrp.captured(inputs)
     labels = captured.structure.labels
-    nodes = [n for n in captured.program.graph.nodes if WEIGHTS in labels.get(n, ())]
+    nodes = [n for n in captured.program.graph.nodes if "attention.weights" in labels.get(n, ())]
     outputs = [n for n in captured.program.graph.nodes if "attention.output" in labels.get(n, ())]
     values = [n.args[1] for n in outputs]
     carried = Task(lrp, inputs, 1, None).propagate([*nodes, *outputs, *values]).taps

@@ -16,6 +16,7 @@ from fxlrp.graph.view import tensor_value
 from fxlrp.ledger import Ledger
 from fxlrp.model import ConvertedModel, convert
 from fxlrp.plan import Plan
+from fxlrp.readings import InputReading
 from fxlrp.readout.task import as_inputs
 from fxlrp.rulesets import Ruleset
 from fxlrp.rulesets import ruleset as load
@@ -108,7 +109,7 @@ def check_conservation(
 
 def read_at_inputs(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
     """A ruleset with relevance read at the inputs: where it is conserved, whatever is made of it afterwards."""
-    return load(source).override(readout={"kind": "input"})
+    return load(source).override(readout=InputReading().model_dump())
 
 
 def relative_gap(ledger: Ledger, floor: float = EXACT_FLOOR) -> float:
