@@ -154,7 +154,7 @@ RULE_MUTANTS = (
         rule("distribute", bound=1.0),
     ),
     Mutant("softmax expansion without x", changed_rule("taylor", leak=lambda op, s, g, *x: s * g), rule("taylor")),
-    Mutant("softmax always over the last axis", attribute(elementary, "_axis", lambda op: -1), rule("taylor")),
+    Mutant("softmax always over the last axis", attribute(elementary, "axis_of", lambda op: -1), rule("taylor")),
     Mutant("constant still connected", changed_rule("constant", surrogate=_plain), rule("constant")),
     Mutant(
         "all to the gate, not the signal",

@@ -148,7 +148,7 @@ def conserves(form: str, name: str = "arras2017", tolerance: float = 1e-12) -> N
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_is_lost(form: str) -> None:
+def test_t08_nothing_is_lost(form: str) -> None:
     conserves(form)
 
 
@@ -175,7 +175,7 @@ def test_the_rule_keeps_its_promises(parameters: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("form", ["two layers, both directions", "multiplicative attention", "gated unit"])
-def test_in_gradients_it_is_the_epsilon_rule(form: str) -> None:
+def test_t08_in_gradients_it_is_the_epsilon_rule(form: str) -> None:
     model = build(**FORMS[form])
     eps = {"rule": "epsilon", "epsilon": 1e-3}
     classes = dict.fromkeys(("affine", "mixing", "sum"), eps)

@@ -46,7 +46,7 @@ def equal(a: Tensor, b: Tensor, relative: float = 1e-10) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "vit"])
-def test_relevance_sums_to_one_after_every_block(name: str) -> None:
+def test_t06_relevance_sums_to_one_after_every_block(name: str) -> None:
     layers = {"bert": "bert.encoder.layer.*", "distilbert": "distilbert.transformer.layer.*", "vit": "vit.layers.*"}
     found = read(name, "chefer2021-vit", at=[layers[name]], ledger=True)
     assert len(found.at) == 2
@@ -55,7 +55,7 @@ def test_relevance_sums_to_one_after_every_block(name: str) -> None:
     assert (found.ledger.gap.abs() < 1e-9).all()
 
 
-def test_original_lrp_doubles_in_every_linear_layer() -> None:
+def test_t06_original_lrp_doubles_in_every_linear_layer() -> None:
     head = ["bert.pooler"]
     ours = read("bert", "partial-lrp", at=head).at["bert.pooler"].sum(1)
     theirs = read("bert", fxlrp.ruleset("partial-lrp").override(**ORIGINAL), at=head).at["bert.pooler"].sum(1)
@@ -63,7 +63,7 @@ def test_original_lrp_doubles_in_every_linear_layer() -> None:
     torch.testing.assert_close(theirs, 2 * ours, atol=1e-6, rtol=0)
 
 
-def test_the_add_as_factors_is_the_add_of_relevance() -> None:
+def test_t07_the_add_as_factors_is_the_add_of_relevance() -> None:
     """T7: g times lambda_a, lambda_b is the published division, and the two branches sum exactly to what arrived."""
     sample = OPERATIONS["add"][0]
     operation, (a, b) = sample.draw(3)
@@ -103,7 +103,7 @@ PADDED = [("bert", each) for each in (*ALL, "full-lrp")] + [
 
 
 @pytest.mark.parametrize(("name", "ruleset"), PADDED)
-def test_padding_and_other_samples_change_nothing(name: str, ruleset: str) -> None:
+def test_t13_padding_and_other_samples_change_nothing(name: str, ruleset: str) -> None:
     inputs = ZOO[name].inputs()
     kept = int(inputs["attention_mask"][1].sum())
     assert kept < inputs["attention_mask"].shape[1]
@@ -113,7 +113,7 @@ def test_padding_and_other_samples_change_nothing(name: str, ruleset: str) -> No
     assert (together[kept:] == 0).all()
 
 
-def test_sums_over_the_whole_batch_make_samples_depend_on_each_other() -> None:
+def test_t13_sums_over_the_whole_batch_make_samples_depend_on_each_other() -> None:
     rules = fxlrp.ruleset("chefer2021-bert")
     inputs = ZOO["bert"].inputs(padding=None)
     for switch in (False, True):
@@ -134,7 +134,7 @@ def test_the_smallest_entry_is_not_that_of_padding() -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "vit"])
-def test_rollout_without_division_is_a_power_of_two_larger(name: str) -> None:
+def test_t14_rollout_without_division_is_a_power_of_two_larger(name: str) -> None:
     rules = fxlrp.ruleset("rollout")
     divided = read(name, rules).relevance
     plain = read(name, rules.override(readout={"normalise": False})).relevance

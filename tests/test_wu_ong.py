@@ -105,7 +105,7 @@ def linear_layers_keep_each_tokens_sum(rules: str) -> None:
 
 
 @pytest.mark.parametrize("rules", ["wu-ong2020", "wu-ong2020-alphabeta"])
-def test_linear_layers_keep_each_tokens_sum_with_one_sign(rules: str) -> None:
+def test_t09_linear_layers_keep_each_tokens_sum_with_one_sign(rules: str) -> None:
     linear_layers_keep_each_tokens_sum(rules)
 
 
@@ -132,7 +132,7 @@ def traces_all_heads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_tracing_keeps_what_begins_at_every_head(name: str) -> None:
+def test_t16_tracing_keeps_what_begins_at_every_head(name: str) -> None:
     traces_all_heads(name)
 
 
