@@ -98,7 +98,9 @@ def test_the_bounds_of_z_box_are_those_of_each_sample() -> None:
 
 
 PADDED = [("bert", each) for each in (*ALL, "full-lrp")] + [
-    (name, each) for name in ("roberta", "distilbert") for each in ("chefer2021-bert", "chefer2021-generic")
+    pytest.param(name, each, marks=pytest.mark.slow)
+    for name in ("roberta", "distilbert")
+    for each in ("chefer2021-bert", "chefer2021-generic")
 ]
 
 

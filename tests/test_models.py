@@ -31,6 +31,9 @@ RULESETS = (
     "gradient",
     "libragrad",
 )
+#: On most models those in which a value that carries relevance meets every kind of message.
+FEW = ("attnlrp", "chefer2021-vit", "conservative-residual")
+EVERY = ("bert", "llama", "mixtral", "t5", "vit", "resnet", "mlp")
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -41,7 +44,7 @@ def test_every_ruleset(name: str) -> None:
         expected = logits_of(model(**inputs))
     first = fxlrp.convert(model, "conservative")
     failures = []
-    for ruleset in RULESETS:
+    for ruleset in RULESETS if name in EVERY else FEW:
         result = first.with_ruleset(read_at_inputs(ruleset)).attribute(inputs, ledger=True)
         moved = float((logits_of(result.outputs) - expected).abs().max() / expected.abs().max())
         assert result.ledger is not None

@@ -48,19 +48,14 @@ def test_float32_casts_close_to_their_precision(graph: RandomGraph, ruleset: str
     check_conservation(graph.module(), METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
 
 
-FOR_EVERY_KIND = (
-    "conservative",
-    "conservative in relevance",
-    "conservative-residual",
-    "chefer2021-vit",
-)
+FOR_EVERY_KIND = ("conservative-residual", "conservative in relevance", "chefer2021-vit")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_closes(kind: str) -> None:
     graph = single(kind)
     lrp = fxlrp.convert(graph.module(), "conservative")
-    for ruleset in FOR_EVERY_KIND[:2] if kind in ("lstm", "gru") else FOR_EVERY_KIND:  # those are long graphs
+    for ruleset in FOR_EVERY_KIND[:1] if kind in ("lstm", "gru") else FOR_EVERY_KIND:  # those are long graphs
         check_conservation(lrp, METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
 
 
