@@ -316,8 +316,8 @@ def _over_everything(relevance: Tensor, over: str) -> Tensor:
 
 
 def _with_identity(patch: pytest.MonkeyPatch, original: Any = attention.layer_matrix) -> None:
-    def mutant(found: Any, reading: Any) -> Tensor:
-        matrix: Tensor = original(found, reading)
+    def mutant(*arguments: Any) -> Tensor:
+        matrix: Tensor = original(*arguments)
         return matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype)
 
     patch.setattr(attention, "layer_matrix", mutant)
