@@ -128,7 +128,7 @@ def widened(x: Any) -> Any:
 
 def total(amount: Tensor) -> Tensor:
     """The sum in float64."""
-    return (amount.real if amount.is_complex() else amount).sum(dtype=torch.float64)
+    return (amount.real + amount.imag if amount.is_complex() else amount).sum(dtype=torch.float64)
 
 
 def source_leaf(value: Tensor | float, like: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def _(op: Operation, *operands: Tensor) -> Tensor:
     if op.operator.copies:
         moved: Tensor = op(*operands)
         return moved
-    if op.live == (True, False) and _scales(op):
+    if op.live == (True, False) and _scales(op) and not any(map(torch.is_complex, filter(torch.is_tensor, operands))):
         x, other = operands
         y = op(x, other)
         return carry(y, x.expand_as(y), (op(torch.ones_like(x), other) != 0).to(y.dtype))

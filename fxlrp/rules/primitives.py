@@ -78,7 +78,7 @@ class _AsRelevance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return received(x, grads[0]).to(x.dtype)
+        return _by_part(received, x, grads[0]).to(x.dtype)
 
 
 class _AsGradient(torch.autograd.Function):
@@ -90,7 +90,14 @@ class _AsGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        return ratio(grads[0] * y, y * y.conj()) if y.is_complex() else ratio(grads[0], y)
+        return _by_part(ratio, grads[0], y)
+
+
+def _by_part(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """Entry by entry, of complex numbers each part for itself: both parts carry relevance of their own."""
+    if not b.is_complex():
+        return function(a, b)
+    return torch.complex(function(a.real, b.real), function(a.imag, b.imag))
 
 
 def as_relevance(x: Any) -> Any:

@@ -310,11 +310,16 @@ def _(op: Operation, *operands: Tensor, whole_batch: bool, epsilon: float, stabi
 def _(
     op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, whole_batch: bool, epsilon: float, stabiliser: str
 ) -> tuple[Tensor, Tensor]:
+    def over(numerator: Tensor, denominator: Tensor) -> Tensor:
+        return ratio(numerator, stabilised(denominator, epsilon, stabiliser).expand_as(numerator))
+
     y = op(a, b)
-    first, second = a * ratio(relevance, y), (y - a) * ratio(relevance, y)
+    share = over(relevance, y)
+    first, second = a * share, (y - a) * share
     axes = tuple(range(0 if whole_batch else 1, y.ndim))
     sum_a, sum_b = first.sum(axes, keepdim=True), second.sum(axes, keepdim=True)
-    total = relevance.sum(axes, keepdim=True)
-    size = sum_a.abs() + sum_b.abs()
-    size_a, size_b = ratio(sum_a.abs(), size), ratio(sum_b.abs(), size)
-    return first * size_a * ratio(total, sum_a), second * size_b * ratio(total, sum_b)
+    total, size = relevance.sum(axes, keepdim=True), sum_a.abs() + sum_b.abs()
+    return (
+        first * over(over(sum_a.abs(), size) * total, sum_a),
+        second * over(over(sum_b.abs(), size) * total, sum_b),
+    )
