@@ -30,6 +30,16 @@ class Mutant:
     patch: Patch
     test: Test
 
+    def check(self, *errors: type[Exception], forget: Callable[[], None] = lambda: None) -> None:
+        """The test passes, and with the patch it fails with one of ``errors``; ``forget`` drops what it cached."""
+        with pytest.MonkeyPatch.context() as patch:
+            self.patch(patch)
+            forget()
+            with pytest.raises(errors or AssertionError):
+                self.test()
+        forget()
+        self.test()
+
 
 def changed_rule(name: str, **changes: Any) -> Patch:
     """The registered rule with some fields replaced."""

@@ -52,6 +52,11 @@ class Fused:
     kwargs: Mapping[str, Any]
     members: tuple[fx.Node, ...]
 
+    def moved(self, values: Mapping[fx.Node, fx.Node]) -> Fused:
+        """The same in another graph, whose nodes ``values`` gives."""
+        args, kwargs = fx.map_arg((self.args, dict(self.kwargs)), values.__getitem__)
+        return Fused(self.target, args, kwargs, tuple(values[node] for node in self.members))
+
 
 class Builder(GraphAppendingTracer):
     """Appends nodes with the meta of the node being replaced and the fake value of their own."""

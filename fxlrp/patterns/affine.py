@@ -110,7 +110,7 @@ def fold_affine(program: Program) -> tuple[Program, Mapping[fx.Node, fx.Node]]:
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     alive = set(graph.nodes)
     moved = {old: new for old, new in values.items() if new in alive}
-    fused = {moved[end]: _moved(region, moved) for end, region in program.fused.items() if _whole(end, region, moved)}
+    fused = {moved[end]: region.moved(moved) for end, region in program.fused.items() if _whole(end, region, moved)}
     return replace(program, graph=graph, fused=fused), moved
 
 
@@ -210,8 +210,3 @@ def _whole(end: fx.Node, region: Fused, moved: Mapping[fx.Node, fx.Node]) -> boo
     needed = [end, *region.members]
     fx.map_arg((region.args, dict(region.kwargs)), needed.append)
     return all(node in moved for node in needed)
-
-
-def _moved(region: Fused, moved: Mapping[fx.Node, fx.Node]) -> Fused:
-    args, kwargs = fx.map_arg((region.args, dict(region.kwargs)), moved.__getitem__)
-    return Fused(region.target, args, kwargs, tuple(moved[node] for node in region.members))

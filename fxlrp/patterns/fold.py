@@ -8,7 +8,6 @@ from typing import Any
 from torch import fx
 
 from fxlrp.capture import Program
-from fxlrp.capture.canonical import Fused
 from fxlrp.graph.elementwise import SpelledActivation
 from fxlrp.patterns import activations  # fills the table of patterns
 from fxlrp.patterns.language import PATTERNS
@@ -30,13 +29,8 @@ def fold_activations(program: Program) -> Program:
             folded[match.root] = _fold(graph, match)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     moved = {old: folded.get(new, new) for old, new in values.items()}  # a fused operator may act on an activation
-    fused = {moved[exit_node]: _moved(region, moved) for exit_node, region in program.fused.items()}
+    fused = {moved[exit_node]: region.moved(moved) for exit_node, region in program.fused.items()}
     return replace(program, graph=graph, fused=fused)
-
-
-def _moved(region: Fused, values: dict[fx.Node, fx.Node]) -> Fused:
-    args, kwargs = fx.map_arg((region.args, dict(region.kwargs)), values.__getitem__)
-    return Fused(region.target, args, kwargs, tuple(values[node] for node in region.members))
 
 
 def _fold(graph: fx.Graph, match: Match) -> fx.Node:

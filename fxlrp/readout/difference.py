@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fxlrp.errors import InputError
 from fxlrp.readings import DifferenceReading
@@ -29,7 +27,7 @@ def by_difference(task: Task, reading: DifferenceReading) -> Answer:
             "reference=, the inputs of that run (the clean ones, where the inputs are the corrupt ones)."
         )
     propagated = task.propagate(task.taps)
-    outputs, values, tapped = task.forward(task.reference, task.taps)
+    there, values, tapped = task.forward(task.reference, task.taps)
     sign = -1.0 if patching else 1.0
     pairs = zip(propagated.entrances, values, strict=True)
     answer = by_input(task, reading, propagated, [sign * _changed(carried, value) for carried, value in pairs])
@@ -38,23 +36,8 @@ def by_difference(task: Task, reading: DifferenceReading) -> Answer:
         for name, carried, value in zip(task.tapped, propagated.taps, tapped, strict=True)
     }
     if not patching:
-        propagated = replace(propagated, explained=propagated.explained - explained_at(task, outputs))
+        propagated = replace(propagated, explained=propagated.explained - there)
     return replace(answer, propagated=propagated, at=at)
-
-
-def explained_at(task: Task, outputs: object) -> Tensor:
-    """The explained scalars [batch] at other outputs."""
-    assert task.explain is not None
-    with torch.enable_grad():  # a callable target must give something differentiable
-        scalars, _ = task.explain(_attached(outputs), task.lrp.ruleset)
-    return sum(scalars, torch.zeros(())).detach()
-
-
-def _attached(outputs: object) -> object:
-    """Outputs whose tensors require gradients."""
-    return pytree.tree_map(
-        lambda v: v.detach().requires_grad_() if isinstance(v, Tensor) and v.is_floating_point() else v, outputs
-    )
 
 
 def _changed(carried: Carried, reference: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from fxlrp.errors import InputError
 from fxlrp.readings import IntegratedReading, SmoothReading
 from fxlrp.readout.answer import Answer, reader
-from fxlrp.readout.difference import explained_at
 from fxlrp.readout.inputs import by_input, score
 from fxlrp.readout.point import Point, point_of
 from fxlrp.readout.task import Task
@@ -38,8 +37,8 @@ def along_path(task: Task, reading: IntegratedReading) -> Answer:
         carried = task.propagate(at=here.moved(values)).entrances
         means = [mean + weight * c.gradient for mean, c in zip(means, carried, strict=True)]
     steps = (widened(a) - widened(b) for a, b in zip(here.values, there.values, strict=True))
-    outputs, *_ = task.forward(there)
-    propagated = replace(propagated, explained=propagated.explained - explained_at(task, outputs))
+    explained, *_ = task.forward(there)
+    propagated = replace(propagated, explained=propagated.explained - explained)
     return by_input(task, reading, propagated, [step * mean for step, mean in zip(steps, means, strict=True)])
 
 

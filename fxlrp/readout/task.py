@@ -105,15 +105,19 @@ class Task:
         _, rewritten = lrp.rewritten(self.captured, tuple(taps))
         with torch.no_grad():
             flat, _, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten), self.given)
-        scalars, _ = self._explained(program.unpack(_leaves(flat)), lrp)
         carried = tuple(Carried(value, value.new_zeros(()).expand_as(value), Message.GRADIENT) for value in tapped)
-        return Propagated(program.unpack(flat), sum(scalars, torch.zeros(())).detach(), (), carried, tuple(flat))
+        return Propagated(program.unpack(flat), self._explained_at(flat, lrp), (), carried, tuple(flat))
 
     def _explained(self, outputs: Any, lrp: ConvertedModel) -> tuple[list[Tensor], list[Tensor]]:
         if self.explain is None:
             self.explain = Explained(self.lrp, self.given, *self.wanted, outputs)
         with torch.enable_grad():
             return self.explain(outputs, lrp.ruleset)
+
+    def _explained_at(self, flat: Sequence[Any], lrp: ConvertedModel) -> Tensor:
+        """The explained scalars [batch] of flat outputs."""
+        scalars, _ = self._explained(self.captured.program.unpack(_leaves(flat)), lrp)
+        return sum(scalars, torch.zeros(())).detach()
 
     def explained_outputs(self, propagated: Propagated) -> list[fx.Node]:
         """The outputs of the graph that the explained scalars are computed from."""
@@ -141,12 +145,13 @@ class Task:
             named |= self.reference.arguments(rewritten)
         return lrp.arguments(self.captured.program, rewritten, self.given if at is None else at.given, leaves, named)
 
-    def forward(self, at: Point, taps: Sequence[fx.Node] = ()) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The model's output, the attributed values and those of ``taps`` at other inputs, without a backward pass."""
+    def forward(self, at: Point, taps: Sequence[fx.Node] = ()) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """A forward pass alone at other inputs: the explained scalars, the attributed values, those of ``taps``."""
         rewritten = self.lrp.rewritten(self.captured, tuple(taps), entered=True)[1]
         with torch.no_grad():
             flat, values, tapped = self.lrp.run(rewritten, self.arguments(self.lrp, rewritten, at), at.given)
-        return self.captured.program.unpack(flat), tuple(v.detach() for v in values), tuple(v.detach() for v in tapped)
+        explained = self._explained_at(flat, self.lrp)
+        return explained, tuple(v.detach() for v in values), tuple(v.detach() for v in tapped)
 
     def propagate(
         self, taps: Sequence[fx.Node] = (), lrp: ConvertedModel | None = None, at: Point | None = None

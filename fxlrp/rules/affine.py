@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.graph.operators import Kind, Operator
-from fxlrp.rules.dense import matrix
+from fxlrp.rules.dense import jacobian, matrix
 from fxlrp.rules.linear import LINEAR
 from fxlrp.rules.operation import Hole, Operation
 from fxlrp.rules.primitives import as_relevance, away_from_zero, ratio
@@ -117,8 +117,7 @@ def _weights(op: Operation, operands: tuple[Any, ...], place: int) -> Tensor:
     x = operands[place]
     if op.factors:
         return matrix(op, x, operands[1])
-    rows = torch.autograd.functional.jacobian(lambda v: op(*operands[:place], v, *operands[place + 1 :]), x)
-    return rows.reshape(-1, x.numel())
+    return jacobian(op, operands, place)
 
 
 def _connected(op: Operation, weights: Tensor, x: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,13 @@ def matrix(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
         unit[index] = 1
         columns.append(without_bias(op, unit.reshape(x.shape), weight).flatten())
     return torch.stack(columns, dim=1)
+
+
+def jacobian(op: Operation, operands: Sequence[Any], index: int) -> Tensor:
+    """dy_i / dx_j of one operand, [outputs, inputs] (flattened)."""
+    x = operands[index]
+    rows = torch.autograd.functional.jacobian(lambda v: op(*operands[:index], v, *operands[index + 1 :]), x)
+    return rows.reshape(-1, x.numel())
 
 
 def without_bias(op: Operation, x: Tensor, weight: Tensor) -> Tensor:

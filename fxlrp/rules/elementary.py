@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.graph.operators import Kind, is_continuous
+from fxlrp.rules.dense import jacobian
 from fxlrp.rules.operation import Hole, Operation, fill
 from fxlrp.rules.primitives import as_relevance, carry, ratio, received, same_value, scale_message
 from fxlrp.rules.rule import Cite, Conserves, rule, twin
@@ -124,9 +125,8 @@ def _(op: Operation, relevance: Tensor, *operands: Tensor) -> tuple[Tensor, ...]
         if not isinstance(x, Tensor):  # a number, or no bias
             results.append(relevance.new_zeros(()))
             continue
-        rows = torch.autograd.functional.jacobian(lambda v, i=i: op(*operands[:i], v, *operands[i + 1 :]), x)
         message = ratio(relevance, y).flatten()
-        results.append(x * torch.einsum("ij,i->j", rows.reshape(-1, x.numel()), message).reshape(x.shape))
+        results.append(x * torch.einsum("ij,i->j", jacobian(op, operands, i), message).reshape(x.shape))
     return tuple(results)
 
 

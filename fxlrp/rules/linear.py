@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RulesetError, nearest
-from fxlrp.rules.dense import matrix, shares
+from fxlrp.rules.dense import jacobian, matrix, shares
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import away_from_zero, ratio, same_value, stabilised
 from fxlrp.rules.rule import Cite, Conserves, rule
@@ -71,20 +71,13 @@ def _(
         operands = [x] if weight is None else [x, weight]
         share = ratio(relevance, stabilised(op(*operands), epsilon, stabiliser))
         return tuple(
-            operand * torch.einsum("ij,i->j", _jacobian(op, operands, i), share.flatten()).reshape(operand.shape)
+            operand * torch.einsum("ij,i->j", jacobian(op, operands, i), share.flatten()).reshape(operand.shape)
             for i, operand in enumerate(operands)
         )
     assert weight is not None
     z = affine(op, x, weight, bias).flatten()
     contributions = matrix(op, x, weight) * x.flatten()[None, :]
     return shares(contributions, stabilised(z, epsilon, stabiliser), relevance.flatten()).reshape(x.shape)
-
-
-def _jacobian(op: Operation, operands: list[Tensor], index: int) -> Tensor:
-    """dy_i / dx_j of one operand, [outputs, inputs]."""
-    x = operands[index]
-    rows = torch.autograd.functional.jacobian(lambda v: op(*operands[:index], v, *operands[index + 1 :]), x)
-    return rows.reshape(-1, x.numel())
 
 
 def _bias_shares(bias: Tensor | None, share: str) -> tuple[Tensor | None, Tensor | None]:

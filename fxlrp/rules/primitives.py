@@ -7,6 +7,7 @@ other.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ def carry(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
 
 def carry_all(y: Tensor, *ways: tuple[Tensor, Tensor]) -> Tensor:
     """``y``, whose message reaches each x times its slope: the derivative of the sum of x slope.detach()."""
-    return same_value(y, torch.stack([(x * slope.detach()).expand_as(y) for x, slope in ways]).sum(0))
+    return same_value(y, reduce(torch.add, [(x * slope.detach()).expand_as(y) for x, slope in ways]))
 
 
 def same_value(y: Tensor, surrogate: Tensor) -> Tensor:

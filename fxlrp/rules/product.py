@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxlrp.rules import elementary
+from fxlrp.rules.dense import jacobian
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import as_relevance, carry, carry_all, ratio, received, scale_message, stabilised
 from fxlrp.rules.rule import Cite, Conserves, rule, twin
@@ -72,9 +72,7 @@ def _(
     results = []
     for index, part in ((0, share), (1, 1 - share)):
         x = (a, b)[index]
-        rows = torch.autograd.functional.jacobian(lambda v, i=index: op(v, b) if i == 0 else op(a, v), x)
-        dense = rows.reshape(-1, x.numel())
-        contributions = dense * x.flatten()[None, :]
+        contributions = jacobian(op, (a, b), index) * x.flatten()[None, :]
         y = stabilised(op(a, b), epsilon, stabiliser)
         results.append(part * torch.einsum("ij,i->j", contributions, ratio(relevance, y).flatten()).reshape(x.shape))
     return results[0], results[1]
@@ -183,8 +181,7 @@ def _(op: Operation, *operands: Tensor, signal: int = 0) -> Tensor:
 
 @take_all.reference
 def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, signal: int) -> tuple[Tensor, Tensor]:
-    chosen = (a, b)[signal]
-    taken = _by_jacobian(lambda v: op(v, b) if signal == 0 else op(a, v), chosen, relevance)
+    taken = _by_jacobian(op, (a, b), signal, relevance)
     return (taken, torch.zeros_like(b)) if signal == 0 else (torch.zeros_like(a), taken)
 
 
@@ -199,13 +196,13 @@ def detach_denominator(op: Operation, a: Tensor, b: Tensor) -> Tensor:
 
 @detach_denominator.reference
 def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return _by_jacobian(lambda v: op(v, b), a, relevance), torch.zeros_like(b)
+    return _by_jacobian(op, (a, b), 0, relevance), torch.zeros_like(b)
 
 
-def _by_jacobian(linear: Callable[[Tensor], Tensor], x: Tensor, relevance: Tensor) -> Tensor:
-    """R_j = x_j sum_i (dy_i / dx_j) R_i / y_i of a linear function y of x, with its Jacobian written out."""
-    rows = torch.autograd.functional.jacobian(linear, x)
-    return x * torch.einsum("ij,i->j", rows.reshape(-1, x.numel()), ratio(relevance, linear(x)).flatten()).view_as(x)
+def _by_jacobian(op: Operation, operands: tuple[Tensor, Tensor], index: int, relevance: Tensor) -> Tensor:
+    """R_j = x_j sum_i (dy_i / dx_j) R_i / y_i of one operand x in which y is linear, with its Jacobian written out."""
+    x, message = operands[index], ratio(relevance, op(*operands)).flatten()
+    return x * torch.einsum("ij,i->j", jacobian(op, operands, index), message).view_as(x)
 
 
 class _NormalisedAdd(torch.autograd.Function):

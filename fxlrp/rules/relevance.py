@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RulesetError
-from fxlrp.rules.dense import matrix, shares
+from fxlrp.rules.dense import jacobian, matrix, shares
 from fxlrp.rules.linear import LINEAR, affine, without
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import carry, positive_message, stabilised
@@ -179,8 +179,7 @@ def _(op: Operation, relevance: Tensor, *operands: Tensor) -> tuple[Tensor, ...]
         if not isinstance(x, Tensor) or i in op.sources:
             results.append(torch.zeros_like(x) if isinstance(x, Tensor) else relevance.new_zeros(()))
             continue
-        rows = torch.autograd.functional.jacobian(lambda v, i=i: op(*operands[:i], v, *operands[i + 1 :]), x)
-        results.append(torch.einsum("ij,i->j", rows.reshape(-1, x.numel()), relevance.flatten()).reshape(x.shape))
+        results.append(torch.einsum("ij,i->j", jacobian(op, operands, i), relevance.flatten()).reshape(x.shape))
     return tuple(results)
 
 
@@ -294,7 +293,7 @@ def jacobian_shares(
 
 @jacobian_shares.reference
 def _(op: Operation, relevance: Tensor, x: Tensor, **options: Any) -> Tensor:
-    z = torch.autograd.functional.jacobian(op, x).reshape(-1, x.numel()) * x.flatten()
+    z = jacobian(op, [x], 0) * x.flatten()
     share = torch.zeros_like(z)
     for part, sign in ((options["alpha"], 1), (options["beta"], -1)):
         chosen = z * (sign * z > 0)

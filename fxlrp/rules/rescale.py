@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxlrp.errors import RulesetError
 from fxlrp.graph.operators import Kind, is_continuous
+from fxlrp.rules.dense import jacobian
 from fxlrp.rules.elementary import axis_of
 from fxlrp.rules.operation import Operation, Reference
 from fxlrp.rules.primitives import carry, carry_all, ratio, same_value
@@ -218,11 +219,7 @@ def _(op: Operation, relevance: Tensor, *operands: Any) -> tuple[Tensor, ...]:
 
 def _jacobians(op: Operation, at: Sequence[Any], live: Sequence[int]) -> list[Tensor]:
     """dy_i / dx_j of each live operand, [outputs, inputs]."""
-    found = []
-    for k in live:
-        rows = torch.autograd.functional.jacobian(lambda v, k=k: op(*at[:k], v, *at[k + 1 :]), at[k])
-        found.append(rows.reshape(-1, at[k].numel()))
-    return found
+    return [jacobian(op, at, k) for k in live]
 
 
 def _softmax_matrix(x: Tensor, x_ref: Tensor, axis: int) -> Tensor:

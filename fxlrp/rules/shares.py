@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import reduce, wraps
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def shared(z: Tensor, shares: Iterable[tuple[Tensor, Tensor]], amount: Tensor | 
     """``z``, whose message goes to each numerator times ``amount`` / its denominator (0 where that is 0)."""
     amounts = amount if isinstance(amount, Tensor) else torch.full_like(z, amount)
     parts = [numerator * ratio(amounts, denominator).detach() for numerator, denominator in shares]
-    return same_value(z, torch.stack(parts).sum(0) if len(parts) > 1 else parts[0])
+    return same_value(z, reduce(torch.add, parts))
 
 
 @dataclass(frozen=True)
