@@ -68,9 +68,9 @@ def compare(
 
 
 def __getattr__(name: str) -> Any:
-    """``fxlrp.testing`` on first use: it is public, and nothing else needs it."""
-    if name == "testing":
-        return import_module("fxlrp.testing")
+    """``fxlrp.testing`` and ``fxlrp.evaluate`` on first use: they are public, and nothing else needs them."""
+    if name in ("evaluate", "testing"):
+        return import_module(f"fxlrp.{name}")
     raise AttributeError(f"module 'fxlrp' has no attribute '{name}'")
 
 

@@ -1,0 +1,67 @@
+"""One batch explained once, and the model run on other inputs in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import InputError
+from fxlrp.evaluate.batches import Batch
+from fxlrp.evaluate.units import Units, units_of
+from fxlrp.targets import Selection, logits_of
+
+if TYPE_CHECKING:
+    from fxlrp.attribution import Attribution
+    from fxlrp.model import ConvertedModel
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The attribution of a batch, the units it gives relevance to, and the unmodified model."""
+
+    lrp: ConvertedModel
+    given: Mapping[str, Any]
+    result: Attribution
+    units: Units
+
+    def logits(self, inputs: Mapping[str, Any] | None = None) -> Tensor:
+        """The logits of the unmodified model, [samples, ..., classes], on other inputs if given."""
+        with torch.no_grad():
+            return logits_of(self.lrp.model(**(self.given if inputs is None else inputs)))
+
+    def with_units(self, value: Tensor) -> dict[str, Any]:
+        """The inputs with another value of the one whose units are explained."""
+        return {**self.given, self.units.name: value}
+
+    def seen(self, labels: Tensor | None = None) -> Callable[[Tensor, str], Tensor]:
+        """What is watched [samples] as a function of logits and 'probability', 'logit' or 'accuracy': of the explained
+        entry, or of ``labels``.
+        """
+        chosen = _selection(self.result.target if labels is None else labels.tolist())
+
+        def seen(logits: Tensor, watch: str) -> Tensor:
+            if watch != "accuracy":
+                return chosen(logits, watch).double()
+            places = [(sample, *place[:-1]) for sample, place in enumerate(chosen.index)]
+            best = torch.stack([logits[place].argmax(-1) for place in places])
+            return (best == torch.tensor([place[-1] for place in chosen.index], device=best.device)).double()
+
+        return seen
+
+
+def _selection(targets: Any) -> Selection:
+    if callable(targets):
+        raise InputError("Perturbation watches an entry of the logits; a callable target has none.")
+    return Selection(tuple(t if isinstance(t, tuple) else (t,) for t in targets))
+
+
+def explain(lrp: ConvertedModel, batch: Batch, target: Any = None, keep: tuple[int, ...] = ()) -> Explanation:
+    """Attribute a batch; ``target`` None explains what the model predicts."""
+    given = batch.given(lrp)
+    wanted = target.tolist() if isinstance(target, Tensor) else target
+    result = lrp.attribute(given, target=wanted)
+    return Explanation(lrp, given, result, units_of(given, result, keep))

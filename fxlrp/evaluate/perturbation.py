@@ -1,0 +1,178 @@
+"""Perturbation: units are replaced, or put back, in the order of their relevance, and the output is watched.
+
+The experiments of Ali et al. 2022, Chefer et al. 2021, Arras et al. 2017 and Achtibat et al. 2024 differ in the order,
+in what is done to the units, in what is watched and in how far it goes; all are options of :class:`Perturbation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import InputError, nearest
+from fxlrp.evaluate.batches import Batch
+from fxlrp.evaluate.explained import Explanation, explain
+from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
+from fxlrp.evaluate.units import ORDERS, Replacement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fxlrp.attribution import RulesetInfo
+    from fxlrp.model import ConvertedModel
+
+Order = Literal["most", "least", "absolute-most", "absolute-least", "random"]
+Of = Literal["predicted", "label"]
+Watched = Literal["probability", "logit", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Perturbation(Protocol):
+    r"""f(x) when a growing fraction of an input's units is gone (``mode="remove"``) or is back (``mode="add"``).
+
+    At fraction p the first n = ceil(p N) of a sample's N units (tokens, pixels, features; padding is none) in the
+    ``order`` of relevance are replaced by ``replace``, or, in mode ``add``, all the others are. ``rounding="down"``
+    takes floor(p N). ``order``: ``most`` relevant first, ``least`` (most negative) first, either by absolute value, or
+    ``random`` (from ``seed``), the baseline that needs no explanation.
+
+    Watched is the ``probability`` softmax(f)_c, the ``logit`` f_c, or the ``accuracy`` 1[argmax f = c] of the explained
+    class c: the ``predicted`` one, or (``of="label"``) the label of the sample. ``watch_label`` watches the label
+    whatever is explained. Beside it sum_k (f_k(x) - f_k(x_p))^2 is kept, the squared error over all K logits.
+
+    replace: a token id (that of [UNK]; ids need one), a number (0 unless given), a colour, or a tensor that broadcasts.
+    fractions: how many equally
+    spaced from 0 to 1, or the fractions themselves. keep: token ids that are left alone (special tokens).
+
+    Source: Ali et al. 2022, section 5.2 (11 fractions, [UNK], trapezoid; their code takes the ceiling, and the sum of
+    squares over logits); Chefer et al. 2021, section 4 (fractions 0 to 0.9, floor, black pixels, accuracy on labels).
+    """
+
+    order: Order = "most"
+    mode: Literal["add", "remove"] = "remove"
+    fractions: int | tuple[float, ...] = 11
+    replace: Replacement | None = None
+    watch: Watched = "probability"
+    of: Of = "predicted"
+    watch_label: bool = False
+    rounding: Literal["up", "down"] = "up"
+    keep: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, valid in (
+            ("order", self.order, tuple(ORDERS)),
+            ("mode", self.mode, ("add", "remove")),
+            ("watch", self.watch, ("probability", "logit", "accuracy")),
+            ("of", self.of, ("predicted", "label")),
+            ("rounding", self.rounding, ("up", "down")),
+        ):
+            if value not in valid:
+                raise InputError(f"Perturbation has no {name}='{value}'.{nearest(str(value), valid)}")
+        if not all(0 <= f <= 1 for f in self.steps) or list(self.steps) != sorted(set(self.steps)):
+            raise InputError(f"fractions must rise from 0 to 1; {self.fractions} do not.")
+        if len(self.steps) < 2:
+            raise InputError("A curve has at least two fractions.")
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The fractions [F]."""
+        if isinstance(self.fractions, int):
+            return tuple(torch.linspace(0, 1, self.fractions, dtype=torch.float64).tolist())
+        return tuple(float(f) for f in self.fractions)
+
+    def start(self, lrp: ConvertedModel) -> Measure:
+        """Curves [samples, F] of what is watched, and of the squared error."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return lambda batch: self._measure(lrp, batch, generator)
+
+    def _measure(self, lrp: ConvertedModel, batch: Batch, generator: torch.Generator) -> Measured:
+        labels = batch.needs("labels", "Perturbation of labels") if self.of == "label" or self.watch_label else None
+        explanation = explain(lrp, batch, labels if self.of == "label" else None, self.keep)
+        seen = explanation.seen(labels) if self.watch_label else explanation.seen()
+        whole = explanation.logits()
+        curve, error = [], []
+        for inputs in self._perturbed(explanation, generator):
+            logits = explanation.logits(inputs)
+            curve.append(seen(logits, self.watch))
+            error.append((logits - whole).double().square().flatten(1).sum(1))
+        return {"curve": torch.stack(curve, 1), "squared_error": torch.stack(error, 1)}
+
+    def _perturbed(self, explanation: Explanation, generator: torch.Generator) -> Iterator[dict[str, Any]]:
+        units = explanation.units
+        ranks = units.ranks(self.order, generator)
+        for fraction in self.steps:
+            share = fraction * units.counts.double()
+            # A product such as 0.3 * 10 may lie a rounding above the whole number that is meant.
+            counts = (share - 1e-9).ceil() if self.rounding == "up" else (share + 1e-9).floor()
+            first = units.first(ranks, counts)
+            gone = first if self.mode == "remove" else units.present & ~first
+            yield explanation.with_units(units.replaced(gone, self.replace))
+
+    def statistics(self, measured: Measured) -> dict[str, float]:
+        """The areas under both mean curves."""
+        curves = {"auac": measured["curve"], "au_mse": measured["squared_error"]}
+        return {name: area(curve.double().mean(0), self.steps) for name, curve in curves.items()}
+
+    def better(self) -> dict[str, int]:
+        """What is relevant should matter when it goes, and suffice when it comes back."""
+        if self.order == "random":
+            return {}
+        kept = 1 if (self.mode == "add") == self.order.endswith("most") else -1
+        return {"auac": kept, "au_mse": -kept}
+
+    def evaluation(self, ruleset: RulesetInfo, measured: Measured) -> PerturbationCurves:
+        """The curves."""
+        return PerturbationCurves(self, ruleset, measured)
+
+    def draw(self, evaluation: Evaluation) -> Figure:
+        """The mean curve with its 95 % bootstrap band."""
+        from fxlrp.evaluate.figures import curves
+
+        assert isinstance(evaluation, PerturbationCurves)
+        return curves([evaluation])
+
+
+def area(curve: Tensor, fractions: Sequence[float]) -> float:
+    """The area under a curve [F] by the trapezoid rule."""
+    return float(torch.trapezoid(curve.double(), torch.tensor(fractions, dtype=torch.float64)))
+
+
+@dataclass(frozen=True)
+class PerturbationCurves(Evaluation):
+    """The curves of a :class:`Perturbation`."""
+
+    protocol: Perturbation
+
+    @property
+    def fractions(self) -> Tensor:
+        """The fractions of units [F] that are gone, or back."""
+        return torch.tensor(self.protocol.steps, dtype=torch.float64)
+
+    @property
+    def curves(self) -> Tensor:
+        """What is watched, by sample [samples, F]."""
+        return self.measured["curve"].double()
+
+    @property
+    def curve(self) -> Tensor:
+        """What is watched [F], mean over samples."""
+        return self.curves.mean(0)
+
+    @property
+    def mse_curve(self) -> Tensor:
+        """The squared error of the logits [F], summed over logits, mean over samples."""
+        return self.measured["squared_error"].double().mean(0)
+
+    @property
+    def auac(self) -> float:
+        """The area under :attr:`curve` (Ali et al. 2022: under the activation curve), by the trapezoid rule."""
+        return self["auac"]
+
+    @property
+    def au_mse(self) -> float:
+        """The area under :attr:`mse_curve`, by the trapezoid rule."""
+        return self["au_mse"]

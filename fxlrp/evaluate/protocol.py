@@ -1,0 +1,187 @@
+"""A protocol measures every sample of a data set; an evaluation is what it measured, with confidence intervals.
+
+In: a converted model and batches. Out: :class:`Evaluation`, numbers per sample from which statistics of the data set
+and their bootstrap intervals are computed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from fxlrp.attribution import RulesetInfo
+from fxlrp.errors import InputError, MissingExtraError, nearest
+from fxlrp.evaluate.batches import Batch, as_batches
+from fxlrp.evaluate.memory import Memory
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from fxlrp.model import ConvertedModel
+
+#: Numbers per sample, each [samples, ...], by name.
+Measured = Mapping[str, Tensor]
+Measure = Callable[[Batch], Measured]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic of a data set, and the bounds between which the middle ``level`` of its bootstrap values lies."""
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class Protocol(ABC):
+    """How relevance is evaluated. Subclasses are frozen dataclasses whose fields are the protocol's options."""
+
+    @abstractmethod
+    def start(self, lrp: ConvertedModel) -> Measure:
+        """What measures one batch; anything that the model needs only once is made here."""
+
+    @abstractmethod
+    def statistics(self, measured: Measured) -> dict[str, float]:
+        """The statistics of a data set, from the numbers of all its samples."""
+
+    def better(self) -> dict[str, int]:
+        """Which way a statistic speaks for a ruleset: 1 where larger is better, -1 where smaller is; the others say
+        nothing of the kind.
+        """
+        return {}
+
+    def draw(self, evaluation: Evaluation) -> Figure:
+        """The plot of an evaluation: its statistics as bars with their intervals, unless the protocol has its own."""
+        from fxlrp.evaluate.figures import bars
+
+        return bars(evaluation)
+
+    def evaluation(self, ruleset: RulesetInfo, measured: Measured) -> Evaluation:
+        """What :meth:`run` gives."""
+        return Evaluation(self, ruleset, measured)
+
+    def run(
+        self,
+        lrp: ConvertedModel,
+        batches: Any,
+        *,
+        resume: str | Path | None = None,
+        progress: bool = False,
+    ) -> Evaluation:
+        """Measure every batch.
+
+        batches: an iterable of inputs, ``(inputs, labels)``, ``(inputs, labels, truth)`` or :class:`Batch`; see
+        :class:`Batch`. resume: a folder in which every finished batch is kept, so that a run that was interrupted goes
+        on where it stopped; what is kept there under another model, ruleset, protocol or data set is left alone.
+        progress: show a bar on stderr. Raises :class:`InputError` where there is no sample.
+        """
+        memory = Memory.of(resume, self, lrp)
+        measure: Measure | None = None
+        parts: list[Measured] = []
+        total = len(batches) if hasattr(batches, "__len__") and not isinstance(batches, (Mapping, Tensor)) else None
+        label = f"{type(self).__name__} · {lrp.ruleset.name}"
+        shown = track(
+            as_batches(batches),
+            label,
+            total=total,
+            console=Console(stderr=True),
+            transient=True,
+            disable=not progress,
+        )
+        for batch in shown:
+            found = memory.recall(batch)
+            if found is None:
+                measure = measure or self.start(lrp)
+                found = {name: value.detach().cpu() for name, value in measure(batch).items()}
+                memory.keep(batch, found)
+            parts.append(found)
+        if not parts:
+            raise InputError("There is nothing to evaluate: the iterable of batches is empty.")
+        return self.evaluation(RulesetInfo.of(lrp.ruleset), joined(parts))
+
+
+def joined(parts: list[Measured]) -> Measured:
+    """The numbers of several batches as those of one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a protocol measured of a ruleset on a data set: ``measured`` holds numbers per sample by name."""
+
+    protocol: Protocol
+    ruleset: RulesetInfo
+    measured: Measured
+
+    def __len__(self) -> int:
+        return len(next(iter(self.measured.values())))
+
+    @cached_property
+    def statistics(self) -> dict[str, float]:
+        """The protocol's statistics over all samples, by name."""
+        return self.protocol.statistics(self.measured)
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self.statistics:
+            known = nearest(name, self.statistics)
+            raise InputError(f"{type(self.protocol).__name__} has no statistic '{name}'.{known}")
+        return self.statistics[name]
+
+    def intervals(self, level: float = 0.95, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
+        """Each statistic with its percentile bootstrap interval: samples are drawn with replacement ``draws`` times.
+
+        The same ``seed`` draws the same samples for every ruleset, so that intervals of one data set are comparable.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        found: dict[str, list[float]] = {name: [] for name in self.statistics}
+        for _ in range(draws):
+            rows = torch.randint(len(self), (len(self),), generator=generator)
+            for name, value in self.protocol.statistics({k: v[rows] for k, v in self.measured.items()}).items():
+                found[name].append(value)
+        tail = (1 - level) / 2
+        bounds = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+        intervals = {}
+        for name, values in found.items():
+            drawn = torch.tensor(values, dtype=torch.float64)
+            low, high = torch.nanquantile(drawn, bounds).tolist()
+            intervals[name] = Interval(self.statistics[name], low, high, level)
+        return intervals
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per sample with every number that was measured (extra 'data')."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "data") from error
+        columns: dict[str, Any] = {}
+        for name, value in self.measured.items():
+            if value.ndim == 1:
+                columns[name] = value.numpy()
+            else:
+                flat = value.flatten(1)
+                columns |= {f"{name}[{i}]": flat[:, i].numpy() for i in range(flat.shape[1])}
+        return pd.DataFrame({"ruleset": self.ruleset.name, **columns})
+
+    def show(self) -> None:
+        """Print the statistics with their intervals."""
+        from fxlrp.evaluate.tables import print_evaluations
+
+        print_evaluations([self])
+
+    def plot(self) -> Figure:
+        """A matplotlib figure (extra 'plot')."""
+        return self.protocol.draw(self)
