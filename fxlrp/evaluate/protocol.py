@@ -7,7 +7,7 @@ and their bootstrap intervals are computed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,14 @@ class Interval:
     low: float
     high: float
     level: float = 0.95
+
+    @staticmethod
+    def around(value: float, drawn: Sequence[float], level: float) -> Interval:
+        """The percentile interval of drawn values."""
+        tail = (1 - level) / 2
+        bounds = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+        low, high = torch.nanquantile(torch.tensor(drawn, dtype=torch.float64), bounds).tolist()
+        return Interval(value, low, high, level)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -146,20 +154,28 @@ class Evaluation:
 
         The same ``seed`` draws the same samples for every ruleset, so that intervals of one data set are comparable.
         """
-        generator = torch.Generator().manual_seed(seed)
         found: dict[str, list[float]] = {name: [] for name in self.statistics}
-        for _ in range(draws):
-            rows = torch.randint(len(self), (len(self),), generator=generator)
-            for name, value in self.protocol.statistics({k: v[rows] for k, v in self.measured.items()}).items():
+        for rows in self._draws(draws, seed):
+            for name, value in self._of(rows).items():
                 found[name].append(value)
-        tail = (1 - level) / 2
-        bounds = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-        intervals = {}
-        for name, values in found.items():
-            drawn = torch.tensor(values, dtype=torch.float64)
-            low, high = torch.nanquantile(drawn, bounds).tolist()
-            intervals[name] = Interval(self.statistics[name], low, high, level)
-        return intervals
+        return {name: Interval.around(self.statistics[name], values, level) for name, values in found.items()}
+
+    def less(self, other: Evaluation, name: str, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Interval:
+        """A statistic of this evaluation less that of ``other`` on the same samples, with the interval of the paired
+        bootstrap: both see the same draws. It tells a difference that the two intervals alone may hide.
+        """
+        if len(self) != len(other):
+            raise InputError(f"A paired difference needs the same samples: there are {len(self)} and {len(other)}.")
+        values = [self._of(rows)[name] - other._of(rows)[name] for rows in self._draws(draws, seed)]
+        return Interval.around(self[name] - other[name], values, level)
+
+    def _draws(self, draws: int, seed: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(draws):
+            yield torch.randint(len(self), (len(self),), generator=generator)
+
+    def _of(self, rows: Tensor) -> dict[str, float]:
+        return self.protocol.statistics({name: value[rows] for name, value in self.measured.items()})
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per sample with every number that was measured (extra 'data')."""
