@@ -1,0 +1,96 @@
+"""Chefer et al. 2021: how well relevance maps segment, and how they order pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import fxlrp
+from benchmarks.papers.data import BATCH
+from benchmarks.papers.experiment import Column, Experiment, Method
+from fxlrp import shipped
+from fxlrp.evaluate import Segmentation, published
+
+SAMPLES = 500
+THEIRS = "ViT-B/16 on ImageNet; segmentations of ImageNet images (Guillaumin et al. 2014)"
+OURS = "the shipped vision transformer (4 blocks, hidden 64) on digits among clutter, whose masks are known"
+SOURCE, URL = "Chefer et al. 2021, CVPR", "https://arxiv.org/abs/2012.09838"
+
+
+def build(count: int | None) -> tuple[Any, Sequence[Any]]:
+    """The model, and canvases it has not seen with labels and masks."""
+    digits = shipped.digits(count or SAMPLES, seed=0, split="test")
+    parts = zip(*(each.split(BATCH) for each in (digits.images, digits.labels, digits.masks)), strict=True)
+    return shipped.digits_vit(), list(parts)
+
+
+def columns() -> tuple[Column, ...]:
+    """Segmentation and both perturbations."""
+    segmentation = Segmentation()
+    return (
+        Column("pixel accuracy", segmentation, "pixel_accuracy"),
+        Column("mAP", segmentation, "mean_ap"),
+        Column("mIoU", segmentation, "mean_iou"),
+        Column("positive", published.chefer_positive(), "auac", larger=False),
+        Column("negative", published.chefer_negative(), "auac"),
+    )
+
+
+def numbers(accuracy: str, ap: str, iou: str, positive: str, negative: str) -> dict[str, str]:
+    """The paper's percentages by column."""
+    return dict(zip(("pixel accuracy", "mAP", "mIoU", "positive", "negative"), (accuracy, ap, iou, positive, negative), strict=True))
+
+
+def methods_compared(count: int | None) -> Experiment:
+    """Tables 1 and 2."""
+    return Experiment(
+        key="chefer",
+        title="Transformer attribution: segmentation and perturbation",
+        source=f"{SOURCE}, tables 1 and 2 (in percent; predicted class)",
+        url=URL,
+        theirs=THEIRS,
+        ours=OURS,
+        methods=(
+            Method("LRP", "full-lrp", numbers("51.09", "55.68", "32.89", "41.94", "43.49")),
+            Method("GradCAM", "attn-gradcam", numbers("64.44", "71.60", "40.82", "34.06", "41.52")),
+            Method("raw attention", "raw-attention", numbers("67.84", "80.24", "46.37", "23.99", "45.55")),
+            Method("rollout", "rollout", numbers("73.54", "84.76", "55.42", "20.05", "53.10")),
+            Method("partial LRP", "partial-lrp", numbers("76.31", "84.67", "57.94", "19.64", "50.49")),
+            Method("transformer attribution", "chefer2021-vit", numbers("79.70", "86.03", "61.95", "17.03", "54.16")),
+            Method("AttnLRP (not in the paper)", "attnlrp-vit"),
+        ),
+        columns=columns(),
+        steps=(
+            ("LRP", "GradCAM"),
+            ("GradCAM", "raw attention"),
+            ("raw attention", "rollout"),
+            ("rollout", "partial LRP"),
+            ("partial LRP", "transformer attribution"),
+        ),
+        ordered=("pixel accuracy", "mIoU"),
+        build=lambda: build(count),
+    )
+
+
+def ablation(count: int | None) -> Experiment:
+    """Table 4: what the gradient and each block contribute."""
+    ours = fxlrp.ruleset("chefer2021-vit")
+    blocks = 4
+    return Experiment(
+        key="chefer-ablation",
+        title="Transformer attribution: ablation",
+        source=f"{SOURCE}, the table of ablations",
+        url=URL,
+        theirs=THEIRS,
+        ours=OURS,
+        methods=(
+            Method("last block only", ours.override(readout={"start_layer": blocks - 1})),
+            Method("first block only", ours.override(readout={"end_layer": 1})),
+            Method("without gradient", ours.override(readout={"matrix": "relevance"})),
+            Method("all", ours),
+        ),
+        columns=columns(),
+        steps=(("last block only", "all"), ("first block only", "all"), ("without gradient", "all")),
+        ordered=("pixel accuracy", "mIoU"),
+        build=lambda: build(count),
+    )
