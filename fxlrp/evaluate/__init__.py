@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from fxlrp.evaluate.batches import Batch
+from fxlrp.evaluate.faithfulness import AreaBetween, Eraser, LeaveOneOut
+from fxlrp.evaluate.localisation import Segmentation, TokenF1
 from fxlrp.evaluate.perturbation import Order, Perturbation, PerturbationCurves
 from fxlrp.evaluate.protocol import Evaluation, Interval, Protocol
+from fxlrp.evaluate.published import (
+    ali2022_activation,
+    ali2022_pruning,
+    black,
+    chefer2021_negative,
+    chefer2021_positive,
+)
 from fxlrp.evaluate.units import Replacement
 from fxlrp.model import ConvertedModel
 
@@ -45,11 +54,21 @@ def perturbation(
 
 
 __all__ = [
+    "AreaBetween",
     "Batch",
+    "Eraser",
     "Evaluation",
     "Interval",
+    "LeaveOneOut",
     "Perturbation",
     "PerturbationCurves",
     "Protocol",
+    "Segmentation",
+    "TokenF1",
+    "ali2022_activation",
+    "ali2022_pruning",
+    "black",
+    "chefer2021_negative",
+    "chefer2021_positive",
     "perturbation",
 ]
