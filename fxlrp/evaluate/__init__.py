@@ -26,7 +26,9 @@ from fxlrp.evaluate.published import (
     chefer2021_negative,
     chefer2021_positive,
 )
+from fxlrp.evaluate.representative import RepresentativeWords, representative_words
 from fxlrp.evaluate.units import Replacement
+from fxlrp.evaluate.words import WordDeletion
 from fxlrp.model import ConvertedModel
 
 
@@ -63,12 +65,15 @@ __all__ = [
     "Perturbation",
     "PerturbationCurves",
     "Protocol",
+    "RepresentativeWords",
     "Segmentation",
     "TokenF1",
+    "WordDeletion",
     "ali2022_activation",
     "ali2022_pruning",
     "black",
     "chefer2021_negative",
     "chefer2021_positive",
     "perturbation",
+    "representative_words",
 ]

@@ -52,7 +52,7 @@ class Segmentation(Protocol):
         the object and of it, and ``ap`` [samples].
         """
         try:
-            import sklearn.metrics  # noqa: F401
+            import sklearn.metrics  # type: ignore[import-untyped, unused-ignore] # noqa: F401
         except ImportError as error:
             raise MissingExtraError("scikit-learn", "evaluate") from error
         return lambda batch: self._measure(lrp, batch)
@@ -60,12 +60,13 @@ class Segmentation(Protocol):
     def _measure(self, lrp: ConvertedModel, batch: Batch) -> Measured:
         truth = batch.needs("truth", "Segmentation").long()
         result = explain_class(lrp, batch, self.of, (), "Segmentation").result
-        if truth.shape[1:] != result.image_size:
+        size = result.image_size
+        if size is None or tuple(truth.shape[1:]) != size:
             raise InputError(
-                f"Segmentation needs a truth [samples, height, width] of the image's size {result.image_size}, not of "
+                f"Segmentation needs a truth [samples, height, width] of the image's size {size}, not of "
                 f"shape {tuple(truth.shape)}."
             )
-        maps = _normalised(SIGNS[self.sign](result.map(result.image_size).double())).to(truth.device)
+        maps = _normalised(SIGNS[self.sign](result.map(size).double())).to(truth.device)
         known = truth >= 0
         found = maps > maps.mean((1, 2), keepdim=True)
         measured = {"correct": ((found == (truth == 1)) & known).sum((1, 2)), "labelled": known.sum((1, 2))}
