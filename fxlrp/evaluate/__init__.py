@@ -15,9 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from fxlrp.evaluate.batches import Batch
+from fxlrp.evaluate.faithfulness import AreaBetween, Eraser, LeaveOneOut
+from fxlrp.evaluate.localisation import Segmentation, TokenF1
 from fxlrp.evaluate.perturbation import Order, Perturbation, PerturbationCurves
 from fxlrp.evaluate.protocol import Evaluation, Interval, Protocol
+from fxlrp.evaluate.published import (
+    ali2022_activation,
+    ali2022_pruning,
+    black,
+    chefer2021_negative,
+    chefer2021_positive,
+)
+from fxlrp.evaluate.representative import RepresentativeWords, representative_words
 from fxlrp.evaluate.units import Replacement
+from fxlrp.evaluate.words import WordDeletion
 from fxlrp.model import ConvertedModel
 
 
@@ -45,11 +56,24 @@ def perturbation(
 
 
 __all__ = [
+    "AreaBetween",
     "Batch",
+    "Eraser",
     "Evaluation",
     "Interval",
+    "LeaveOneOut",
     "Perturbation",
     "PerturbationCurves",
     "Protocol",
+    "RepresentativeWords",
+    "Segmentation",
+    "TokenF1",
+    "WordDeletion",
+    "ali2022_activation",
+    "ali2022_pruning",
+    "black",
+    "chefer2021_negative",
+    "chefer2021_positive",
     "perturbation",
+    "representative_words",
 ]

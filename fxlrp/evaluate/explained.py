@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.units import Units, units_of
+from fxlrp.evaluate.units import Replacement, Units, units_of
 from fxlrp.targets import Selection, logits_of
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
     from fxlrp.model import ConvertedModel
+
+#: Which class is explained: the one that the model predicts, or the sample's label.
+Of = Literal["predicted", "label"]
+#: What is watched of a class: its softmax probability, its logit, or whether it is the arg-max.
+Watched = Literal["probability", "logit", "accuracy"]
+CLASSES, WATCHED = get_args(Of), get_args(Watched)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,14 @@ class Explanation:
         """The inputs with another value of the one whose units are explained."""
         return {**self.given, self.units.name: value}
 
+    def in_units(self, units: Units) -> Explanation:
+        """The same in other units."""
+        return replace(self, units=units)
+
+    def without(self, chosen: Tensor, replacement: Replacement | None) -> dict[str, Any]:
+        """The inputs with the ``chosen`` units [samples, units] replaced."""
+        return self.with_units(self.units.replaced(chosen, replacement))
+
     def seen(self, labels: Tensor | None = None) -> Callable[[Tensor, str], Tensor]:
         """What is watched [samples] as a function of logits and 'probability', 'logit' or 'accuracy': of the explained
         entry, or of ``labels``.
@@ -55,7 +69,7 @@ class Explanation:
 
 def _selection(targets: Any) -> Selection:
     if callable(targets):
-        raise InputError("Perturbation watches an entry of the logits; a callable target has none.")
+        raise InputError("An entry of the logits is watched; a callable target has none.")
     return Selection(tuple(t if isinstance(t, tuple) else (t,) for t in targets))
 
 
@@ -65,3 +79,9 @@ def explain(lrp: ConvertedModel, batch: Batch, target: Any = None, keep: tuple[i
     wanted = target.tolist() if isinstance(target, Tensor) else target
     result = lrp.attribute(given, target=wanted)
     return Explanation(lrp, given, result, units_of(given, result, keep))
+
+
+def explain_class(lrp: ConvertedModel, batch: Batch, of: Of, keep: tuple[int, ...], protocol: str) -> Explanation:
+    """Attribute a batch to the ``predicted`` classes, or to its labels. Raises :class:`InputError` without labels."""
+    labels = batch.needs("labels", f"{protocol} of labels") if of == "label" else None
+    return explain(lrp, batch, labels, keep)

@@ -6,7 +6,7 @@ figure can be read in black and white.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -44,21 +44,66 @@ def plain_axes(figure: Figure) -> Axes:
 
 def curves(evaluations: Sequence[PerturbationCurves], draws: int = 500) -> Figure:
     """The mean curve of each evaluation over the fractions, with the band of its 95 % bootstrap intervals."""
+    names = ["random" if e.protocol.order == "random" else e.ruleset.name for e in evaluations]
+    labelled = {f"{name} ({e.auac:.3f})": e.curves for name, e in zip(names, evaluations, strict=True)}
+    protocol = evaluations[0].protocol
+    done = "put back" if protocol.mode == "add" else "replaced"
+    return lines(
+        evaluations[0].fractions.tolist(),
+        labelled,
+        f"fraction of units {done}, {protocol.order} relevant first",
+        f"{protocol.watch} (mean of {len(evaluations[0])} samples)",
+        "area under the curve",
+        draws,
+    )
+
+
+def lines(
+    x: Sequence[float], values: Mapping[str, torch.Tensor], across: str, up: str, title: str, draws: int = 500
+) -> Figure:
+    """A line for each of the values [samples, X]: their mean over samples, with its 95 % bootstrap band.
+
+    NaN is no sample. ``across`` and ``up`` name the axes, ``title`` the legend.
+    """
     figure = new_figure(5.6, 3.6)
     axes = plain_axes(figure)
     styles = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
-    for evaluation, (colour, dash, marker) in zip(evaluations, styles, strict=False):
-        x, y = evaluation.fractions.numpy(), evaluation.curve.numpy()
-        low, high = (bound.numpy() for bound in band(evaluation.curves, draws))
+    for (label, rows), (colour, dash, marker) in zip(values.items(), styles, strict=False):
+        low, high = (bound.numpy() for bound in band(rows.double(), draws))
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        name = "random" if evaluation.protocol.order == "random" else evaluation.ruleset.name
-        label = f"{name} ({evaluation.auac:.3f})"
-        axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=1.4, label=label)
-    protocol = evaluations[0].protocol
-    done = "put back" if protocol.mode == "add" else "replaced"
-    axes.set_xlabel(f"fraction of units {done}, {protocol.order} relevant first")
-    axes.set_ylabel(f"{protocol.watch} (mean of {len(evaluations[0])} samples)")
-    axes.legend(title="area under the curve", fontsize=8, title_fontsize=8, frameon=False)
+        mean = rows.double().nanmean(0).numpy()
+        axes.plot(x, mean, color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=1.4, label=label)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.legend(title=title, fontsize=8, title_fontsize=8, frameon=False)
+    return figure
+
+
+def distributions(values: Mapping[str, torch.Tensor], across: str) -> Figure:
+    """How numbers [samples] are distributed, a row for each name: every sample a dot, and a box from the lower to the
+    upper quartile with the median. NaN is left out.
+    """
+    figure = new_figure(5.6, 1.0 + 0.5 * len(values))
+    axes = plain_axes(figure)
+    generator = torch.Generator().manual_seed(0)
+    for row, numbers in enumerate(values.values()):
+        kept = numbers[~numbers.isnan()].double()
+        if not len(kept):
+            continue
+        scatter = row + 0.3 * (torch.rand(len(kept), generator=generator) - 0.5)
+        axes.scatter(kept.numpy(), scatter.numpy(), s=9, color=COLOURS[0], alpha=0.35, linewidths=0)
+        axes.boxplot(
+            kept.numpy(),
+            orientation="horizontal",
+            positions=[row],
+            widths=0.5,
+            showfliers=False,
+            showcaps=False,
+            medianprops={"color": "black", "linewidth": 2},
+        )
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xlabel(across)
     return figure
 
 
@@ -66,9 +111,9 @@ def band(values: torch.Tensor, draws: int, level: float = 0.95, seed: int = 0) -
     """Bootstrap bounds [F] of the mean over samples of values [samples, F]."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = torch.stack([values[row].mean(0) for row in rows])
+    means = torch.stack([values[row].nanmean(0) for row in rows])
     tail = (1 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype), dim=0)
+    low, high = torch.nanquantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype), dim=0)
     return low, high
 
 

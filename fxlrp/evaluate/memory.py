@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 
@@ -41,8 +41,7 @@ class Memory:
             "|".join(
                 (
                     type(protocol).__name__,
-                    lrp.ruleset.hash,
-                    *map(_fingerprint, (vars(protocol), lrp.model.state_dict())),
+                    *map(_fingerprint, (vars(protocol), lrp)),
                 )
             ),
         )
@@ -76,6 +75,14 @@ class Memory:
         return self.folder / f"{key.hexdigest()[:32]}.safetensors"
 
 
+def drawing(batch: Batch, seed: int) -> torch.Generator:
+    """Random numbers for one batch: they depend on its contents and the seed alone, so that a run which goes on where
+    it stopped draws what an uninterrupted one does.
+    """
+    digest = hashlib.sha256(f"{seed}|{_fingerprint(vars(batch))}".encode()).hexdigest()
+    return torch.Generator().manual_seed(int(digest[:15], 16))
+
+
 def _fingerprint(value: Any) -> str:
     """A hash of tensors and what holds them: equal for equal contents."""
     digest = hashlib.sha256()
@@ -94,5 +101,8 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, (tuple, list)):
         for each in value:
             _feed(digest, each)
+    elif isinstance(value, nn.Module):
+        digest.update(f"{type(value).__name__} {getattr(getattr(value, 'ruleset', None), 'hash', '')}".encode())
+        _feed(digest, value.state_dict())
     else:
         digest.update(repr(value).encode())

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from fxlrp.errors import InputError, nearest
+from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import Explanation, explain
+from fxlrp.evaluate.explained import CLASSES, WATCHED, Explanation, Of, Watched, explain_class
+from fxlrp.evaluate.memory import drawing
 from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
 from fxlrp.evaluate.units import ORDERS, Replacement
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from fxlrp.model import ConvertedModel
 
 Order = Literal["most", "least", "absolute-most", "absolute-least", "random"]
-Of = Literal["predicted", "label"]
-Watched = Literal["probability", "logit", "accuracy"]
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,11 @@ class Perturbation(Protocol):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, valid in (
-            ("order", self.order, tuple(ORDERS)),
-            ("mode", self.mode, ("add", "remove")),
-            ("watch", self.watch, ("probability", "logit", "accuracy")),
-            ("of", self.of, ("predicted", "label")),
-            ("rounding", self.rounding, ("up", "down")),
-        ):
-            if value not in valid:
-                raise InputError(f"Perturbation has no {name}='{value}'.{nearest(str(value), valid)}")
+        self.check("order", ORDERS)
+        self.check("mode", ("add", "remove"))
+        self.check("watch", WATCHED)
+        self.check("of", CLASSES)
+        self.check("rounding", ("up", "down"))
         if not all(0 <= f <= 1 for f in self.steps) or list(self.steps) != sorted(set(self.steps)):
             raise InputError(f"fractions must rise from 0 to 1; {self.fractions} do not.")
         if len(self.steps) < 2:
@@ -86,13 +81,21 @@ class Perturbation(Protocol):
 
     def start(self, lrp: ConvertedModel) -> Measure:
         """Curves [samples, F] of what is watched, and of the squared error."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return lambda batch: self._measure(lrp, batch, generator)
+        return lambda batch: self._measure(lrp, batch)
 
-    def _measure(self, lrp: ConvertedModel, batch: Batch, generator: torch.Generator) -> Measured:
-        labels = batch.needs("labels", "Perturbation of labels") if self.of == "label" or self.watch_label else None
-        explanation = explain(lrp, batch, labels if self.of == "label" else None, self.keep)
-        seen = explanation.seen(labels) if self.watch_label else explanation.seen()
+    def _measure(self, lrp: ConvertedModel, batch: Batch) -> Measured:
+        labels = batch.needs("labels", "Perturbation of labels") if self.watch_label else None
+        explanation = explain_class(lrp, batch, self.of, self.keep, "Perturbation")
+        return self.watched(explanation, drawing(batch, self.seed), labels)
+
+    def watched(
+        self, explanation: Explanation, generator: torch.Generator | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The curves of an explanation: what is watched of the explained class, or of ``labels`` [samples].
+
+        ``generator`` is what a random order is drawn from.
+        """
+        seen = explanation.seen(labels)
         whole = explanation.logits()
         curve, error = [], []
         for inputs in self._perturbed(explanation, generator):
@@ -101,7 +104,7 @@ class Perturbation(Protocol):
             error.append((logits - whole).double().square().flatten(1).sum(1))
         return {"curve": torch.stack(curve, 1), "squared_error": torch.stack(error, 1)}
 
-    def _perturbed(self, explanation: Explanation, generator: torch.Generator) -> Iterator[dict[str, Any]]:
+    def _perturbed(self, explanation: Explanation, generator: torch.Generator | None) -> Iterator[dict[str, Any]]:
         units = explanation.units
         ranks = units.ranks(self.order, generator)
         for fraction in self.steps:
@@ -110,7 +113,7 @@ class Perturbation(Protocol):
             counts = (share - 1e-9).ceil() if self.rounding == "up" else (share + 1e-9).floor()
             first = units.first(ranks, counts)
             gone = first if self.mode == "remove" else units.present & ~first
-            yield explanation.with_units(units.replaced(gone, self.replace))
+            yield explanation.without(gone, self.replace)
 
     def statistics(self, measured: Measured) -> dict[str, float]:
         """The areas under both mean curves."""

@@ -7,7 +7,7 @@ and their bootstrap intervals are computed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,12 @@ class Interval:
 
 class Protocol(ABC):
     """How relevance is evaluated. Subclasses are frozen dataclasses whose fields are the protocol's options."""
+
+    def check(self, option: str, valid: Iterable[str]) -> None:
+        """Raise :class:`InputError` where an option is none of the ``valid`` ones."""
+        value, known = getattr(self, option), tuple(valid)
+        if value not in known:
+            raise InputError(f"{type(self).__name__} has no {option}='{value}'.{nearest(str(value), known)}")
 
     @abstractmethod
     def start(self, lrp: ConvertedModel) -> Measure:

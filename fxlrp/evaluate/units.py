@@ -48,7 +48,7 @@ class Units(ABC):
         """How many units each sample has [samples]."""
         return self.present.sum(1)
 
-    def ranks(self, order: str, generator: torch.Generator) -> Tensor:
+    def ranks(self, order: str, generator: torch.Generator | None = None) -> Tensor:
         """Place of each unit [samples, units] in an order (see ``ORDERS``), from 0; absent units come last.
 
         Equal units keep the order of the input.
@@ -61,7 +61,7 @@ class Units(ABC):
         return (ranks < counts[:, None]) & self.present
 
 
-def _random(relevance: Tensor, generator: torch.Generator) -> Tensor:
+def _random(relevance: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.rand(relevance.shape, generator=generator, dtype=torch.float64).to(relevance.device)
 
 

@@ -147,11 +147,18 @@ class Task:
 
     def forward(self, at: Point, taps: Sequence[fx.Node] = ()) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """A forward pass alone at other inputs: the explained scalars, the attributed values, those of ``taps``."""
-        rewritten = self.lrp.rewritten(self.captured, tuple(taps), entered=True)[1]
-        with torch.no_grad():
-            flat, values, tapped = self.lrp.run(rewritten, self.arguments(self.lrp, rewritten, at), at.given)
+        flat, values, tapped = self._entered(at, taps)
         explained = self._explained_at(flat, self.lrp)
         return explained, tuple(v.detach() for v in values), tuple(v.detach() for v in tapped)
+
+    def outputs(self, at: Point) -> Any:
+        """The model's output object at other inputs."""
+        return self.captured.program.unpack(self._entered(at)[0])
+
+    def _entered(self, at: Point, taps: Sequence[fx.Node] = ()) -> Any:
+        rewritten = self.lrp.rewritten(self.captured, tuple(taps), entered=True)[1]
+        with torch.no_grad():
+            return self.lrp.run(rewritten, self.arguments(self.lrp, rewritten, at), at.given)
 
     def propagate(
         self, taps: Sequence[fx.Node] = (), lrp: ConvertedModel | None = None, at: Point | None = None
