@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxlrp.attribution import Attribution, Viewed
 from fxlrp.errors import InputError
 from fxlrp.model import ConvertedModel, convert
+from fxlrp.readings import IntegratedReading, SmoothReading
 from fxlrp.rulesets import Ruleset
 from fxlrp.targets import Target
 
@@ -99,7 +100,8 @@ def compare(
     ruleset over all samples; each takes its own target. Agreement is over all samples as well. shown: so many samples
     of the first batch get an attribution in the result, all of them unless given. resume: a folder in which finished
     batches of protocols are kept. progress: show bars on stderr. options: those of
-    :meth:`fxlrp.ConvertedModel.attribute`; a ``reference`` is for those rulesets that compare with one.
+    :meth:`fxlrp.ConvertedModel.attribute`; a ``reference``, a ledger and modules (``at``) are for those rulesets that
+    have them.
 
     Results are keyed by ruleset name; a second one of the same name gets its number behind it.
     """
@@ -138,7 +140,11 @@ def _converted(model: nn.Module, rulesets: Sequence[Any]) -> dict[str, Converted
 
 
 def _attribute(lrp: ConvertedModel, inputs: Any, target: Target, options: Mapping[str, Any]) -> Attribution:
-    known = options if lrp.ruleset.compares else {k: v for k, v in options.items() if k != "reference"}
+    rules = lrp.ruleset
+    unknown = {"ledger"} if rules.compares or isinstance(rules.readout, SmoothReading) else set()
+    unknown |= set() if rules.compares else {"reference"}
+    unknown |= {"at"} if isinstance(rules.readout, IntegratedReading) else set()
+    known = {name: value for name, value in options.items() if name not in unknown}
     return lrp.attribute(inputs, target=target, **known)
 
 

@@ -118,11 +118,15 @@ class Perturbation(Protocol):
         return {name: area(curve.double().mean(0), self.steps) for name, curve in curves.items()}
 
     def better(self) -> dict[str, int]:
-        """What is relevant should matter when it goes, and suffice when it comes back."""
+        """What is relevant should matter when it goes, and suffice when it comes back.
+
+        The squared error says so for orders by absolute value alone: with all that speaks for the answer in place and
+        nothing that speaks against it, logits overshoot under the best of explanations.
+        """
         if self.order == "random":
             return {}
         kept = 1 if (self.mode == "add") == self.order.endswith("most") else -1
-        return {"auac": kept, "au_mse": -kept}
+        return {"auac": kept, "au_mse": -kept} if self.order.startswith("absolute") else {"auac": kept}
 
     @property
     def title(self) -> str:

@@ -83,10 +83,15 @@ def methods_of(comparison: Comparison, *, pictures: bool = True) -> Methods | No
     by_protocol = list(zip(*comparison.evaluations.values(), strict=True))
     groups = [tuple(group) for _, group in groupby(comparison.standings, key=lambda s: id(s.protocol))]
     measured = (
-        Measured(standings, _picture(one) if pictures else None)
+        Measured(_telling(standings), _picture(one) if pictures else None)
         for standings, one in zip(groups, by_protocol, strict=True)
     )
     return Methods(agreement, tuple(measured))
+
+
+def _telling(standings: tuple[Standing, ...]) -> tuple[Standing, ...]:
+    """The statistics that speak for or against a ruleset; all of a protocol that has none."""
+    return tuple(standing for standing in standings if standing.better) or standings
 
 
 def whiskers(standing: Standing) -> dict[str, Whisker | None]:

@@ -34,10 +34,10 @@ def _print(title: str, table: Table, console: Console) -> None:
 def _matrix(agreement: Agreement) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    for name in agreement.names:
-        table.add_column(Text(name), justify="right", overflow="fold")
-    for name, row in zip(agreement.names, agreement.rho, strict=True):
-        table.add_row(Text(name), *("–" if rho is None else correlation(rho) for rho in row))
+    for number in range(len(agreement.names)):
+        table.add_column(str(number + 1), justify="right")
+    for number, (name, row) in enumerate(zip(agreement.names, agreement.rho, strict=True), 1):
+        table.add_row(Text(f"{number} {name}"), *("–" if rho is None else correlation(rho) for rho in row))
     return table
 
 

@@ -7,7 +7,7 @@ In goes either of the two; both are a sequence of attributions to the functions 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,6 +17,8 @@ from fxlrp.report.figure import draw
 from fxlrp.report.frame import tabulate
 from fxlrp.report.html import render_fragment, render_html
 from fxlrp.report.methods import Methods, methods_of
+from fxlrp.report.methods import as_plain as methods_as_plain
+from fxlrp.report.plain import as_plain
 from fxlrp.report.terminal import render_terminal
 from fxlrp.report.verdicts import print_methods
 
@@ -37,9 +39,27 @@ def _methods(result: Result) -> Methods | None:
 
 def show(result: Result) -> None:
     """Print the heat map, the ledger if there is one, and how rulesets compare, to the terminal."""
-    render_terminal(_side_by_side(result), Console())
-    if isinstance(result, Comparison) and (methods := methods_of(result, pictures=False)):
-        print_methods(methods, Console())
+    if isinstance(result, Comparison):
+        print_comparison(result, Console())
+    else:
+        render_terminal((result,), Console())
+
+
+def print_comparison(comparison: Comparison, console: Console, *, maps: bool = True) -> None:
+    """Print how rulesets compare, after the heat maps of each unless these are left out."""
+    if maps:
+        render_terminal(_side_by_side(comparison), console)
+    if methods := methods_of(comparison, pictures=False):
+        print_methods(methods, console)
+
+
+def comparison_as_plain(comparison: Comparison) -> dict[str, Any]:
+    """``{"attributions": [...], "agreement": {...}, "evaluations": [...]}`` for JSON; the last two where two or more
+    rulesets are compared, see :func:`fxlrp.report.as_plain`.
+    """
+    methods = methods_of(comparison, pictures=False)
+    shown = {"attributions": [as_plain(each) for each in _side_by_side(comparison)]}
+    return {**shown, **methods_as_plain(methods)} if methods else shown
 
 
 def to_html(result: Result, path: str | Path | None = None, title: str = "Relevance report") -> str:
