@@ -4,14 +4,15 @@ relevance propagation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fxlrp.attribution import Attribution, Comparison
+from fxlrp.attribution import Attribution
+from fxlrp.comparison import Comparison, compare
 from fxlrp.errors import (
     CaptureError,
     FxlrpError,
@@ -42,29 +43,6 @@ def attribute(
 ) -> Attribution:
     """Convert and attribute in one call; ``options`` are those of :meth:`ConvertedModel.attribute`."""
     return convert(model, ruleset).attribute(inputs, target=target, **options)
-
-
-def compare(
-    model: nn.Module,
-    inputs: Any,
-    rulesets: Sequence[str | Path | Mapping[str, Any] | Ruleset],
-    target: Target = None,
-    **options: Any,
-) -> Comparison:
-    """The same inputs under several rulesets; the model is captured once.
-
-    Results are keyed by ruleset name; a second one of the same name gets its number behind it. A ``reference`` is for
-    those rulesets that compare with one.
-    """
-    results: dict[str, Attribution] = {}
-    first = convert(model, rulesets[0])
-    for rules in rulesets:
-        lrp = first if not results else first.with_ruleset(rules)
-        name = lrp.ruleset.name
-        same = sum(key == name or key.startswith(f"{name} (") for key in results)
-        known = options if lrp.ruleset.compares else {k: v for k, v in options.items() if k != "reference"}
-        results[f"{name} ({same + 1})" if same else name] = lrp.attribute(inputs, target=target, **known)
-    return Comparison(results)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from fxlrp.errors import FxlrpError, InputError
 from fxlrp.ledger import Entry, Ledger
 
 if TYPE_CHECKING:
+    from fxlrp.comparison import Comparison
     from fxlrp.rulesets import Ruleset
 
 
@@ -194,13 +195,3 @@ class Attribution(Viewed):
             image_size=tuple(about["image_size"]) if about.get("image_size") else None,
             of_ids=bool(about.get("of_ids")),
         )
-
-
-@dataclass(frozen=True)
-class Comparison(Viewed):
-    """The same inputs under several rulesets."""
-
-    attributions: dict[str, Attribution]
-
-    def __getitem__(self, name: str) -> Attribution:
-        return self.attributions[name]

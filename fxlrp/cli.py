@@ -16,26 +16,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
 from fxlrp.errors import FxlrpError
+from fxlrp.options import (
+    BLOCKS,
+    ContrastOption,
+    DataOption,
+    JsonOption,
+    LayersOption,
+    LedgerOption,
+    LimitOption,
+    MetricsOption,
+    ModelArgument,
+    ModelOption,
+    OutOption,
+    ResumeOption,
+    RulesetOption,
+    RulesetsOption,
+    ShowOption,
+    TargetOption,
+    TextOption,
+    TextsOption,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from fxlrp.attribution import Attribution
-    from fxlrp.model import ConvertedModel
+    from fxlrp.comparison import Comparison
 
 DEMO_TEXTS = (
     "A film of unforgettable warmth, though the last act never quite earns it.",
     "It never once bored me.",
 )
-DEMO_RULESETS = ("attnlrp", "cp-lrp", "ali2022", "gradient")
+DEMO_RULESETS = "attnlrp,cp-lrp,ali2022,gradient"
 DEMO_REPORT = Path("fxlrp-demo.html")
-BLOCKS = "blocks"
 
 
 class _ErrorsAsPanels(TyperGroup):
@@ -59,56 +76,6 @@ app = typer.Typer(
     help="Explain PyTorch models by layer-wise relevance propagation. New here? Run: fxlrp demo",
 )
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="PATH_OR_NAME",
-        help="Folder or hub name of a sequence classifier or causal language model.",
-        show_default="the small sentiment model that comes with fxlrp",
-    ),
-]
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[MODEL]",
-        help="Folder or hub name of a sequence classifier or causal language model.",
-        show_default="the small sentiment model that comes with fxlrp",
-    ),
-]
-TextOption = Annotated[
-    list[str], typer.Option("--text", "-t", help="The text to explain. Repeat the option for several texts.")
-]
-RulesetOption = Annotated[
-    str, typer.Option("--ruleset", "-r", help="Which paper's rules to use; `fxlrp rulesets` lists them.")
-]
-TargetOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What to explain: a class by name or number; of a language model, the next token (' Paris').",
-        show_default="the output the model prefers",
-    ),
-]
-ContrastOption = Annotated[
-    str | None, typer.Option(help="Explain why the target, rather than this other class or token.")
-]
-LayersOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help=f"Also show relevance at these modules: '{BLOCKS}' for all blocks, or a glob such as "
-        "'bert.encoder.layer.*'. Repeatable."
-    ),
-]
-LedgerOption = Annotated[
-    bool, typer.Option(help="Account for all relevance: inputs, the model's constants, leaks of rules.")
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="FILE.html", help="Write an HTML report.", dir_okay=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables and colours.")]
-
 
 @app.command()
 def demo(
@@ -116,7 +83,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Explain two built-in sentences with a small built-in model, under several rulesets."""
-    _explain(None, DEMO_TEXTS, DEMO_RULESETS, layers=[BLOCKS], out=out, as_json=as_json, title="fxlrp demo")
+    _explain(None, DEMO_TEXTS, _names(DEMO_RULESETS), layers=[BLOCKS], out=out, as_json=as_json, title="fxlrp demo")
 
 
 @app.command()
@@ -147,12 +114,14 @@ def explain(
 
 @app.command()
 def compare(
-    text: TextOption,
-    rulesets: Annotated[
-        str,
-        typer.Option("--rulesets", "-r", metavar="A,B,C", help="Rulesets to compare, separated by commas."),
-    ] = ",".join(DEMO_RULESETS),
+    text: TextsOption = None,
+    rulesets: RulesetsOption = DEMO_RULESETS,
     model: ModelOption = None,
+    data: DataOption = None,
+    limit: LimitOption = 100,
+    metrics: MetricsOption = None,
+    show: ShowOption = 5,
+    resume: ResumeOption = None,
     target: TargetOption = None,
     contrast: ContrastOption = None,
     layers: LayersOption = None,
@@ -160,19 +129,30 @@ def compare(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain a text under several rulesets, side by side."""
-    names = [name.strip() for name in rulesets.split(",") if name.strip()]
-    _explain(
-        model,
-        text,
-        names,
-        target=target,
-        contrast=contrast,
-        layers=layers,
+    """Explain texts under several rulesets, side by side: do they agree, and which explains the model best?"""
+    import fxlrp
+    from fxlrp.texts import METRICS, batches_of, named_metrics, read_texts
+
+    if bool(text) == bool(data):
+        raise typer.BadParameter("give texts, or a file of them", param_hint="--text / --data")
+    _require_folder_of(out)
+    rules = [fxlrp.ruleset(name) for name in _names(rulesets)]  # misspelt names are reported before any work is done
+    wanted = _names(metrics) if metrics is not None else list(METRICS) if data else []
+    protocols = named_metrics([] if wanted == ["none"] else wanted)
+    texts = read_texts(data, limit) if data else text or []
+    network, tokenizer = _load(model)
+    comparison = fxlrp.compare(
+        network,
+        batches_of(texts, tokenizer, network),
+        rules,
+        protocols=[protocol(tokenizer) for protocol in protocols],
+        shown=show if data else None,
+        resume=resume,
+        progress=_stderr().is_terminal,
         ledger=ledger,
-        out=out,
-        as_json=as_json,
+        **_options(network, tokenizer, target, contrast, layers or []),
     )
+    _present(comparison, data.name if data else str(texts[0]), out, as_json, maps=data is None)
 
 
 @app.command()
@@ -265,47 +245,49 @@ def _explain(
     title: str | None = None,
 ) -> None:
     """Explain ``texts`` under each ruleset, then print the views and write the report."""
-    from fxlrp.report import as_plain, render_html, render_terminal
+    import fxlrp
+    from fxlrp.checkpoints import encode
 
     _require_folder_of(out)
-    attributions = _attribute(*_load(source), texts, rulesets, target, contrast, layers or [], ledger)
+    rules = [fxlrp.ruleset(name) for name in rulesets]  # a misspelt name is reported before any work is done
+    network, tokenizer = _load(source)
+    options = _options(network, tokenizer, target, contrast, layers or [])
+    with _working("explaining"):
+        comparison = fxlrp.compare(network, encode(texts, tokenizer, network), rules, ledger=ledger, **options)
+    _present(comparison, title or texts[0], out, as_json)
+
+
+def _options(
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: str | None,
+    contrast: str | None,
+    layers: Sequence[str],
+) -> dict[str, Any]:
+    """What the command line asks for, as options of ``attribute``."""
+    from fxlrp.checkpoints import block_names, class_index
+
+    wanted, other = (None if name is None else class_index(name, network, tokenizer) for name in (target, contrast))
+    taps = [tap for layer in layers for tap in (block_names(network) if layer == BLOCKS else [layer])]
+    return {"target": wanted, "contrast": other, "at": taps, "tokenizer": tokenizer}
+
+
+def _present(comparison: Comparison, title: str, out: Path | None, as_json: bool, *, maps: bool = True) -> None:
+    """Write the report, and print a comparison with its ``maps`` or without."""
+    from fxlrp.report import comparison_as_plain, print_comparison, to_html
+
     if out is not None:
-        out.write_text(render_html(attributions, title or texts[0]), encoding="utf-8")
+        to_html(comparison, out, title)
     if as_json:
-        _print_json({"attributions": [as_plain(each) for each in attributions], "html": out and str(out)})
+        _print_json({**comparison_as_plain(comparison), "html": out and str(out)})
         return
-    render_terminal(attributions, _stdout())
+    print_comparison(comparison, _stdout(), maps=maps)
     if out is not None:
         _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _attribute(
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    rulesets: Sequence[str],
-    target: str | None,
-    contrast: str | None,
-    layers: Sequence[str],
-    ledger: bool,
-) -> list[Attribution]:
-    import fxlrp
-    from fxlrp.checkpoints import block_names, class_index, encode
-
-    chosen = [fxlrp.ruleset(name) for name in rulesets]  # a misspelt name is reported before any work is done
-    inputs = encode(texts, tokenizer, network)
-    wanted, other = (None if name is None else class_index(name, network, tokenizer) for name in (target, contrast))
-    taps = [tap for layer in layers for tap in (block_names(network) if layer == BLOCKS else [layer])]
-    attributions: list[Attribution] = []
-    converted: ConvertedModel | None = None
-    with Progress(console=_stderr(), transient=True, disable=not _stderr().is_terminal) as progress:
-        for ruleset in progress.track(chosen, description="explaining"):
-            # Captured once, however many rulesets explain it.
-            converted = converted.with_ruleset(ruleset) if converted else fxlrp.convert(network, ruleset)
-            attributions.append(
-                converted.attribute(inputs, target=wanted, contrast=other, at=taps, ledger=ledger, tokenizer=tokenizer)
-            )
-    return attributions
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _load(source: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

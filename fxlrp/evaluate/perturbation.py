@@ -121,11 +121,53 @@ class Perturbation(Protocol):
         return {name: area(curve.double().mean(0), self.steps) for name, curve in curves.items()}
 
     def better(self) -> dict[str, int]:
-        """What is relevant should matter when it goes, and suffice when it comes back."""
+        """What is relevant should matter when it goes, and suffice when it comes back.
+
+        The squared error says so for orders by absolute value alone: with all that speaks for the answer in place and
+        nothing that speaks against it, logits overshoot under the best of explanations.
+        """
         if self.order == "random":
             return {}
         kept = 1 if (self.mode == "add") == self.order.endswith("most") else -1
-        return {"auac": kept, "au_mse": -kept}
+        return {"auac": kept, "au_mse": -kept} if self.order.startswith("absolute") else {"auac": kept}
+
+    @property
+    def title(self) -> str:
+        """The order, and what is done to the units."""
+        return f"Perturbation: {self.order.replace('-', ' ')} relevant {self._done} first"
+
+    @property
+    def summary(self) -> str:
+        """What is done, and what a good explanation does to the curve."""
+        order = {
+            "most": "those that speak most for the answer first",
+            "least": "those that speak most against the answer first",
+            "absolute-most": "those that matter most first, for or against",
+            "absolute-least": "those that matter least first",
+            "random": "in random order",
+        }[self.order]
+        begin = "From an input with all parts (words, pixels) replaced, they" if self.mode == "add" else "The parts"
+        begin += "" if self.mode == "add" else " of the input (words, pixels)"
+        return f"{begin} are {self._done} step by step, {order}, and the model's {self.watch} is watched: {self._hope}."
+
+    @property
+    def _done(self) -> str:
+        return "put back" if self.mode == "add" else "replaced"
+
+    @property
+    def _hope(self) -> str:
+        kept = self.better().get("auac", 0)
+        if not kept:
+            return "the baseline that needs no explanation"
+        way = ("rises early" if kept > 0 else "rises late") if self.mode == "add" else "stays high"
+        return f"under a good explanation it {way if self.mode == 'add' or kept > 0 else 'falls early'}"
+
+    def meanings(self) -> dict[str, str]:
+        """The areas in plain words."""
+        return {
+            "auac": f"area under the curve of the {self.watch}",
+            "au_mse": "area under the curve of the squared error of the logits",
+        }
 
     def evaluation(self, ruleset: RulesetInfo, measured: Measured) -> PerturbationCurves:
         """The curves."""

@@ -78,6 +78,23 @@ class Protocol(ABC):
         """
         return {}
 
+    @property
+    def title(self) -> str:
+        """What reports call the protocol."""
+        return type(self).__name__
+
+    @property
+    def summary(self) -> str:
+        """One sentence that tells a reader who knows no paper what is measured: that of the class, unless the protocol
+        has its own.
+        """
+        text = " ".join((type(self).__doc__ or "").replace("``", "").split())
+        return text.split(". ")[0].rstrip(".") + "."
+
+    def meanings(self) -> dict[str, str]:
+        """Statistics in plain words; those left out are called by their names."""
+        return {}
+
     def draw(self, evaluation: Evaluation) -> Figure:
         """The plot of an evaluation: its statistics as bars with their intervals, unless the protocol has its own."""
         from fxlrp.evaluate.figures import bars

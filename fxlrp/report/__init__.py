@@ -8,11 +8,21 @@ pure and take a sequence of attributions of the same inputs, one per ruleset.
 from fxlrp.report.html import render_fragment, render_html
 from fxlrp.report.plain import as_plain
 from fxlrp.report.terminal import render_terminal
-from fxlrp.report.views import plot, show, to_dataframe, to_html, to_notebook
+from fxlrp.report.views import (
+    comparison_as_plain,
+    plot,
+    print_comparison,
+    show,
+    to_dataframe,
+    to_html,
+    to_notebook,
+)
 
 __all__ = [
     "as_plain",
+    "comparison_as_plain",
     "plot",
+    "print_comparison",
     "render_fragment",
     "render_html",
     "render_terminal",

@@ -18,7 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxlrp.report.bars import Chart, from_zero, waterfall
 from fxlrp.report.digest import LayerMap, LedgerGroup, LedgerSheet, Panel, SampleView, digest, union
-from fxlrp.report.numbers import share, signed
+from fxlrp.report.methods import Methods, whiskers
+from fxlrp.report.numbers import correlation, share, signed, statistic
 from fxlrp.report.pieces import Piece
 from fxlrp.report.pixels import png_data_uri
 
@@ -141,6 +142,9 @@ def _environment() -> Environment:
         kinds=_kinds,
         closes=_closes,
         union=_union,
+        correlation=correlation,
+        statistic=statistic,
+        whiskers=whiskers,
     )
     environment.globals.update(
         numbered_tokens=NUMBERED_TOKENS,
@@ -150,7 +154,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _render(template: str, attributions: Sequence[Attribution], title: str) -> str:
+def _render(template: str, attributions: Sequence[Attribution], title: str, methods: Methods | None) -> str:
     if not attributions:
         raise ValueError("nothing to report: the sequence of attributions is empty")
     digests = [digest(attribution) for attribution in attributions]
@@ -158,25 +162,28 @@ def _render(template: str, attributions: Sequence[Attribution], title: str) -> s
         raise ValueError("attributions shown side by side must be of the same batch")
     samples = [_Sample(views) for views in zip(*digests, strict=True)]
     rulesets = [attribution.ruleset for attribution in attributions]
-    return _environment().get_template(template).render(title=title, rulesets=rulesets, samples=samples)
+    page = _environment().get_template(template)
+    return page.render(title=title, rulesets=rulesets, samples=samples, methods=methods)
 
 
-def render_html(attributions: Sequence[Attribution], title: str = "Relevance report") -> str:
+def render_html(
+    attributions: Sequence[Attribution], title: str = "Relevance report", methods: Methods | None = None
+) -> str:
     """Return a complete, self-contained HTML page about ``attributions``.
 
     ``attributions`` explain the same inputs, one per ruleset; they are shown side by side. Each sample of the
     batch gets its tokens (or pixels, or features) coloured by relevance, its ledger, and a layers x tokens
-    map where modules were tapped.
+    map where modules were tapped. ``methods`` says how the rulesets compare, after all samples.
 
     Raises:
         ValueError: ``attributions`` is empty, or they are not of the same batch size.
     """
-    return _render("page.html.j2", attributions, title)
+    return _render("page.html.j2", attributions, title, methods)
 
 
-def render_fragment(attributions: Sequence[Attribution], title: str = "") -> str:
+def render_fragment(attributions: Sequence[Attribution], title: str = "", methods: Methods | None = None) -> str:
     """Return the report as one ``<div>`` with its style, to be placed inside another page such as a notebook.
 
     Takes and raises what :func:`render_html` does.
     """
-    return _render("fragment.html.j2", attributions, title)
+    return _render("fragment.html.j2", attributions, title, methods)

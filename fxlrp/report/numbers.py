@@ -48,3 +48,26 @@ def share(value: float, whole: float) -> str:
     if float(text) == 0:
         text, percent = "0", 0.0
     return f"{MINUS if percent < 0 else ''}{text}{NARROW_SPACE}%"
+
+
+def correlation(value: float) -> str:
+    """A number between -1 and 1 with two decimals and a true minus.
+
+    >>> correlation(-0.254), correlation(0.999)
+    ('−0.25', '1.00')
+    """
+    text = f"{abs(value):.2f}"
+    return f"{MINUS if value < 0 and float(text) else ''}{text}"
+
+
+def statistic(value: float) -> str:
+    """A statistic with three decimals and a true minus; three significant digits where it is large or very small.
+
+    >>> statistic(0.8315), statistic(-1234.5), statistic(2.5e-5)
+    ('0.832', '−1.23e+03', '2.50e-05')
+    """
+    if not math.isfinite(value):
+        return "\N{EN DASH}"
+    size = abs(value)
+    text = f"{size:.3f}" if size == 0 or 1e-2 <= size < 1e3 else f"{size:.2e}"
+    return f"{MINUS if value < 0 else ''}{text}"

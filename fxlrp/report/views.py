@@ -1,4 +1,4 @@
-"""The views as an :class:`~fxlrp.attribution.Attribution` and a :class:`~fxlrp.attribution.Comparison` offer
+"""The views as an :class:`~fxlrp.attribution.Attribution` and a :class:`~fxlrp.comparison.Comparison` offer
 them.
 
 In goes either of the two; both are a sequence of attributions to the functions that draw.
@@ -7,15 +7,20 @@ In goes either of the two; both are a sequence of attributions to the functions 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fxlrp.attribution import Attribution, Comparison
+from fxlrp.attribution import Attribution
+from fxlrp.comparison import Comparison
 from fxlrp.report.figure import draw
 from fxlrp.report.frame import tabulate
 from fxlrp.report.html import render_fragment, render_html
+from fxlrp.report.methods import Methods, methods_of
+from fxlrp.report.methods import as_plain as methods_as_plain
+from fxlrp.report.plain import as_plain
 from fxlrp.report.terminal import render_terminal
+from fxlrp.report.verdicts import print_methods
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,9 +33,33 @@ def _side_by_side(result: Result) -> tuple[Attribution, ...]:
     return tuple(result.attributions.values()) if isinstance(result, Comparison) else (result,)
 
 
+def _methods(result: Result) -> Methods | None:
+    return methods_of(result) if isinstance(result, Comparison) else None
+
+
 def show(result: Result) -> None:
-    """Print the heat map, and the ledger if there is one, to the terminal."""
-    render_terminal(_side_by_side(result), Console())
+    """Print the heat map, the ledger if there is one, and how rulesets compare, to the terminal."""
+    if isinstance(result, Comparison):
+        print_comparison(result, Console())
+    else:
+        render_terminal((result,), Console())
+
+
+def print_comparison(comparison: Comparison, console: Console, *, maps: bool = True) -> None:
+    """Print how rulesets compare, after the heat maps of each unless these are left out."""
+    if maps:
+        render_terminal(_side_by_side(comparison), console)
+    if methods := methods_of(comparison, pictures=False):
+        print_methods(methods, console)
+
+
+def comparison_as_plain(comparison: Comparison) -> dict[str, Any]:
+    """``{"attributions": [...], "agreement": {...}, "evaluations": [...]}`` for JSON; the last two where two or more
+    rulesets are compared, see :func:`fxlrp.report.as_plain`.
+    """
+    methods = methods_of(comparison, pictures=False)
+    shown = {"attributions": [as_plain(each) for each in _side_by_side(comparison)]}
+    return {**shown, **methods_as_plain(methods)} if methods else shown
 
 
 def to_html(result: Result, path: str | Path | None = None, title: str = "Relevance report") -> str:
@@ -39,7 +68,7 @@ def to_html(result: Result, path: str | Path | None = None, title: str = "Releva
     Raises:
         OSError: ``path`` cannot be written.
     """
-    page = render_html(_side_by_side(result), title)
+    page = render_html(_side_by_side(result), title, _methods(result))
     if path is not None:
         Path(path).write_text(page, encoding="utf-8")
     return page
@@ -47,7 +76,7 @@ def to_html(result: Result, path: str | Path | None = None, title: str = "Releva
 
 def to_notebook(result: Result) -> str:
     """Return the report as one ``<div>`` with its own style, for a notebook's cell."""
-    return render_fragment(_side_by_side(result))
+    return render_fragment(_side_by_side(result), methods=_methods(result))
 
 
 def plot(result: Result) -> Figure:

@@ -31,11 +31,20 @@ STAGES: tuple[tuple[str, ...], ...] = (
         "fxlrp.model",
         "fxlrp.readout",
     ),
+    ("fxlrp.comparison",),
     ("fxlrp",),
-    ("fxlrp.report", "fxlrp.testing", "fxlrp.evaluate", "fxlrp.checkpoints", "fxlrp.cli", "fxlrp.__main__"),
+    (
+        "fxlrp.report",
+        "fxlrp.testing",
+        "fxlrp.evaluate",
+        "fxlrp.checkpoints",
+        "fxlrp.texts",
+        "fxlrp.cli",
+        "fxlrp.__main__",
+    ),
 )
-#: Result objects have methods that show them; these reach for the report when they are called.
-LATE = {("fxlrp.attribution", "fxlrp.report")}
+#: Result objects have methods that show them, and a comparison measures: both reach forward when they are called.
+LATE = {("fxlrp.attribution", "fxlrp.report"), ("fxlrp.comparison", "fxlrp.evaluate")}
 
 #: What knows no model: everything from capture to read-out.
 ENGINE = (

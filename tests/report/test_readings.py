@@ -13,7 +13,8 @@ import transformers
 from rich.console import Console
 
 import fxlrp
-from fxlrp.attribution import Attribution, Comparison
+from fxlrp.attribution import Attribution
+from fxlrp.comparison import Comparison
 from fxlrp.report import as_plain, render_terminal
 from fxlrp.report.digest import Layout, digest
 from tests.report.samples import text_attribution
