@@ -165,19 +165,28 @@ def _from_rows(
 
 
 def _sent_back(run: Forward, targets: range) -> list[Tensor | None]:
-    """The messages [targets, ...] at everything watched that has one."""
+    """The messages [targets, ...] at everything watched that can have one."""
     wanted = [value for value in run.watched if value.requires_grad]
+    reached: list[int] = []
+
+    def messages(*seeds: Tensor) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(run.starts, wanted, seeds, retain_graph=True, allow_unused=True)
+        reached[:] = [place for place, message in enumerate(found) if message is not None]
+        return tuple(message for message in found if message is not None)
+
     seeds = run.seeds(targets)
-    options: Mapping[str, Any] = {"retain_graph": True, "allow_unused": True}
+    found: Any
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
-            return list(torch.autograd.grad(run.starts, wanted, seeds, is_grads_batched=True, **options))
+            found = torch.vmap(messages)(*seeds)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # an operator that torch cannot batch: the targets one by one
-            single = [torch.autograd.grad(run.starts, wanted, [s[i] for s in seeds], **options) for i in range(len(targets))]
-    return [None if found[0] is None else torch.stack(found) for found in zip(*single, strict=True)]
+            single = [messages(*(seed[i] for seed in seeds)) for i in range(len(targets))]
+            found = [torch.stack(each) for each in zip(*single, strict=True)]
+    by_place = dict(zip(reached, found, strict=True))
+    return [by_place.get(place) for place in range(len(wanted))]
 
 
 class Target(Task):
