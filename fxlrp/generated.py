@@ -86,6 +86,30 @@ class GenerationAttribution:
         text = f"token {int(ids)}" if self.generated_tokens is None else f"'{self.generated_tokens[sample][k]}'"
         return text if self.contrast_ids is None else f"{text} minus token {int(self.contrast_ids[sample, k])}"
 
+    def show(self) -> None:
+        """Print each generated token with the tokens before that matter most to it."""
+        from fxlrp.report.generation import show_generation
+
+        show_generation(self)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """A self-contained HTML report on which a generated token is selected; written to ``path`` if one is given."""
+        from fxlrp.report.generation import generation_html
+
+        return generation_html(self, path)
+
+    def plot(self) -> Any:
+        """A matplotlib figure of the matrix tokens before x generated tokens (extra 'plot')."""
+        from fxlrp.report.generation import draw_generation
+
+        return draw_generation(self)
+
+    def to_dataframe(self) -> Any:
+        """One row per token before and generated token, as a pandas DataFrame (extra 'data')."""
+        from fxlrp.report.generation import tabulate_generation
+
+        return tabulate_generation(self)
+
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file."""
         from safetensors.torch import save_file
