@@ -24,6 +24,7 @@ from fxlrp.errors import (
     TrainingModeError,
     UncoveredOperatorError,
 )
+from fxlrp.generated import GenerationAttribution
 from fxlrp.ledger import Entry, Ledger
 from fxlrp.model import ConvertedModel, convert
 from fxlrp.plan import Plan
@@ -59,6 +60,7 @@ __all__ = [
     "ConvertedModel",
     "Entry",
     "FxlrpError",
+    "GenerationAttribution",
     "InputError",
     "Ledger",
     "MissingExtraError",

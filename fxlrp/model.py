@@ -22,6 +22,8 @@ from fxlrp.capture import Program
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import InputError, TrainingModeError, nearest
+from fxlrp.generated import GenerationAttribution
+from fxlrp.generation import Contrast, attribute_generation
 from fxlrp.graph.view import module_stack
 from fxlrp.places import glob
 from fxlrp.plan import Plan, make_plan
@@ -161,6 +163,28 @@ class ConvertedModel(nn.Module):
         """
         globs = (at,) if isinstance(at, str) else tuple(at)
         return attribute(self, inputs, target, contrast, globs, ledger, tokenizer, reference)
+
+    def attribute_generation(
+        self,
+        inputs: Any,
+        max_new_tokens: int | None = None,
+        *,
+        generated: Tensor | None = None,
+        contrast: Contrast = None,
+        tokenizer: Any = None,
+        chunk: int | None = None,
+    ) -> GenerationAttribution:
+        """The relevance of every token before to each of the tokens that a language model generates.
+
+        One forward pass over prompt and generated tokens serves them all; column k is what :meth:`attribute` gives for
+        the k-th generated token after the prompt and the generated tokens before it. inputs: the prompt (of an
+        encoder-decoder the encoder's inputs), padded on the left. max_new_tokens: how many tokens the original model
+        generates, greedily. generated: token ids [batch, tokens] to explain instead. contrast: another token whose
+        logit is subtracted, an id, ids [batch, tokens] or ``"runner-up"``, the best of the other tokens at each step.
+        chunk: how many tokens go back in one pass, at most; memory grows with it. Raises :class:`fxlrp.FxlrpError` for
+        a model that generates nothing, prompts padded on the right, and rulesets that need passes at other inputs.
+        """
+        return attribute_generation(self, inputs, max_new_tokens, generated, contrast, tokenizer, chunk)
 
     # --- from inputs to a program ---------------------------------------------------------------------------
 

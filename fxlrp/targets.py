@@ -20,17 +20,19 @@ Target = int | Sequence[Any] | Tensor | Callable[[Any], Tensor] | None
 
 @dataclass(frozen=True)
 class Selection:
-    """Entries of the logits, one per sample: index tensors for batch, (position,) class."""
+    """Entries of the logits, (position,) class each: one per sample, or of the ``samples`` that are named."""
 
     index: tuple[tuple[int, ...], ...]
+    samples: tuple[int, ...] | None = None
 
     def __call__(self, outputs: Any, seed: str, temperature: float = 1.0) -> Tensor:
-        """The chosen logits [batch], with ``seed='probability'`` their softmax(logits / temperature), with
+        """The chosen logits [entries], with ``seed='probability'`` their softmax(logits / temperature), with
         ``'contrastive'`` each less the mean of the other classes' logits.
         """
         scores = _SCORES.get(seed, _logits)(logits_of(outputs), temperature)
         # One gather for the batch: a chain of selections would allocate the logits' gradient anew for each sample.
-        axes = zip(*((sample, *place) for sample, place in enumerate(self.index)), strict=True)
+        samples = self.samples or range(len(self.index))
+        axes = zip(*((sample, *place) for sample, place in zip(samples, self.index, strict=True)), strict=True)
         return scores[tuple(torch.tensor(axis, device=scores.device) for axis in axes)]
 
 

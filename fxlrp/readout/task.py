@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from fxlrp.cache import Captured
 from fxlrp.errors import InputError, TargetError
 from fxlrp.graph.operators import is_continuous
+from fxlrp.plan import Plan
 from fxlrp.readout.point import Point, point_of, reference_point
 from fxlrp.rewrite import Rewritten
 from fxlrp.rewrite.call import widened
@@ -72,12 +73,13 @@ class Task:
         target: Target = None,
         contrast: Target = None,
         reference: Mapping[str, Any] | None = None,
+        captured: Captured | None = None,
     ) -> None:
         self.lrp = lrp
         self.given = given
         self.wanted = (target, contrast)
         self.chosen = reference
-        self.captured: Captured = lrp.captured(given)
+        self.captured: Captured = captured or lrp.captured(given)
         self.explain: Explained | None = None
         self.tapped: dict[str, fx.Node] = {}
 
@@ -110,7 +112,7 @@ class Task:
 
     def _explained(self, outputs: Any, lrp: ConvertedModel) -> tuple[list[Tensor], list[Tensor]]:
         if self.explain is None:
-            self.explain = Explained(self.lrp, self.given, *self.wanted, outputs)
+            self.explain = Explained.of(self.lrp, self.given, *self.wanted, outputs)
         with torch.enable_grad():
             return self.explain(outputs, lrp.ruleset)
 
@@ -180,13 +182,21 @@ class Task:
             if starts
             else [None] * len(wanted)
         )
+        carried = self.carried(plan, taps, watched, messages)
+        return Propagated(outputs, explained.detach(), carried[: len(values)], carried[len(values) :], tuple(flat))
+
+    @staticmethod
+    def carried(
+        plan: Plan, taps: Sequence[fx.Node], watched: Sequence[Tensor], messages: Sequence[Tensor | None]
+    ) -> tuple[Carried, ...]:
+        """Attributed and tapped values with their messages, which are given for those that can have one."""
+        wanted = [value for value in watched if value.requires_grad]
         by_value = dict(zip(map(id, wanted), messages, strict=True))
-        kinds = [plan.message] * len(values) + [plan.takes(node) for node in taps]
-        carried = tuple(
+        kinds = [plan.message] * (len(watched) - len(taps)) + [plan.takes(node) for node in taps]
+        return tuple(
             Carried(value.detach(), torch.zeros_like(value) if message is None else message, kind)
             for value, message, kind in zip(watched, [by_value.get(id(v)) for v in watched], kinds, strict=True)
         )
-        return Propagated(outputs, explained.detach(), carried[: len(values)], carried[len(values) :], tuple(flat))
 
     def leaves(self) -> dict[str, Tensor]:
         """The float inputs that are attributed, as leaves of a backward pass."""
@@ -204,20 +214,24 @@ class Task:
 class Explained:
     """The scalars of an output that are explained, target and contrast, each with the seed of its backward pass."""
 
-    def __init__(
-        self, lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target, outputs: Any
-    ) -> None:
-        self.lrp = lrp
-        self.batch = next(len(v) for v in given.values() if isinstance(v, Tensor) and v.ndim)
+    def __init__(self, lrp: ConvertedModel, batch: int, terms: Sequence[tuple[float, Any]]) -> None:
+        self.lrp, self.batch, self.terms = lrp, batch, terms
+
+    @staticmethod
+    def of(
+        lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target, outputs: Any
+    ) -> Explained:
+        """Target and contrast in any of their forms."""
+        batch = next(len(v) for v in given.values() if isinstance(v, Tensor) and v.ndim)
         decoder = given.get("decoder_attention_mask")
         mask = decoder if decoder is not None or "decoder_input_ids" in given else given.get("attention_mask")
         can_generate = getattr(lrp.model, "can_generate", None)
         generates = bool(can_generate and can_generate())
-        self.terms: list[tuple[float, Any]] = []
+        terms: list[tuple[float, Any]] = []
         for sign, wanted in ((1.0, target), (-1.0, contrast)):
             if sign > 0 or wanted is not None:
-                chosen = wanted if callable(wanted) else resolve(wanted, outputs, mask, generates)
-                self.terms.append((sign, chosen))
+                terms.append((sign, wanted if callable(wanted) else resolve(wanted, outputs, mask, generates)))
+        return Explained(lrp, batch, terms)
 
     def __call__(self, outputs: Any, rules: Ruleset) -> tuple[list[Tensor], list[Tensor]]:
         """Scalars [batch] whose sum is explained, and the gradient with which the backward pass begins at each."""

@@ -283,6 +283,33 @@ def constant_weights_attention(
 # --- linear maps behind the last mixing of positions ------------------------------------------------------------
 
 
+def _few_rows_product(g: Tensor, weight: Tensor) -> Tensor:
+    """g @ weight, where rows of zeros are skipped if they are many."""
+    rows = g.flatten(0, -2)
+    if 2 * int(rows[:, 0].count_nonzero()) <= len(rows):  # a cheap look before the exact one
+        chosen = torch.linalg.vector_norm(rows, math.inf, -1).nonzero()[:, 0]
+        if 2 * len(chosen) <= len(rows):
+            result = rows.new_zeros(len(rows), weight.shape[-1])
+            result[chosen] = rows[chosen] @ weight
+            return result.unflatten(0, g.shape[:-1])
+    return g @ weight
+
+
+class _FewRowsProduct(torch.autograd.Function):
+    """The product for messages of many targets as well, which torch hands over with the targets as an axis."""
+
+    @staticmethod
+    def forward(g: Tensor, weight: Tensor) -> Tensor:
+        return _few_rows_product(g, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], g: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+        return _few_rows_product(g.movedim(in_dims[0], 0), weight), 0
+
+
 class _FewRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -292,14 +319,8 @@ class _FewRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        rows = grads[0].flatten(0, -2)
-        if 2 * int(rows[:, 0].count_nonzero()) <= len(rows):  # a cheap look before the exact one
-            chosen = torch.linalg.vector_norm(rows, math.inf, -1).nonzero()[:, 0]
-            if 2 * len(chosen) <= len(rows):
-                result = rows.new_zeros(len(rows), weight.shape[-1])
-                result[chosen] = rows[chosen] @ weight
-                return result.unflatten(0, grads[0].shape[:-1]), None, None
-        return grads[0] @ weight, None, None
+        g: Any = _FewRowsProduct.apply(grads[0], weight)  # type: ignore[no-untyped-call]
+        return g, None, None
 
 
 def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,0 +1,215 @@
+"""Views of an attribution of generated tokens: in it goes, out come a page, a terminal table, a figure, a data frame
+and plain values.
+
+All show one matrix per sample and attributed input of tokens: tokens before as rows, generated tokens as columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fxlrp.errors import InputError, MissingExtraError
+from fxlrp.report.digest import Array
+from fxlrp.report.figure import NEGATIVE, POSITIVE, _plain
+from fxlrp.report.html import _environment
+from fxlrp.report.numbers import signed
+from fxlrp.report.pieces import Piece, readable
+from fxlrp.report.terminal import _style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from fxlrp.generated import GenerationAttribution
+
+STRONGEST = 3
+"""So many tokens before are named for each generated token in the terminal."""
+COLUMNS = ("sample", "input", "position", "token", "generated_position", "generated_token", "relevance")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Relevance of the tokens of one input (rows) to the generated ones (columns); None at tokens not yet there."""
+
+    name: str
+    rows: tuple[Piece, ...]
+    places: tuple[int, ...]
+    values: Array
+    seen: Array
+
+    def cell(self, row: int, column: int) -> float | None:
+        """The relevance, None where the generated token cannot see the row's."""
+        return float(self.values[row, column]) if self.seen[row, column] else None
+
+    @property
+    def scales(self) -> list[float]:
+        """The largest ``|R|`` of each column."""
+        return [float(v) for v in np.abs(self.values).max(0, initial=0.0)]
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """One sample: its generated tokens that are no padding, and a matrix for every attributed input of tokens."""
+
+    index: int
+    columns: tuple[Piece, ...]
+    labels: tuple[str, ...]
+    explained: tuple[float, ...]
+    matrices: tuple[Matrix, ...]
+
+
+def digest_generation(result: GenerationAttribution) -> tuple[GeneratedText, ...]:
+    """Every sample without padding. Raises :class:`InputError` where no input is of tokens."""
+    return tuple(_sample(result, sample) for sample in range(len(result.generated_ids)))
+
+
+def _sample(result: GenerationAttribution, sample: int) -> GeneratedText:
+    kept = (~result.padding[sample]).nonzero()[:, 0].tolist()
+    spelled = _spelled(result.generated_tokens, result.generated_ids[sample].tolist(), sample)
+    matrices = tuple(
+        _matrix(result, name, sample, kept) for name, value in result.inputs.items() if value.ndim == 3
+    )
+    if not matrices:
+        raise InputError(f"'{result.main}' is no text, so there is no matrix of tokens to show: read .relevance.")
+    return GeneratedText(
+        sample,
+        readable([spelled[k] for k in kept]),
+        tuple(result.label(sample, k) for k in kept),
+        tuple(float(result.explained[sample, k]) for k in kept),
+        matrices,
+    )
+
+
+def _spelled(names: Sequence[Sequence[str]] | None, ids: Sequence[int], sample: int) -> Sequence[str]:
+    return [str(i) for i in ids] if names is None else names[sample]
+
+
+def _matrix(result: GenerationAttribution, name: str, sample: int, kept: list[int]) -> Matrix:
+    values = result.inputs[name][sample].detach().cpu().double().numpy()[:, kept]
+    places = np.arange(len(values))
+    mask = result.attention_mask
+    if name == result.stream:
+        # The generated tokens behind padding columns are padding themselves.
+        places = places[: result.start + max(len(kept) - 1, 0)]
+    if mask is not None and name == result.main:
+        places = places[mask[sample].cpu().numpy().astype(bool)[: len(places)]]
+    names = result.names.get(name)
+    rows = readable([names[sample][p] if names else f"#{p}" for p in places])
+    ends = result.start + np.array(kept)
+    seen = places[:, None] < ends if name == result.stream else np.ones((len(places), len(kept)), dtype=bool)
+    return Matrix(name, rows, tuple(int(p) for p in places), values[places], seen)
+
+
+def show_generation(result: GenerationAttribution, console: Console | None = None) -> None:
+    """Print, for each generated token, its explained logit and the tokens before with the largest ``|R|``."""
+    console = console or Console()
+    for sample in digest_generation(result):
+        for matrix in sample.matrices:
+            table = Table(box=None, pad_edge=False, header_style="dim", title=matrix.name, title_justify="left")
+            for name in ("generated", "explained", "most relevant tokens before"):
+                table.add_column(name, overflow="fold", justify="right" if name == "explained" else "left")
+            for column, label in enumerate(sample.labels):
+                table.add_row(Text(label), signed(sample.explained[column]), _strongest(matrix, column))
+            console.print(table)
+
+
+def _strongest(matrix: Matrix, column: int) -> Text:
+    values, scale = matrix.values[:, column], matrix.scales[column]
+    order = np.argsort(-np.abs(values), kind="stable")[:STRONGEST]
+    parts = [Text(f" {matrix.rows[r].text} {signed(float(values[r]), scale)} ", _style(float(values[r]), scale)) for r in order]
+    return Text(" ").join(parts)
+
+
+def generation_html(
+    result: GenerationAttribution, path: str | Path | None = None, title: str = "What each generated token rests on"
+) -> str:
+    """A self-contained page without script: a generated token is selected with pointer or keyboard, and the tokens
+    before are coloured by their relevance to it; below stands the whole matrix. Written to ``path`` if one is given.
+    """
+    page = _environment().get_template("generation.html.j2").render(
+        title=title, ruleset=result.ruleset, rulesets=[result.ruleset], samples=digest_generation(result)
+    )
+    if path is not None:
+        Path(path).write_text(page, encoding="utf-8")
+    return page
+
+
+def draw_generation(result: GenerationAttribution) -> Figure:
+    """A matplotlib figure: one picture per sample and input, tokens before by generated tokens, colours centred at 0.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot") from error
+    pictures = [(sample, matrix) for sample in digest_generation(result) for matrix in sample.matrices]
+    heights = [0.9 + 0.2 * len(matrix.rows) for _, matrix in pictures]
+    widest = max(len(sample.columns) for sample, _ in pictures)
+    figure = Figure(figsize=(2.5 + 0.25 * widest, sum(heights)), layout="constrained")
+    colours = LinearSegmentedColormap.from_list("relevance", [NEGATIVE, "#ffffff", POSITIVE])
+    colours.set_bad("#e4e6ea")
+    grid = figure.subplots(len(pictures), 1, squeeze=False, height_ratios=heights)
+    for (sample, matrix), axes in zip(pictures, grid[:, 0], strict=True):
+        limit = max(matrix.scales, default=0.0) or 1.0
+        shown = np.ma.masked_where(~matrix.seen, matrix.values)
+        image = axes.imshow(shown, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+        axes.set_xticks(range(len(sample.columns)), [_plain(p.text) for p in sample.columns], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(matrix.rows)), [_plain(p.text) for p in matrix.rows], fontsize=8)
+        axes.set_title(f"{result.ruleset.name}: {matrix.name}", fontsize=9)
+        figure.colorbar(image, ax=axes, label="relevance")
+    return figure
+
+
+def tabulate_generation(result: GenerationAttribution) -> pd.DataFrame:
+    """One row per sample, input, token before and generated token that sees it, with the columns ``COLUMNS``.
+
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtraError("pandas", "data") from error
+    rows = [
+        (sample.index, matrix.name, matrix.places[r], matrix.rows[r].raw, c, piece.raw, value)
+        for sample in digest_generation(result)
+        for matrix in sample.matrices
+        for r in range(len(matrix.rows))
+        for c, piece in enumerate(sample.columns)
+        if (value := matrix.cell(r, c)) is not None
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def generation_as_plain(result: GenerationAttribution) -> dict[str, Any]:
+    """Every number that a view shows, in full precision, ready for JSON: None at tokens that are not seen."""
+    return {
+        "ruleset": {"name": result.ruleset.name, "version": result.ruleset.version, "hash": result.ruleset.hash},
+        "samples": [
+            {
+                "generated": [piece.raw for piece in sample.columns],
+                "explained": list(sample.explained),
+                "inputs": {
+                    matrix.name: {
+                        "tokens": [piece.raw for piece in matrix.rows],
+                        "relevance": [
+                            [matrix.cell(r, c) for c in range(len(sample.columns))] for r in range(len(matrix.rows))
+                        ],
+                    }
+                    for matrix in sample.matrices
+                },
+            }
+            for sample in digest_generation(result)
+        ],
+    }
