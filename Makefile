@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint format docs rulesets bench census clean
+.PHONY: help setup demo test fuzz lint format docs rulesets bench papers census clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,9 @@ bench: setup ## compare speed and results with lxt, captum and zennit
 	$(PIP) install --quiet -c constraints.txt -e ".[bench]"
 	$(PIP) install --quiet --no-deps -c constraints.txt lxt zennit
 	$(BIN)/python -m benchmarks $(ARGS)
+
+papers: setup ## reproduce the orderings of the papers' tables and write docs/papers.md (ARGS="--sst2 FOLDER")
+	$(BIN)/python -m benchmarks.papers --write docs/papers.md $(ARGS)
 
 census: setup ## put every architecture of transformers through fxlrp and write docs/coverage.md
 	$(PIP) install --quiet -c constraints.txt -e ".[bench]"

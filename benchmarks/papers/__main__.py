@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,19 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.papers import ali
+from benchmarks.papers import ali, arras, chefer
 from benchmarks.papers.data import SHARED
+from benchmarks.papers.experiment import Experiment
 from benchmarks.papers.page import print_outcome, render
 from fxlrp.errors import FxlrpError, InputError, nearest
 
-EXPERIMENTS = {"ali": ali.experiment}
+#: Each takes the folder of SST-2 and how many samples to use.
+EXPERIMENTS: dict[str, Callable[[Path, int | None], Experiment]] = {
+    "ali": ali.experiment,
+    "chefer": lambda _, count: chefer.methods_compared(count),
+    "chefer-ablation": lambda _, count: chefer.ablation(count),
+    "arras": arras.experiment,
+}
 
 app = typer.Typer(add_completion=False)
 

@@ -9,15 +9,15 @@ from typing import Any
 from benchmarks.papers.data import sentences, text_batches
 from benchmarks.papers.experiment import Column, Experiment, Method
 from fxlrp.checkpoints import load_demo
-from fxlrp.evaluate import Perturbation
+from fxlrp.evaluate import ali2022_activation, ali2022_pruning
 
 
 def experiment(sst2: Path, count: int | None) -> Experiment:
     """Tables 3 and 4 of the paper for SST-2."""
     model, tokenizer = load_demo()
     unknown: int = tokenizer.unk_token_id
-    activation = Perturbation("most", "add", replace=unknown, of="label")
-    pruning = Perturbation("absolute-least", "remove", replace=unknown, of="label")
+    activation = ali2022_activation(unknown)
+    pruning = ali2022_pruning(unknown)
 
     def build() -> tuple[Any, Sequence[Any]]:
         return model, list(text_batches(tokenizer, sentences(sst2, count)))

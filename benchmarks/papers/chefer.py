@@ -9,7 +9,7 @@ import fxlrp
 from benchmarks.papers.data import BATCH
 from benchmarks.papers.experiment import Column, Experiment, Method
 from fxlrp import shipped
-from fxlrp.evaluate import Segmentation, published
+from fxlrp.evaluate import Segmentation, chefer2021_negative, chefer2021_positive
 
 SAMPLES = 500
 THEIRS = "ViT-B/16 on ImageNet; segmentations of ImageNet images (Guillaumin et al. 2014)"
@@ -31,14 +31,20 @@ def columns() -> tuple[Column, ...]:
         Column("pixel accuracy", segmentation, "pixel_accuracy"),
         Column("mAP", segmentation, "mean_ap"),
         Column("mIoU", segmentation, "mean_iou"),
-        Column("positive", published.chefer_positive(), "auac", larger=False),
-        Column("negative", published.chefer_negative(), "auac"),
+        Column("positive", chefer2021_positive(), "auac", larger=False),
+        Column("negative", chefer2021_negative(), "auac"),
     )
 
 
 def numbers(accuracy: str, ap: str, iou: str, positive: str, negative: str) -> dict[str, str]:
     """The paper's percentages by column."""
-    return dict(zip(("pixel accuracy", "mAP", "mIoU", "positive", "negative"), (accuracy, ap, iou, positive, negative), strict=True))
+    return dict(
+        zip(
+            ("pixel accuracy", "mAP", "mIoU", "positive", "negative"),
+            (accuracy, ap, iou, positive, negative),
+            strict=True,
+        )
+    )
 
 
 def methods_compared(count: int | None) -> Experiment:
