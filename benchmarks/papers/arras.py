@@ -25,7 +25,7 @@ def experiment(sst2: Path, count: int | None) -> Experiment:
         title="LRP for recurrent networks: word deletion",
         source="Arras et al. 2017, WASSA, section 4.3 (figure 2; the paper prints no table)",
         url="https://arxiv.org/abs/1706.07206",
-        theirs="a bi-directional LSTM with 60 units on the five classes of SST, its test sentences of at least 10 words",
+        theirs="a bi-directional LSTM with 60 units on SST (five classes), test sentences of at least 10 words",
         ours="the shipped bi-directional LSTM with 60 units on SST-2's two classes, dev sentences of at least 10 words",
         methods=(
             Method("random", None),

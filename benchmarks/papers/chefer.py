@@ -28,9 +28,9 @@ def columns() -> tuple[Column, ...]:
     """Segmentation and both perturbations."""
     segmentation = Segmentation()
     return (
-        Column("pixel accuracy", segmentation, "pixel_accuracy"),
-        Column("mAP", segmentation, "mean_ap"),
-        Column("mIoU", segmentation, "mean_iou"),
+        Column("pixel accuracy", segmentation, "pixel accuracy"),
+        Column("mAP", segmentation, "mAP"),
+        Column("mIoU", segmentation, "mIoU"),
         Column("positive", chefer2021_positive(), "auac", larger=False),
         Column("negative", chefer2021_negative(), "auac"),
     )
