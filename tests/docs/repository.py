@@ -32,7 +32,15 @@ STAGES: tuple[tuple[str, ...], ...] = (
         "fxlrp.readout",
     ),
     ("fxlrp",),
-    ("fxlrp.report", "fxlrp.testing", "fxlrp.evaluate", "fxlrp.checkpoints", "fxlrp.cli", "fxlrp.__main__"),
+    (
+        "fxlrp.report",
+        "fxlrp.testing",
+        "fxlrp.evaluate",
+        "fxlrp.checkpoints",
+        "fxlrp.shipped",
+        "fxlrp.cli",
+        "fxlrp.__main__",
+    ),
 )
 #: Result objects have methods that show them; these reach for the report when they are called.
 LATE = {("fxlrp.attribution", "fxlrp.report")}
