@@ -19,6 +19,8 @@ import transformers
 import typer
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -48,22 +50,32 @@ def read_tsv(path: Path) -> tuple[list[str], list[int]]:
     return [row["sentence"].strip() for row in rows], [int(row["label"]) for row in rows]
 
 
+def spelling() -> Normalizer:
+    """Return what brings ordinary writing and the Penn Treebank's, in which SST-2 is written, to one spelling."""
+    spellings = {"’": "'", "-lrb-": "(", "-rrb-": ")", "``": '"', "''": '"'}
+    replace = [normalizers.Replace(old, new) for old, new in spellings.items()]
+    return normalizers.Sequence([normalizers.BertNormalizer(lowercase=True), *replace])
+
+
+def splitter() -> PreTokenizer:
+    """Return what splits a normalised text at spaces, around signs, and before "n't" and "'s", which stay whole."""
+    words = Regex(r"\w+?(?=n't\b)|n't\b|'(?:s|d|m|ll|re|ve)\b|\w+|[^\w\s]")
+    split = pre_tokenizers.Split(words, behavior="isolated")
+    return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), split])
+
+
 def train_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
     """Train a lower-cased WordPiece vocabulary.
 
     SST-2 is written in the style of the Penn Treebank ("is n't", "-lrb-", "``"). Normaliser and splitter
     bring ordinary writing ("isn't", "(", a quotation mark) to the same tokens and keep "n't" and "'s" whole.
     """
-    spellings = {"’": "'", "-lrb-": "(", "-rrb-": ")", "``": '"', "''": '"'}
-    replace = [normalizers.Replace(old, new) for old, new in spellings.items()]
-    normalizer = normalizers.Sequence([normalizers.BertNormalizer(lowercase=True), *replace])
-    words = Regex(r"\w+?(?=n't\b)|n't\b|'(?:s|d|m|ll|re|ve)\b|\w+|[^\w\s]")
-    split = pre_tokenizers.Split(words, behavior="isolated")
+    normalizer = spelling()
 
     def assemble(vocabulary: dict[str, int]) -> Tokenizer:
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         tokenizer.normalizer = normalizer
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), split])
+        tokenizer.pre_tokenizer = splitter()
         return tokenizer
 
     # The trainer numbers the inner letters in random order and breaks ties by number. Named first, they keep
@@ -122,9 +134,9 @@ def batches(
         yield padded, (padded != PAD).long(), torch.tensor([labels[i] for i in group])
 
 
-def drop_words(ids: Tensor) -> Tensor:
-    """Replace ordinary tokens by [UNK] with probability WORD_DROPOUT.   ids: [batch, tokens]."""
-    dropped = (torch.rand(ids.shape) < WORD_DROPOUT) & (ids >= len(SPECIAL_TOKENS))
+def drop_words(ids: Tensor, ordinary: int = len(SPECIAL_TOKENS)) -> Tensor:
+    """Replace tokens from ``ordinary`` on by [UNK] with probability WORD_DROPOUT.   ids: [batch, tokens]."""
+    dropped = (torch.rand(ids.shape) < WORD_DROPOUT) & (ids >= ordinary)
     return ids.masked_fill(dropped, UNK)
 
 

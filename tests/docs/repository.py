@@ -39,6 +39,7 @@ STAGES: tuple[tuple[str, ...], ...] = (
         "fxlrp.evaluate",
         "fxlrp.checkpoints",
         "fxlrp.texts",
+        "fxlrp.shipped",
         "fxlrp.cli",
         "fxlrp.__main__",
     ),
