@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="PATH_OR_NAME",
-        help="Folder or hub name of a sequence classifier or causal language model.",
+        help="Folder or hub name of a sequence classifier or language model.",
         show_default="the small sentiment model that comes with fxlrp",
     ),
 ]
@@ -73,7 +73,7 @@ ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="Folder or hub name of a sequence classifier or causal language model.",
+        help="Folder or hub name of a sequence classifier or language model.",
         show_default="the small sentiment model that comes with fxlrp",
     ),
 ]
@@ -92,6 +92,18 @@ TargetOption = Annotated[
 ]
 ContrastOption = Annotated[
     str | None, typer.Option(help="Explain why the target, rather than this other class or token.")
+]
+GenerateOption = Annotated[
+    int | None,
+    typer.Option(
+        "--generate",
+        "-g",
+        metavar="N",
+        min=1,
+        help="Let a language model generate up to N tokens, and explain each of them. --contrast then names another "
+        "token for all, or 'runner-up', the second best at each step.",
+        show_default="explain one output",
+    ),
 ]
 LayersOption = Annotated[
     list[str] | None,
@@ -126,12 +138,20 @@ def explain(
     ruleset: RulesetOption = "attnlrp",
     target: TargetOption = None,
     contrast: ContrastOption = None,
+    generate: GenerateOption = None,
     layers: LayersOption = None,
     ledger: LedgerOption = True,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which words speak for and against what the model says about a text."""
+    """Show which words speak for and against what the model says about a text, or each word that it generates."""
+    if generate is not None:
+        if target is not None or layers:
+            raise typer.BadParameter(
+                "--target and --layers explain one output; leave them out", param_hint="--generate"
+            )
+        _explain_generation(model, text, ruleset, generate, contrast, out, as_json)
+        return
     _explain(
         model,
         text,
@@ -279,6 +299,40 @@ def _explain(
         _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
 
 
+def _explain_generation(
+    source: str | None,
+    texts: Sequence[str],
+    rules: str,
+    count: int,
+    contrast: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Explain every token that the model generates after ``texts``, then print the view and write the report."""
+    import fxlrp
+    from fxlrp.checkpoints import class_index, encode
+    from fxlrp.report.generation import generation_as_plain, generation_html, show_generation
+
+    _require_folder_of(out)
+    chosen = fxlrp.ruleset(rules)
+    network, tokenizer = _load(source)
+    lrp = fxlrp.convert(network, chosen)
+    other: Any = contrast
+    if contrast is not None and contrast != "runner-up":
+        other = class_index(contrast, network, tokenizer)
+    with _working("generating and explaining"):
+        inputs = encode(texts, tokenizer, network, 0 if network.config.is_encoder_decoder else count)
+        result = lrp.attribute_generation(inputs, count, contrast=other, tokenizer=tokenizer)
+    if out is not None:
+        generation_html(result, out, texts[0])
+    if as_json:
+        _print_json({"generation": generation_as_plain(result), "html": out and str(out)})
+        return
+    show_generation(result, _stdout())
+    if out is not None:
+        _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
+
+
 def _attribute(
     network: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -292,6 +346,10 @@ def _attribute(
     import fxlrp
     from fxlrp.checkpoints import block_names, class_index, encode
 
+    if network.config.is_encoder_decoder:
+        raise InputError(
+            "An encoder-decoder is explained by the tokens that it generates: fxlrp explain --generate 20."
+        )
     chosen = [fxlrp.ruleset(name) for name in rulesets]  # a misspelt name is reported before any work is done
     inputs = encode(texts, tokenizer, network)
     wanted, other = (None if name is None else class_index(name, network, tokenizer) for name in (target, contrast))

@@ -150,6 +150,7 @@ def attribute_generation(
         return Steps(places, ids, _contrast(contrast, ids, logits[:, start - 1 :]))
 
     task = Task(lrp, given)
+    _check_rules(task)
     passes = Passes(task, steps, given[prompt.stream].shape[1], chunk)
     tokenizer = tokenizer or getattr(inputs, "tokenizer", None)
     columns: list[Mapping[str, Tensor]] = []
@@ -160,7 +161,9 @@ def attribute_generation(
         explained.append(answer.propagated.explained)
     stacked = {name: torch.stack([column[name] for column in columns], -1) for name in columns[0]}
     _check_causal(lrp, stacked[prompt.stream], start)
-    seen = {name: _seen_alone(value, padding, start if name == prompt.stream else None) for name, value in stacked.items()}
+    seen = {
+        name: _seen_alone(value, padding, start if name == prompt.stream else None) for name, value in stacked.items()
+    }
     assert passes.steps is not None
     mask = given.get("attention_mask")
     tokens = {name: _tokens({}, given.get(name), tokenizer) for name in seen}
@@ -187,6 +190,16 @@ def _check_reading(lrp: ConvertedModel) -> None:
         raise RulesetError(
             f"'{lrp.ruleset.name}' reads row {row} of attention, counted from the end of the text, which is another "
             "token for every generated one. Override readout with row: target, the token that each is predicted at."
+        )
+
+
+def _check_rules(task: Task) -> None:
+    decisions = task.lrp.rewritten(task.captured)[0].decisions.values()
+    name = next((decision.rule.name for decision in decisions if decision.rule.among_outputs), None)
+    if name is not None:
+        raise RulesetError(
+            f"Rule '{name}' of '{task.lrp.ruleset.name}' compares all values that a token reaches, those of later "
+            "tokens as well, so one pass cannot stand for one pass per token. Call attribute once per token."
         )
 
 
@@ -232,7 +245,9 @@ def _contrast(wanted: Contrast, ids: Tensor, logits: Tensor) -> Tensor | None:
         if wanted != "runner-up":
             raise TargetError(f"contrast='{wanted}' is none: give a token id, ids [batch, tokens] or 'runner-up'.")
         return logits.scatter(-1, ids[..., None], -torch.inf).argmax(-1)
-    other = torch.full_like(ids, wanted) if isinstance(wanted, int) else _of_batch(wanted, ids, "contrast", ids.shape[1])
+    other = (
+        torch.full_like(ids, wanted) if isinstance(wanted, int) else _of_batch(wanted, ids, "contrast", ids.shape[1])
+    )
     _check_ids(other, logits.shape[-1], "contrast")
     return other
 

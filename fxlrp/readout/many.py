@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fxlrp.model import ConvertedModel
 
 #: Rows [target, sample, position] that go back together unless the caller says how many targets do.
-ROWS = 2048
+ROWS = 1024
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,7 @@ def digest_generation(result: GenerationAttribution) -> tuple[GeneratedText, ...
 def _sample(result: GenerationAttribution, sample: int) -> GeneratedText:
     kept = (~result.padding[sample]).nonzero()[:, 0].tolist()
     spelled = _spelled(result.generated_tokens, result.generated_ids[sample].tolist(), sample)
-    matrices = tuple(
-        _matrix(result, name, sample, kept) for name, value in result.inputs.items() if value.ndim == 3
-    )
+    matrices = tuple(_matrix(result, name, sample, kept) for name, value in result.inputs.items() if value.ndim == 3)
     if not matrices:
         raise InputError(f"'{result.main}' is no text, so there is no matrix of tokens to show: read .relevance.")
     return GeneratedText(
@@ -124,7 +122,10 @@ def show_generation(result: GenerationAttribution, console: Console | None = Non
 def _strongest(matrix: Matrix, column: int) -> Text:
     values, scale = matrix.values[:, column], matrix.scales[column]
     order = np.argsort(-np.abs(values), kind="stable")[:STRONGEST]
-    parts = [Text(f" {matrix.rows[r].text} {signed(float(values[r]), scale)} ", _style(float(values[r]), scale)) for r in order]
+    parts = [
+        Text(f" {matrix.rows[r].text} {signed(float(values[r]), scale)} ", _style(float(values[r]), scale))
+        for r in order
+    ]
     return Text(" ").join(parts)
 
 
@@ -134,8 +135,10 @@ def generation_html(
     """A self-contained page without script: a generated token is selected with pointer or keyboard, and the tokens
     before are coloured by their relevance to it; below stands the whole matrix. Written to ``path`` if one is given.
     """
-    page = _environment().get_template("generation.html.j2").render(
-        title=title, ruleset=result.ruleset, rulesets=[result.ruleset], samples=digest_generation(result)
+    page = (
+        _environment()
+        .get_template("generation.html.j2")
+        .render(title=title, ruleset=result.ruleset, rulesets=[result.ruleset], samples=digest_generation(result))
     )
     if path is not None:
         Path(path).write_text(page, encoding="utf-8")
