@@ -1,4 +1,4 @@
-"""How much faster generated tokens are explained from one forward pass than one by one: python -m benchmarks.generation.
+"""How much faster generated tokens are explained from one pass than one by one: python -m benchmarks.generation.
 
 In go small random models; out comes a table of ratios of times, measured in one process and interleaved, and of the
 largest difference between the two answers. Repeating works on shorter texts (prompt and what was generated so far);

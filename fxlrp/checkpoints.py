@@ -1,8 +1,8 @@
 """Checkpoints for the command line: in goes a folder or a name, out come a model in evaluation mode and its
 tokenizer.
 
-Sequence classifiers, causal and encoder-decoder language models are told apart by the architecture that the checkpoint's own
-config names. A local folder never touches the network; a name is looked up as transformers does.
+Sequence classifiers, causal and encoder-decoder language models are told apart by the architecture that the
+checkpoint's own config names. A local folder never touches the network; a name is looked up as transformers does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def load_checkpoint(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     Args: source: a folder written by ``save_pretrained``, or the name of a checkpoint on the Hugging Face hub
     (taken from the local cache if it is there, else downloaded).
 
-    Raises: CheckpointError: there is no such checkpoint, it is no sequence classifier or language model, parts of its weights are missing, or it has no tokenizer.
+    Raises: CheckpointError: there is no such checkpoint, it is no sequence classifier or language model, parts
+    of its weights are missing, or it has no tokenizer.
     """
     from transformers import AutoConfig, AutoTokenizer
 

@@ -54,7 +54,7 @@ class Prompt:
             started = given.get("decoder_input_ids")
             return Prompt(given, "decoder_input_ids", _start(model, given) if started is None else started)
         ids = given.get("input_ids")
-        if not _are_ids(ids):
+        if not isinstance(ids, Tensor) or not _are_ids(ids):
             raise InputError("A causal language model continues a prompt of token ids: give input_ids [batch, tokens].")
         mask = given.get("attention_mask")
         if mask is not None and not bool(mask[:, -1].all()):
@@ -75,7 +75,7 @@ class Prompt:
         return torch.ones_like(self.ids) if mask is None else mask
 
     def generate(self, model: Any, count: int) -> Tensor:
-        """Up to ``count`` tokens that the model itself appends, [batch, tokens]: greedily, its own end tokens obeyed."""
+        """Up to ``count`` tokens that the model itself appends, [batch, tokens]: greedily, obeying its end tokens."""
         options: dict[str, Any] = {"max_new_tokens": count, "do_sample": False, "num_beams": 1}
         pad, end = model.generation_config.pad_token_id, model.generation_config.eos_token_id
         if pad is None and end is not None:
@@ -290,7 +290,7 @@ def _visible(relevance: Tensor, start: int) -> Tensor:
 
 
 def _seen_alone(relevance: Tensor, padding: Tensor, start: int | None) -> Tensor:
-    """Relevance [batch, ..., generated tokens] with 0 in columns of padding and, from ``start`` on, at unseen tokens."""
+    """Relevance [batch, ..., generated tokens] with 0 in columns of padding and at tokens that are not seen."""
     hidden = padding.reshape(len(padding), *(1,) * (relevance.ndim - 2), -1)
     if start is not None:
         hidden = hidden | ~_visible(relevance, start)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -43,7 +44,7 @@ class Matrix:
     rows: tuple[Piece, ...]
     places: tuple[int, ...]
     values: Array
-    seen: Array
+    seen: NDArray[np.bool_]
 
     def cell(self, row: int, column: int) -> float | None:
         """The relevance, None where the generated token cannot see the row's."""
@@ -102,7 +103,7 @@ def _matrix(result: GenerationAttribution, name: str, sample: int, kept: list[in
     names = result.names.get(name)
     rows = readable([names[sample][p] if names else f"#{p}" for p in places])
     ends = result.start + np.array(kept)
-    seen = places[:, None] < ends if name == result.stream else np.ones((len(places), len(kept)), dtype=bool)
+    seen = (places[:, None] < ends) | (name != result.stream)
     return Matrix(name, rows, tuple(int(p) for p in places), values[places], seen)
 
 
