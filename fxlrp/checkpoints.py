@@ -113,11 +113,16 @@ def encode(
 ) -> BatchEncoding:
     """Return ``texts`` as the model takes them: ids and mask ``[batch, tokens]``, padded to the longest.
 
-    ``room`` is the number of tokens that a causal language model is to append: padding then stands on the left.
+    ``room`` is the number of tokens that a language model is to generate: a prompt that they are appended to is
+    padded on the left.
 
     Raises:
         InputError: a text has no token, or more of them (with those to append) than the model has positions.
     """
+    if model.config.is_encoder_decoder:
+        if not room:
+            raise InputError("An encoder-decoder is explained by what it generates: fxlrp explain --generate 20.")
+        room = 0  # the decoder's, whose length is its own
     if tokenizer.pad_token is None:  # as in GPT-2; the mask keeps padding out, whatever token it is made of
         tokenizer.pad_token = tokenizer.eos_token
     encoded: BatchEncoding = tokenizer(

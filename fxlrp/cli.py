@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from fxlrp.errors import FxlrpError, InputError
+from fxlrp.errors import FxlrpError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,19 +91,13 @@ TargetOption = Annotated[
     ),
 ]
 ContrastOption = Annotated[
-    str | None, typer.Option(help="Explain why the target, rather than this other class or token.")
+    str | None,
+    typer.Option(
+        help="Explain why the target, rather than this other class or token (of generated ones, also 'runner-up')."
+    ),
 ]
 GenerateOption = Annotated[
-    int | None,
-    typer.Option(
-        "--generate",
-        "-g",
-        metavar="N",
-        min=1,
-        help="Let a language model generate up to N tokens, and explain each of them. --contrast then names another "
-        "token for all, or 'runner-up', the second best at each step.",
-        show_default="explain one output",
-    ),
+    int | None, typer.Option("--generate", "-g", metavar="N", min=1, help="Explain N tokens that the model generates.")
 ]
 LayersOption = Annotated[
     list[str] | None,
@@ -147,9 +141,7 @@ def explain(
     """Show which words speak for and against what the model says about a text, or each word that it generates."""
     if generate is not None:
         if target is not None or layers:
-            raise typer.BadParameter(
-                "--target and --layers explain one output; leave them out", param_hint="--generate"
-            )
+            raise typer.BadParameter("leave out --target and --layers, which explain one output")
         _explain_generation(model, text, ruleset, generate, contrast, out, as_json)
         return
     _explain(
@@ -295,18 +287,11 @@ def _explain(
         _print_json({"attributions": [as_plain(each) for each in attributions], "html": out and str(out)})
         return
     render_terminal(attributions, _stdout())
-    if out is not None:
-        _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    _name_report(out)
 
 
 def _explain_generation(
-    source: str | None,
-    texts: Sequence[str],
-    rules: str,
-    count: int,
-    contrast: str | None,
-    out: Path | None,
-    as_json: bool,
+    source: str | None, texts: list[str], rules: str, count: int, contrast: str | None, out: Path | None, as_json: bool
 ) -> None:
     """Explain every token that the model generates after ``texts``, then print the view and write the report."""
     import fxlrp
@@ -316,12 +301,10 @@ def _explain_generation(
     _require_folder_of(out)
     chosen = fxlrp.ruleset(rules)
     network, tokenizer = _load(source)
-    lrp = fxlrp.convert(network, chosen)
-    other: Any = contrast
-    if contrast is not None and contrast != "runner-up":
-        other = class_index(contrast, network, tokenizer)
+    other = contrast if contrast in (None, "runner-up") else class_index(contrast, network, tokenizer)
     with _working("generating and explaining"):
-        inputs = encode(texts, tokenizer, network, 0 if network.config.is_encoder_decoder else count)
+        inputs = encode(texts, tokenizer, network, count)
+        lrp = fxlrp.convert(network, chosen)
         result = lrp.attribute_generation(inputs, count, contrast=other, tokenizer=tokenizer)
     if out is not None:
         generation_html(result, out, texts[0])
@@ -329,8 +312,7 @@ def _explain_generation(
         _print_json({"generation": generation_as_plain(result), "html": out and str(out)})
         return
     show_generation(result, _stdout())
-    if out is not None:
-        _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    _name_report(out)
 
 
 def _attribute(
@@ -346,10 +328,6 @@ def _attribute(
     import fxlrp
     from fxlrp.checkpoints import block_names, class_index, encode
 
-    if network.config.is_encoder_decoder:
-        raise InputError(
-            "An encoder-decoder is explained by the tokens that it generates: fxlrp explain --generate 20."
-        )
     chosen = [fxlrp.ruleset(name) for name in rulesets]  # a misspelt name is reported before any work is done
     inputs = encode(texts, tokenizer, network)
     wanted, other = (None if name is None else class_index(name, network, tokenizer) for name in (target, contrast))
@@ -376,6 +354,11 @@ def _load(source: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         return load_demo() if source is None else load_checkpoint(source)
+
+
+def _name_report(out: Path | None) -> None:
+    if out is not None:
+        _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _require_folder_of(out: Path | None) -> None:

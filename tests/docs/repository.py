@@ -28,6 +28,8 @@ STAGES: tuple[tuple[str, ...], ...] = (
         "fxlrp.cache",
         "fxlrp.attribution",
         "fxlrp.attribute",
+        "fxlrp.generated",
+        "fxlrp.generation",
         "fxlrp.model",
         "fxlrp.readout",
     ),
@@ -35,7 +37,7 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("fxlrp.report", "fxlrp.testing", "fxlrp.evaluate", "fxlrp.checkpoints", "fxlrp.cli", "fxlrp.__main__"),
 )
 #: Result objects have methods that show them; these reach for the report when they are called.
-LATE = {("fxlrp.attribution", "fxlrp.report")}
+LATE = {("fxlrp.attribution", "fxlrp.report"), ("fxlrp.generated", "fxlrp.report")}
 
 #: What knows no model: everything from capture to read-out.
 ENGINE = (
