@@ -122,10 +122,10 @@ def show_generation(result: GenerationAttribution, console: Console | None = Non
 
 def _strongest(matrix: Matrix, column: int) -> Text:
     values, scale = matrix.values[:, column], matrix.scales[column]
-    order = np.argsort(-np.abs(values), kind="stable")[:STRONGEST]
+    seen = [r for r in np.argsort(-np.abs(values), kind="stable") if matrix.seen[r, column]]
     parts = [
         Text(f" {matrix.rows[r].text} {signed(float(values[r]), scale)} ", _style(float(values[r]), scale))
-        for r in order
+        for r in seen[:STRONGEST]
     ]
     return Text(" ").join(parts)
 
