@@ -128,8 +128,9 @@ class Attribution(Viewed):
         if relevance.ndim != 3:
             raise InputError(
                 f"Relevance of shape {tuple(self.relevance.shape)} is no image: a map needs an image as input, and "
-                "relevance by patch (all patches of a grid and no other token), by pixel [batch, height, width] or by "
-                "channel [batch, channels, height, width]."
+                "relevance by patch (all patches of a grid and no other token, which readings of attention give with "
+                "override(readout={'tokens': 'input'})), by pixel [batch, height, width] or by channel "
+                "[batch, channels, height, width]."
             )
         wanted = (size, size) if isinstance(size, int) else tuple(size)
         return F.interpolate(relevance[:, None], size=wanted, mode="bilinear", align_corners=False)[:, 0]

@@ -1,8 +1,8 @@
 """Checkpoints for the command line: in goes a folder or a name, out come a model in evaluation mode and its
 tokenizer.
 
-Sequence classifiers and causal language models are told apart by the architecture that the checkpoint's own
-config names. A local folder never touches the network; a name is looked up as transformers does.
+Sequence classifiers, causal and encoder-decoder language models are told apart by the architecture that the
+checkpoint's own config names. A local folder never touches the network; a name is looked up as transformers does.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 CLASSIFIER_SUFFIXES = ("ForSequenceClassification",)
 LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+ENCODER_DECODER_SUFFIXES = ("ForConditionalGeneration",)
 
 
 class CheckpointError(FxlrpError):
@@ -48,15 +49,10 @@ def load_checkpoint(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     Args: source: a folder written by ``save_pretrained``, or the name of a checkpoint on the Hugging Face hub
     (taken from the local cache if it is there, else downloaded).
 
-    Raises: CheckpointError: there is no such checkpoint, it is no sequence classifier or causal language
-    model, parts of its weights are missing, or it has no tokenizer.
+    Raises: CheckpointError: there is no such checkpoint, it is no sequence classifier or language model, parts
+    of its weights are missing, or it has no tokenizer.
     """
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
+    from transformers import AutoConfig, AutoTokenizer
 
     folder = Path(source).expanduser()
     local = folder.is_dir()
@@ -65,8 +61,9 @@ def load_checkpoint(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     name = str(folder) if local else str(source)
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
-        model_class = AutoModelForSequenceClassification if _is_classifier(config, name) else AutoModelForCausalLM
-        loaded: Any = model_class.from_pretrained(  # typed as a model, but output_loading_info makes it a pair
+        loaded: Any = _model_class(
+            config, name
+        ).from_pretrained(  # typed as a model, but output_loading_info makes it a pair
             name, config=config, local_files_only=local, dtype=torch.float32, output_loading_info=True
         )
         model, loading = loaded
@@ -90,34 +87,54 @@ def _looks_like_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1 or source.endswith("/")
 
 
-def _is_classifier(config: PreTrainedConfig, source: str) -> bool:
+def _model_class(config: PreTrainedConfig, source: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
     architectures: Sequence[str] = config.architectures or ()
-    if any(name.endswith(CLASSIFIER_SUFFIXES) for name in architectures):
-        return True
-    if any(name.endswith(LANGUAGE_MODEL_SUFFIXES) for name in architectures):
-        return False
+    known: list[tuple[tuple[str, ...], Any]] = [
+        (CLASSIFIER_SUFFIXES, AutoModelForSequenceClassification),
+        (LANGUAGE_MODEL_SUFFIXES, AutoModelForCausalLM),
+    ]
+    if config.is_encoder_decoder:
+        known.append((ENCODER_DECODER_SUFFIXES, AutoModelForSeq2SeqLM))
+    for suffixes, model_class in known:
+        if any(name.endswith(suffixes) for name in architectures):
+            return model_class
     found = ", ".join(architectures) or "none"
     raise CheckpointError(
-        f"'{source}' holds neither a sequence classifier nor a causal language model (architectures in its "
-        f"config.json: {found}). Other models are explained from Python: fxlrp.convert(model, ruleset)."
+        f"'{source}' holds neither a sequence classifier nor a causal language model, nor an encoder-decoder that "
+        f"generates text (architectures in its config.json: {found}). Other models are explained from Python: "
+        "fxlrp.convert(model, ruleset)."
     )
 
 
-def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> BatchEncoding:
+def encode(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, room: int = 0
+) -> BatchEncoding:
     """Return ``texts`` as the model takes them: ids and mask ``[batch, tokens]``, padded to the longest.
 
+    ``room`` is the number of tokens that a language model is to generate: a prompt that they are appended to is
+    padded on the left.
+
     Raises:
-        InputError: a text has no token, or more of them than the model has positions.
+        InputError: a text has no token, or more of them (with those to append) than the model has positions.
     """
+    if model.config.is_encoder_decoder:
+        if not room:
+            raise InputError("An encoder-decoder is explained by what it generates: fxlrp explain --generate 20.")
+        room = 0  # the decoder's, whose length is its own
     if tokenizer.pad_token is None:  # as in GPT-2; the mask keeps padding out, whatever token it is made of
         tokenizer.pad_token = tokenizer.eos_token
-    encoded: BatchEncoding = tokenizer(list(texts), return_tensors="pt", padding=len(texts) > 1)
+    encoded: BatchEncoding = tokenizer(
+        list(texts), return_tensors="pt", padding=len(texts) > 1, **({"padding_side": "left"} if room else {})
+    )
     length = encoded["input_ids"].shape[1]
     if length == 0:
         raise InputError("The text has no token. Give at least one word.")
     positions = min(getattr(model.config, "max_position_embeddings", length), tokenizer.model_max_length)
-    if length > positions:
-        raise InputError(f"The text has {length} tokens, the model takes at most {positions}. Shorten it.")
+    if length + room > positions:
+        more = f" and {room} are to be generated" if room else ""
+        raise InputError(f"The text has {length} tokens{more}, the model takes at most {positions}. Shorten it.")
     return encoded
 
 

@@ -25,6 +25,7 @@ from fxlrp.options import (
     BLOCKS,
     ContrastOption,
     DataOption,
+    GenerateOption,
     JsonOption,
     LayersOption,
     LedgerOption,
@@ -93,12 +94,18 @@ def explain(
     ruleset: RulesetOption = "attnlrp",
     target: TargetOption = None,
     contrast: ContrastOption = None,
+    generate: GenerateOption = None,
     layers: LayersOption = None,
     ledger: LedgerOption = True,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which words speak for and against what the model says about a text."""
+    """Show which words speak for and against what the model says about a text, or each word that it generates."""
+    if generate is not None:
+        if target is not None or layers:
+            raise typer.BadParameter("leave out --target and --layers, which explain one output")
+        _explain_generation(model, text, ruleset, generate, contrast, out, as_json)
+        return
     _explain(
         model,
         text,
@@ -282,8 +289,32 @@ def _present(comparison: Comparison, title: str, out: Path | None, as_json: bool
         _print_json({**comparison_as_plain(comparison), "html": out and str(out)})
         return
     print_comparison(comparison, _stdout(), maps=maps)
+    _name_report(out)
+
+
+def _explain_generation(
+    source: str | None, texts: list[str], rules: str, count: int, contrast: str | None, out: Path | None, as_json: bool
+) -> None:
+    """Explain every token that the model generates after ``texts``, then print the view and write the report."""
+    import fxlrp
+    from fxlrp.checkpoints import class_index, encode
+    from fxlrp.report.generation import generation_as_plain, generation_html, show_generation
+
+    _require_folder_of(out)
+    chosen = fxlrp.ruleset(rules)
+    network, tokenizer = _load(source)
+    other = contrast if contrast in (None, "runner-up") else class_index(contrast, network, tokenizer)
+    with _working("generating and explaining"):
+        inputs = encode(texts, tokenizer, network, count)
+        lrp = fxlrp.convert(network, chosen)
+        result = lrp.attribute_generation(inputs, count, contrast=other, tokenizer=tokenizer)
     if out is not None:
-        _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
+        generation_html(result, out, texts[0])
+    if as_json:
+        _print_json({"generation": generation_as_plain(result), "html": out and str(out)})
+        return
+    show_generation(result, _stdout())
+    _name_report(out)
 
 
 def _names(listed: str) -> list[str]:
@@ -300,6 +331,11 @@ def _load(source: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         return load_demo() if source is None else load_checkpoint(source)
+
+
+def _name_report(out: Path | None) -> None:
+    if out is not None:
+        _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _require_folder_of(out: Path | None) -> None:

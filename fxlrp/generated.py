@@ -1,4 +1,4 @@
-"""What an attribution of generated tokens is: a matrix of tokens before by tokens generated; saved, loaded and shown."""
+"""What an attribution of generated tokens is: a matrix of tokens before by tokens generated; saved, loaded, shown."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ class GenerationAttribution:
             raise FxlrpError(f"'{path}' is not an attribution of generated tokens saved by fxlrp: {error}.") from error
         about["ruleset"] = RulesetInfo(**about["ruleset"])
         inputs = {k.removeprefix("inputs/"): v for k, v in tensors.items() if k.startswith("inputs/")}
-        return GenerationAttribution(inputs=inputs, **{name: tensors.get(name) for name in _TENSORS}, **about)
+        given: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
+        return GenerationAttribution(inputs=inputs, **given, **about)
 
 
 _FORMAT = "fxlrp-generation"

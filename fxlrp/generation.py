@@ -54,7 +54,7 @@ class Prompt:
             started = given.get("decoder_input_ids")
             return Prompt(given, "decoder_input_ids", _start(model, given) if started is None else started)
         ids = given.get("input_ids")
-        if not _are_ids(ids):
+        if not isinstance(ids, Tensor) or not _are_ids(ids):
             raise InputError("A causal language model continues a prompt of token ids: give input_ids [batch, tokens].")
         mask = given.get("attention_mask")
         if mask is not None and not bool(mask[:, -1].all()):
@@ -75,7 +75,7 @@ class Prompt:
         return torch.ones_like(self.ids) if mask is None else mask
 
     def generate(self, model: Any, count: int) -> Tensor:
-        """Up to ``count`` tokens that the model itself appends, [batch, tokens]: greedily, its own end tokens obeyed."""
+        """Up to ``count`` tokens that the model itself appends, [batch, tokens]: greedily, obeying its end tokens."""
         options: dict[str, Any] = {"max_new_tokens": count, "do_sample": False, "num_beams": 1}
         pad, end = model.generation_config.pad_token_id, model.generation_config.eos_token_id
         if pad is None and end is not None:
@@ -150,6 +150,7 @@ def attribute_generation(
         return Steps(places, ids, _contrast(contrast, ids, logits[:, start - 1 :]))
 
     task = Task(lrp, given)
+    _check_rules(task)
     passes = Passes(task, steps, given[prompt.stream].shape[1], chunk)
     tokenizer = tokenizer or getattr(inputs, "tokenizer", None)
     columns: list[Mapping[str, Tensor]] = []
@@ -160,7 +161,9 @@ def attribute_generation(
         explained.append(answer.propagated.explained)
     stacked = {name: torch.stack([column[name] for column in columns], -1) for name in columns[0]}
     _check_causal(lrp, stacked[prompt.stream], start)
-    seen = {name: _seen_alone(value, padding, start if name == prompt.stream else None) for name, value in stacked.items()}
+    seen = {
+        name: _seen_alone(value, padding, start if name == prompt.stream else None) for name, value in stacked.items()
+    }
     assert passes.steps is not None
     mask = given.get("attention_mask")
     tokens = {name: _tokens({}, given.get(name), tokenizer) for name in seen}
@@ -187,6 +190,16 @@ def _check_reading(lrp: ConvertedModel) -> None:
         raise RulesetError(
             f"'{lrp.ruleset.name}' reads row {row} of attention, counted from the end of the text, which is another "
             "token for every generated one. Override readout with row: target, the token that each is predicted at."
+        )
+
+
+def _check_rules(task: Task) -> None:
+    decisions = task.lrp.rewritten(task.captured)[0].decisions.values()
+    name = next((decision.rule.name for decision in decisions if decision.rule.among_outputs), None)
+    if name is not None:
+        raise RulesetError(
+            f"Rule '{name}' of '{task.lrp.ruleset.name}' compares all values that a token reaches, those of later "
+            "tokens as well, so one pass cannot stand for one pass per token. Call attribute once per token."
         )
 
 
@@ -232,7 +245,9 @@ def _contrast(wanted: Contrast, ids: Tensor, logits: Tensor) -> Tensor | None:
         if wanted != "runner-up":
             raise TargetError(f"contrast='{wanted}' is none: give a token id, ids [batch, tokens] or 'runner-up'.")
         return logits.scatter(-1, ids[..., None], -torch.inf).argmax(-1)
-    other = torch.full_like(ids, wanted) if isinstance(wanted, int) else _of_batch(wanted, ids, "contrast", ids.shape[1])
+    other = (
+        torch.full_like(ids, wanted) if isinstance(wanted, int) else _of_batch(wanted, ids, "contrast", ids.shape[1])
+    )
     _check_ids(other, logits.shape[-1], "contrast")
     return other
 
@@ -275,7 +290,7 @@ def _visible(relevance: Tensor, start: int) -> Tensor:
 
 
 def _seen_alone(relevance: Tensor, padding: Tensor, start: int | None) -> Tensor:
-    """Relevance [batch, ..., generated tokens] with 0 in columns of padding and, from ``start`` on, at unseen tokens."""
+    """Relevance [batch, ..., generated tokens] with 0 in columns of padding and at tokens that are not seen."""
     hidden = padding.reshape(len(padding), *(1,) * (relevance.ndim - 2), -1)
     if start is not None:
         hidden = hidden | ~_visible(relevance, start)

@@ -16,7 +16,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="PATH_OR_NAME",
-        help="Folder or hub name of a sequence classifier or causal language model.",
+        help="Folder or hub name of a sequence classifier or language model.",
         show_default="the small sentiment model that comes with fxlrp",
     ),
 ]
@@ -24,7 +24,7 @@ ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="Folder or hub name of a sequence classifier or causal language model.",
+        help="Folder or hub name of a sequence classifier or language model.",
         show_default="the small sentiment model that comes with fxlrp",
     ),
 ]
@@ -42,7 +42,13 @@ TargetOption = Annotated[
     ),
 ]
 ContrastOption = Annotated[
-    str | None, typer.Option(help="Explain why the target, rather than this other class or token.")
+    str | None,
+    typer.Option(
+        help="Explain why the target, rather than this other class or token (of generated ones, also 'runner-up')."
+    ),
+]
+GenerateOption = Annotated[
+    int | None, typer.Option("--generate", "-g", metavar="N", min=1, help="Explain N tokens that the model generates.")
 ]
 LayersOption = Annotated[
     list[str] | None,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fxlrp.model import ConvertedModel
 
 #: Rows [target, sample, position] that go back together unless the caller says how many targets do.
-ROWS = 2048
+ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class Target(Task):
     def _refused(self) -> InputError:
         rules = self.lrp.ruleset
         return InputError(
-            f"'{rules.name}' reads '{rules.readout.kind}', passes at other inputs than those given, of its own for "  # type: ignore[attr-defined]
+            f"'{rules.name}' reads '{rules.readout.kind}', passes at other inputs than those given, of its own for "
             "every generated token: one forward pass cannot serve it. Take a ruleset that reads one pass, such as "
             "'attnlrp', or call attribute once per token."
         )

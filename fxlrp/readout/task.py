@@ -218,9 +218,7 @@ class Explained:
         self.lrp, self.batch, self.terms = lrp, batch, terms
 
     @staticmethod
-    def of(
-        lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target, outputs: Any
-    ) -> Explained:
+    def of(lrp: ConvertedModel, given: Mapping[str, Any], target: Target, contrast: Target, outputs: Any) -> Explained:
         """Target and contrast in any of their forms."""
         batch = next(len(v) for v in given.values() if isinstance(v, Tensor) and v.ndim)
         decoder = given.get("decoder_attention_mask")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -43,7 +44,7 @@ class Matrix:
     rows: tuple[Piece, ...]
     places: tuple[int, ...]
     values: Array
-    seen: Array
+    seen: NDArray[np.bool_]
 
     def cell(self, row: int, column: int) -> float | None:
         """The relevance, None where the generated token cannot see the row's."""
@@ -74,9 +75,7 @@ def digest_generation(result: GenerationAttribution) -> tuple[GeneratedText, ...
 def _sample(result: GenerationAttribution, sample: int) -> GeneratedText:
     kept = (~result.padding[sample]).nonzero()[:, 0].tolist()
     spelled = _spelled(result.generated_tokens, result.generated_ids[sample].tolist(), sample)
-    matrices = tuple(
-        _matrix(result, name, sample, kept) for name, value in result.inputs.items() if value.ndim == 3
-    )
+    matrices = tuple(_matrix(result, name, sample, kept) for name, value in result.inputs.items() if value.ndim == 3)
     if not matrices:
         raise InputError(f"'{result.main}' is no text, so there is no matrix of tokens to show: read .relevance.")
     return GeneratedText(
@@ -104,7 +103,7 @@ def _matrix(result: GenerationAttribution, name: str, sample: int, kept: list[in
     names = result.names.get(name)
     rows = readable([names[sample][p] if names else f"#{p}" for p in places])
     ends = result.start + np.array(kept)
-    seen = places[:, None] < ends if name == result.stream else np.ones((len(places), len(kept)), dtype=bool)
+    seen = (places[:, None] < ends) | (name != result.stream)
     return Matrix(name, rows, tuple(int(p) for p in places), values[places], seen)
 
 
@@ -123,8 +122,11 @@ def show_generation(result: GenerationAttribution, console: Console | None = Non
 
 def _strongest(matrix: Matrix, column: int) -> Text:
     values, scale = matrix.values[:, column], matrix.scales[column]
-    order = np.argsort(-np.abs(values), kind="stable")[:STRONGEST]
-    parts = [Text(f" {matrix.rows[r].text} {signed(float(values[r]), scale)} ", _style(float(values[r]), scale)) for r in order]
+    seen = [r for r in np.argsort(-np.abs(values), kind="stable") if matrix.seen[r, column]]
+    parts = [
+        Text(f" {matrix.rows[r].text} {signed(float(values[r]), scale)} ", _style(float(values[r]), scale))
+        for r in seen[:STRONGEST]
+    ]
     return Text(" ").join(parts)
 
 
@@ -134,8 +136,10 @@ def generation_html(
     """A self-contained page without script: a generated token is selected with pointer or keyboard, and the tokens
     before are coloured by their relevance to it; below stands the whole matrix. Written to ``path`` if one is given.
     """
-    page = _environment().get_template("generation.html.j2").render(
-        title=title, ruleset=result.ruleset, rulesets=[result.ruleset], samples=digest_generation(result)
+    page = (
+        _environment()
+        .get_template("generation.html.j2")
+        .render(title=title, ruleset=result.ruleset, rulesets=[result.ruleset], samples=digest_generation(result))
     )
     if path is not None:
         Path(path).write_text(page, encoding="utf-8")

@@ -262,6 +262,7 @@ class _JacobianShares(torch.autograd.Function):
     source=Cite("Wu & Ong 2020, code", "util/lrp.py, after Voita et al. 2019"),
     leak_kind="shares by column",
     message=Message.RELEVANCE,
+    among_outputs=True,
 )
 def jacobian_shares(
     op: Operation,

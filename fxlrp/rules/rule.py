@@ -65,7 +65,8 @@ class Rule:
     ``surrogate(op, *operands, **parameters)`` takes the operation and its operands, those that carry relevance
     first. ``leak(op, y, g_y, *operands, **parameters)`` is the sum of y g_y less what the operands receive,
     ``leak_kind`` its name in the ledger; ``keeps_value`` is False only for a published quirk that changes the
-    model's outputs; ``compares`` that it needs the operands' values on a reference input (``op.reference``).
+    model's outputs; ``compares`` that it needs the operands' values on a reference input (``op.reference``);
+    ``among_outputs`` that what an operand receives depends on all outputs it reaches, also on those without relevance.
     ``reference(op, R_y, *operands, **parameters)`` is the paper's own
     relevance form, in plain einsum.
     """
@@ -80,6 +81,7 @@ class Rule:
     keeps_value: bool = True
     message: Message = Message.GRADIENT
     compares: bool = False
+    among_outputs: bool = False
     references: list[Callable[..., Any]] = field(default_factory=list, compare=False)
     relevances: list[Callable[..., Tensor]] = field(default_factory=list, compare=False)
 
@@ -184,11 +186,24 @@ def rule(
     keeps_value: bool = True,
     message: Message = Message.GRADIENT,
     compares: bool = False,
+    among_outputs: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Rule]:
     """Register a function as the rule of its name for the operator classes ``on`` ('any' for all)."""
 
     def register(function: Callable[..., Tensor]) -> Rule:
-        made = Rule(function.__name__, on, function, conserves, source, leak, leak_kind, keeps_value, message, compares)
+        made = Rule(
+            function.__name__,
+            on,
+            function,
+            conserves,
+            source,
+            leak,
+            leak_kind,
+            keeps_value,
+            message,
+            compares,
+            among_outputs,
+        )
         RULES[made.name] = made
         return made
 

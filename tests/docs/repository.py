@@ -28,6 +28,8 @@ STAGES: tuple[tuple[str, ...], ...] = (
         "fxlrp.cache",
         "fxlrp.attribution",
         "fxlrp.attribute",
+        "fxlrp.generated",
+        "fxlrp.generation",
         "fxlrp.model",
         "fxlrp.readout",
     ),
@@ -45,7 +47,11 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ),
 )
 #: Result objects have methods that show them, and a comparison measures: both reach forward when they are called.
-LATE = {("fxlrp.attribution", "fxlrp.report"), ("fxlrp.comparison", "fxlrp.evaluate")}
+LATE = {
+    ("fxlrp.attribution", "fxlrp.report"),
+    ("fxlrp.comparison", "fxlrp.evaluate"),
+    ("fxlrp.generated", "fxlrp.report"),
+}
 
 #: What knows no model: everything from capture to read-out.
 ENGINE = (

@@ -164,3 +164,27 @@ def test_a_required_option_is_named() -> None:
     result = fxlrp("explain")
     assert result.exit_code == 2
     assert "--text" in result.stderr
+
+
+def test_every_generated_token_is_explained(language_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "generation.html"
+    printed = succeeds("explain", "-m", language_model, "-t", TEXT, "-t", "a", "-g", "3", "--json", "--out", out)
+    first, second = json.loads(printed)["generation"]["samples"]
+    matrix = first["inputs"]["input_ids"]
+    assert len(first["generated"]) == len(first["explained"]) == len(matrix["relevance"][0]) == 3
+    assert matrix["tokens"][-2:] == first["generated"][:2]
+    assert matrix["relevance"][-1][:2] == [None, None]
+    assert len(second["inputs"]["input_ids"]["tokens"]) < len(matrix["tokens"])
+    assert "<script" not in out.read_text(encoding="utf-8")
+    assert "runner" not in succeeds("explain", "-m", language_model, "-t", TEXT, "-g", "2", "--contrast", "runner-up")
+
+
+def test_what_does_not_generate_says_so(classifier: Path, language_model: Path) -> None:
+    for arguments, words in (
+        (("-m", classifier, "-g", "3"), "does not generate"),
+        (("-m", language_model, "-g", "99"), "99 are to be generated"),
+        (("-m", language_model, "-g", "3", "--target", "a"), "--target"),
+    ):
+        result = fxlrp("explain", "-t", TEXT, *arguments)
+        assert result.exit_code == 2
+        assert words in " ".join(result.output.split())
