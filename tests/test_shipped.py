@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import fxlrp
 from fxlrp import shipped
+from fxlrp.shipped import canvases
 from fxlrp.shipped.canvases import NOISE, THRESHOLD
 
 FOLDER = Path(shipped.__file__).parent
@@ -60,6 +62,13 @@ def test_what_cannot_be_drawn_is_refused(given: tuple[int, int, str]) -> None:
         shipped.digits(*given)
 
 
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr(canvases, "_scans", canvases._scans.__wrapped__)
+    with pytest.raises(fxlrp.MissingExtraError, match=r"fxlrp\[evaluate\]"):
+        shipped.digits(1, 0)
+
+
 def ring_of(masks: Tensor) -> Tensor:
     """The pixels next to a mask."""
     near = torch.nn.functional.max_pool2d(masks[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
@@ -75,16 +84,16 @@ def truth_holds(images: Tensor, masks: Tensor) -> bool:
 
 @needs_sklearn
 def test_the_mask_is_where_the_digit_is_and_anywhere() -> None:
-    canvases = shipped.digits(500, 0)
-    assert truth_holds(canvases.images, canvases.masks)
-    assert not truth_holds(canvases.images, canvases.masks.roll(1, dims=2))
-    assert not truth_holds(canvases.images, canvases.masks.roll(1, dims=0))
-    share = canvases.masks.float().mean((1, 2))
+    drawn = shipped.digits(500, 0)
+    assert truth_holds(drawn.images, drawn.masks)
+    assert not truth_holds(drawn.images, drawn.masks.roll(1, dims=2))
+    assert not truth_holds(drawn.images, drawn.masks.roll(1, dims=0))
+    share = drawn.masks.float().mean((1, 2))
     assert share.min() > 0.03
     assert share.max() < 0.25
-    bright = (canvases.images[:, 0] > THRESHOLD) & ~canvases.masks
+    bright = (drawn.images[:, 0] > THRESHOLD) & ~drawn.masks
     assert bright.float().mean() > share.mean()  # more clutter than digit: brightness does not tell
-    often = canvases.masks.float().mean(0)
+    often = drawn.masks.float().mean(0)
     assert often.max() < 0.5  # no pixel is the digit's on every second canvas
 
 
@@ -93,22 +102,22 @@ def test_the_mask_is_where_the_digit_is_and_anywhere() -> None:
 
 @needs_sklearn
 def test_the_transformer_names_digits_it_has_not_seen() -> None:
-    model, canvases = shipped.digits_vit(), shipped.digits(200, 11)
+    model, drawn = shipped.digits_vit(), shipped.digits(200, 11)
     assert not model.training
     assert model.dtype == torch.float32
     with torch.no_grad():
-        named = model(canvases.images).logits.argmax(-1)
-    assert (named == canvases.labels).float().mean() > 0.9
+        named = model(drawn.images).logits.argmax(-1)
+    assert (named == drawn.labels).float().mean() > 0.9
 
 
 @needs_sklearn
 @pytest.mark.parametrize("name", ["ali2022", "conservative"])
 def test_the_transformer_s_relevance_is_accounted_for(name: str) -> None:
-    canvases = shipped.digits(4, 0)
+    drawn = shipped.digits(4, 0)
     result = fxlrp.convert(shipped.digits_vit().double(), name).attribute(
-        {"pixel_values": canvases.images.double()}, target=canvases.labels, ledger=True
+        {"pixel_values": drawn.images.double()}, target=drawn.labels, ledger=True
     )
-    assert result.label == [str(label) for label in canvases.labels.tolist()]
+    assert result.label == [str(label) for label in drawn.labels.tolist()]
     assert result.ledger is not None
     assert result.ledger.gap.abs().max() < 1e-10 * result.explained.abs().max()
 

@@ -2,7 +2,7 @@
 digit each, the pixels that are the digit's, and its class.
 
 The digits are scikit-learn's (1,797 scans of 8 x 8 pixels, from the UCI optical recognition set). Clutter is made of
-pieces of other digits, strokes and dots as bright as the digit, so that neither brightness nor place gives it away.
+pieces of other digits, strokes and dots as bright as the digit: neither brightness nor place alone gives it away.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fxlrp.errors import InputError, MissingExtraError, nearest
 
 SIZE = 32  # pixels along each side of a canvas
 ENLARGED = (14, 18)  # least and largest height and width of the enlarged digit, in pixels
-SLANT = 0.15  # largest slant to either side, in pixels across per pixel down
+SLANT = 0.15  # largest slant to either side, in columns of the scan per row
 THRESHOLD = 0.3  # a pixel is the digit's where the digit alone is brighter than this; the brightest are 1
-SPLITS = {"train": slice(None, 1297), "test": slice(1297, None)}  # the last 500 scans are of other writers' hands
+SPLITS = {"train": slice(None, 1297), "test": slice(1297, None)}
 SCAN = 8
 FRAGMENTS, PIECE = 5, 4  # pieces of other digits on a canvas; side of a piece in pixels of the scan
 STROKES, DOTS = 2, 8
@@ -43,9 +43,10 @@ class Digits:
 def digits(count: int, seed: int, split: str = "test") -> Digits:
     """``count`` canvases with a digit of ``split`` at a place drawn uniformly; the same for the same arguments.
 
-    The digit is enlarged bilinearly to 14 to 18 pixels a side; nothing covers it or touches it. split: ``"train"`` (the
-    first 1,297 scans of scikit-learn's ``load_digits``, which :func:`fxlrp.shipped.digits_vit` has learnt from) or
-    ``"test"`` (the other 500); clutter is cut out of scans of the same split.
+    The digit is enlarged bilinearly to 14 to 18 pixels a side and slanted a little; nothing covers it or touches it.
+    split: ``"train"`` (the first 1,297 scans of scikit-learn's ``load_digits``, which
+    :func:`fxlrp.shipped.digits_vit` has learnt from) or ``"test"`` (the other 500); clutter is cut out of scans of the
+    same split.
 
     Raises:
         InputError: count is below 1, or there is no such split.
