@@ -107,6 +107,30 @@ def distributions(values: Mapping[str, torch.Tensor], across: str) -> Figure:
     return figure
 
 
+def against_diagonal(
+    x: torch.Tensor, y: torch.Tensor, gap: torch.Tensor, names: tuple[str, str, str], title: str
+) -> Figure:
+    """Points (x, y) [samples] with the diagonal on which they should lie, and a histogram of ``gap`` [samples]; the
+    three ``names`` are those of the axes.
+    """
+    figure = new_figure(7.2, 3.4)
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
+    left.plot(ends, ends, color="black", linewidth=0.8, linestyle="--", label="equal")
+    left.scatter(x.numpy(), y.numpy(), s=12, color=COLOURS[0], alpha=0.6, linewidths=0)
+    left.set_xlabel(names[0])
+    left.set_ylabel(names[1])
+    left.set_title(title, fontsize=9)
+    left.legend(fontsize=8, frameon=False)
+    right.hist(gap[gap.isfinite()].numpy(), bins=30, color=COLOURS[0], edgecolor="white", linewidth=0.4)
+    right.axvline(0, color="black", linewidth=0.8, linestyle="--")
+    right.set_xlabel(names[2])
+    right.set_ylabel("samples")
+    return figure
+
+
 def band(values: torch.Tensor, draws: int, level: float = 0.95, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Bootstrap bounds [F] of the mean over samples of values [samples, F]."""
     generator = torch.Generator().manual_seed(seed)
