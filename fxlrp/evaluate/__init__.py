@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fxlrp.evaluate.adapters import CaptumInfidelity, CaptumSensitivity, quantus_explainer
 from fxlrp.evaluate.agreement import RankCorrelation, Robustness
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.conservation import Conservation
@@ -61,6 +62,8 @@ def perturbation(
 __all__ = [
     "AreaBetween",
     "Batch",
+    "CaptumInfidelity",
+    "CaptumSensitivity",
     "Conservation",
     "Eraser",
     "Evaluation",
@@ -82,5 +85,6 @@ __all__ = [
     "chefer2021_negative",
     "chefer2021_positive",
     "perturbation",
+    "quantus_explainer",
     "representative_words",
 ]

@@ -51,11 +51,15 @@ class Explanation:
         """The inputs with the ``chosen`` units [samples, units] replaced."""
         return self.with_units(self.units.replaced(chosen, replacement))
 
+    def chosen(self, labels: Tensor | None = None) -> Selection:
+        """The entries of the logits that are explained, or those of ``labels`` [samples]."""
+        return _selection(self.result.target if labels is None else labels.tolist())
+
     def seen(self, labels: Tensor | None = None) -> Callable[[Tensor, str], Tensor]:
         """What is watched [samples] as a function of logits and 'probability', 'logit' or 'accuracy': of the explained
         entry, or of ``labels``.
         """
-        chosen = _selection(self.result.target if labels is None else labels.tolist())
+        chosen = self.chosen(labels)
 
         def seen(logits: Tensor, watch: str) -> Tensor:
             if watch != "accuracy":
@@ -70,7 +74,7 @@ class Explanation:
 def _selection(targets: Any) -> Selection:
     if callable(targets):
         raise InputError("An entry of the logits is watched; a callable target has none.")
-    return Selection(tuple(t if isinstance(t, tuple) else (t,) for t in targets))
+    return Selection(tuple(tuple(t) if isinstance(t, (tuple, list)) else (t,) for t in targets))
 
 
 def explain(lrp: ConvertedModel, batch: Batch, target: Any = None, keep: tuple[int, ...] = ()) -> Explanation:
