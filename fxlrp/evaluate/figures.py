@@ -110,8 +110,8 @@ def distributions(values: Mapping[str, torch.Tensor], across: str) -> Figure:
 def against_diagonal(
     x: torch.Tensor, y: torch.Tensor, gap: torch.Tensor, names: tuple[str, str, str], title: str
 ) -> Figure:
-    """Points (x, y) [samples] with the diagonal on which they should lie, and a histogram of ``gap`` [samples]; the
-    three ``names`` are those of the axes.
+    """Points (x, y) [samples] with the diagonal on which they should lie, and a histogram of ``gap`` [samples], whose
+    ends hold the twentieth that is largest; the three ``names`` are those of the axes.
     """
     figure = new_figure(7.2, 3.4)
     left, right = figure.subplots(1, 2)
@@ -124,7 +124,10 @@ def against_diagonal(
     left.set_ylabel(names[1])
     left.set_title(title, fontsize=9)
     left.legend(fontsize=8, frameon=False)
-    right.hist(gap[gap.isfinite()].numpy(), bins=30, color=COLOURS[0], edgecolor="white", linewidth=0.4)
+    finite = gap[gap.isfinite()]
+    bound = max(1.1 * float(finite.abs().quantile(0.95)), 1e-12) if len(finite) else 1.0
+    inside = finite.clamp(-bound, bound).numpy()
+    right.hist(inside, bins=31, range=(-bound, bound), color=COLOURS[0], edgecolor="white", linewidth=0.4)
     right.axvline(0, color="black", linewidth=0.8, linestyle="--")
     right.set_xlabel(names[2])
     right.set_ylabel("samples")

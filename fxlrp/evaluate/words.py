@@ -105,7 +105,7 @@ class WordDeletion(Protocol):
         return explanation.logits(dropped(explanation, tokens))
 
     def statistics(self, measured: Measured) -> dict[str, float]:
-        """Accuracies of both groups with n words gone; NaN for a group without sentences."""
+        """Accuracies of both groups with n words gone (1 and 0 with none); NaN for a group without sentences."""
         chosen = _grouped(measured)
         return {
             f"{group} -{count}": value
@@ -118,7 +118,8 @@ class WordDeletion(Protocol):
         """Accuracy should fall where it was right, and rise where it was wrong."""
         if self.order == "random":
             return {}
-        return {f"{group} -{count}": sign for group, sign in zip(GROUPS, (-1, 1), strict=True) for count in self.counts}
+        signs = zip(GROUPS, (-1, 1), strict=True)
+        return {f"{group} -{count}": sign for group, sign in signs for count in self.counts if count}
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """Both groups' accuracies over the number of words."""
