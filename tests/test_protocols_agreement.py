@@ -182,6 +182,16 @@ def test_conservation_is_what_numpy_computes(net: fxlrp.ConvertedModel) -> None:
     assert "|ledger gap| median" not in Conservation().run(net, X).statistics
 
 
+@pytest.mark.parametrize("seed", ["one", "probability"])
+def test_the_gap_is_that_of_what_relevance_begins_with(net: fxlrp.ConvertedModel, seed: str) -> None:
+    """Relevance is linear in what it begins with, and so the relative gap is that of the logit."""
+    lrp = net.with_ruleset(fxlrp.ruleset("epsilon-plus").override(seed="logit"))
+    logit = Conservation().run(lrp, X).measured
+    seeded = Conservation().run(lrp.with_ruleset(lrp.ruleset.override(seed=seed)), X).measured
+    assert not torch.allclose(seeded["total"], logit["total"])
+    assert seeded["gap"].abs().tolist() == pytest.approx(logit["gap"].abs().tolist())
+
+
 def test_a_sum_that_loses_an_input_is_noticed(net: fxlrp.ConvertedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     attribute = fxlrp.ConvertedModel.attribute
 

@@ -12,22 +12,25 @@ import torch
 from torch import Tensor
 
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, Of
+from fxlrp.evaluate.explained import CLASSES, Of, selection
 from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
 from fxlrp.readout.task import as_inputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from fxlrp.attribution import Attribution
     from fxlrp.model import ConvertedModel
 
 
 @dataclass(frozen=True)
 class Conservation(Protocol):
-    """The sum of relevance over all inputs against the explained output, and the gap (explained - sum) / |explained|.
+    """The sum of relevance over all inputs against the explained output, and the gap (begun - sum) / |begun|.
 
-    Relevance that biases keep is a gap here; with ``ledger`` also the gap of the ledger is measured, which accounts for
-    biases, constants and declared leaks, and should be rounding (see :class:`fxlrp.Ledger`).
+    ``begun`` is what the ruleset's relevance begins with at the output: the explained value, 1 where its seed is 'one',
+    a probability where it is 'probability'. Relevance that biases keep is a gap here; with ``ledger`` also the gap of
+    the ledger is measured, which accounts for biases, constants and declared leaks, and should be rounding (see
+    :class:`fxlrp.Ledger`).
 
     Source: Ali et al. 2022 (arXiv 2202.07304), section 4.3 and figure 3 (the scatter).
     """
@@ -39,7 +42,7 @@ class Conservation(Protocol):
         self.check("of", CLASSES)
 
     def start(self, lrp: ConvertedModel) -> Measure:
-        """``explained``, ``total``, ``gap`` and, with ``ledger``, ``ledger_gap`` [samples], both gaps relative."""
+        """``explained``, ``total``, ``gap`` and, with ``ledger``, ``ledger_gap`` [samples], both gaps over |begun|."""
         return lambda batch: self._measure(lrp, batch)
 
     def _measure(self, lrp: ConvertedModel, batch: Batch) -> Measured:
@@ -48,9 +51,10 @@ class Conservation(Protocol):
         explained = result.explained.double().cpu()
         sums = [relevance.double().flatten(1).sum(1).cpu() for relevance in result.inputs.values()]
         total = torch.stack(sums).sum(0)
-        measured = {"explained": explained, "total": total, "gap": (explained - total) / explained.abs()}
+        begun = _begun(lrp, result).double().cpu()
+        measured = {"explained": explained, "total": total, "gap": (begun - total) / begun.abs()}
         if result.ledger is not None:
-            measured["ledger_gap"] = result.ledger.gap.double().cpu() / explained.abs()
+            measured["ledger_gap"] = result.ledger.gap.double().cpu() / begun.abs()
         return measured
 
     def statistics(self, measured: Measured) -> dict[str, float]:
@@ -77,9 +81,18 @@ class Conservation(Protocol):
             measured["explained"],
             measured["total"],
             measured["gap"],
-            ("explained output", "sum of relevance", "(explained - sum) / |explained|"),
+            ("explained output", "sum of relevance", "(begun - sum) / |begun|"),
             f"{evaluation.ruleset.name}, {len(evaluation)} samples",
         )
+
+
+def _begun(lrp: ConvertedModel, result: Attribution) -> Tensor:
+    """What relevance begins with at the output [samples]."""
+    if lrp.ruleset.seed == "one":
+        return torch.ones_like(result.explained)
+    if lrp.ruleset.seed == "probability":
+        return selection(result.target)(result.outputs, "probability", lrp.ruleset.temperature)
+    return result.explained
 
 
 def _quantile(values: Tensor, share: float) -> float:

@@ -52,8 +52,19 @@ class Explanation:
         return self.with_units(self.units.replaced(chosen, replacement))
 
     def chosen(self, labels: Tensor | None = None) -> Selection:
-        """The entries of the logits that are explained, or those of ``labels`` [samples]."""
-        return _selection(self.result.target if labels is None else labels.tolist())
+        """The entries of the logits that are explained, or those of ``labels`` [samples].
+
+        Raises :class:`InputError` where labels are no entries, as the model's logits have positions.
+        """
+        explained = selection(self.result.target)
+        if labels is None:
+            return explained
+        if any(len(place) > 1 for place in explained.index):
+            raise InputError(
+                "Labels are classes, but this model's logits are [samples, positions, classes]: explain the labels "
+                "(of='label') and watch what is explained."
+            )
+        return selection(labels.tolist())
 
     def seen(self, labels: Tensor | None = None) -> Callable[[Tensor, str], Tensor]:
         """What is watched [samples] as a function of logits and 'probability', 'logit' or 'accuracy': of the explained
@@ -71,7 +82,8 @@ class Explanation:
         return seen
 
 
-def _selection(targets: Any) -> Selection:
+def selection(targets: Any) -> Selection:
+    """The entries of the logits that an attribution's ``target`` names."""
     if callable(targets):
         raise InputError("An entry of the logits is watched; a callable target has none.")
     return Selection(tuple(tuple(t) if isinstance(t, (tuple, list)) else (t,) for t in targets))

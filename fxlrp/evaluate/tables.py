@@ -1,4 +1,4 @@
-"""Tables of evaluations: a row per ruleset, a column per statistic, with intervals; or turned round, if there are many."""
+"""Tables of evaluations: a row per ruleset, a column per statistic, with intervals; turned round if there are many."""
 
 from __future__ import annotations
 

@@ -72,13 +72,12 @@ class WordDeletion(Protocol):
         return lambda batch: self._measure(lrp, batch)
 
     def _measure(self, lrp: ConvertedModel, batch: Batch) -> Measured:
-        labels = batch.needs("labels", "WordDeletion")
         explanation = explain_class(lrp, batch, "label", self.keep, "WordDeletion")
         if not isinstance(explanation.units, Tokens):
             raise InputError("WordDeletion takes words out of texts; this model's main input is no token ids.")
         if self.whole_words:
             explanation = explanation.in_units(words(explanation.units, batch.inputs))
-        seen = explanation.seen(labels)
+        seen = explanation.seen()
         correct = seen(explanation.logits(), "accuracy").bool()
         ranks = self._ranks(explanation, correct, batch)
         used = explanation.units.counts >= self.min_words
