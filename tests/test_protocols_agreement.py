@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from test_perturbation import IDS, UNK, Votes
 from torch import Tensor, nn
 
@@ -15,6 +15,8 @@ import fxlrp
 from fxlrp.evaluate import Batch, Conservation, ParameterRandomisation, RankCorrelation, Robustness, sanity
 from fxlrp.evaluate.memory import drawing
 from fxlrp.evaluate.sanity import by_stage, stages
+
+spearmanr = pytest.importorskip("scipy.stats", reason="the reference: pip install 'fxlrp[evaluate]'").spearmanr
 
 
 class Net(nn.Module):
@@ -140,6 +142,22 @@ def test_randomised_parameters_are_what_autograd_sees(net: fxlrp.ConvertedModel,
         assert rows[:, 1].tolist() == pytest.approx(rhos(abs(original), abs(other)))
     assert abs(found["last"]) < 0.6
     assert torch.equal(net.model.first.weight, Net(0).first.weight)
+
+
+def test_one_conversion_follows_weights_that_change() -> None:
+    """Also where a ruleset folds batch norm into weights: what is kept must be the graph, not its values."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
+    model[1].running_mean.normal_()
+    model[1].weight.data.normal_()
+    model.eval()
+    x = torch.randn(2, 2, 6, 6).double()
+    for name in ("epsilon-plus", "epsilon-gamma-box"):
+        lrp = fxlrp.convert(model, name)
+        randomised = sanity._Randomised(lrp, True, 0)
+        for _, conversion in randomised.stages():
+            fresh = fxlrp.convert(copy.deepcopy(conversion.model), name)
+            assert torch.allclose(conversion.attribute(x, target=1).relevance, fresh.attribute(x, target=1).relevance)
 
 
 def test_drawn_parameters_have_the_moments_of_the_original(net: fxlrp.ConvertedModel) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 from test_perturbation import IDS, UNK, Votes
 from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.evaluate import AreaBetween, Eraser, LeaveOneOut, Perturbation, faithfulness, groups
 from fxlrp.evaluate.groups import Grouped
+
+spearmanr = pytest.importorskip("scipy.stats", reason="the reference: pip install 'fxlrp[evaluate]'").spearmanr
 
 
 class Curved(nn.Module):
@@ -103,6 +104,18 @@ def test_grouped_units_by_hand(votes: fxlrp.ConvertedModel) -> None:
     chosen = torch.tensor([[True, False, False], [False, False, True]])
     assert grouped.replaced(chosen, UNK).tolist() == [[0, 0, 4, 2], [3, 5, 0, 0]]
     assert grouped.ranks("most").tolist() == [[0, 1, 2], [2, 1, 0]]
+
+
+def test_labels_of_logits_with_positions_are_refused() -> None:
+    class Tagger(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x, 2 * x], -1)  # [batch, positions, classes]
+
+    x = torch.rand(2, 3, generator=torch.Generator().manual_seed(0)).double()
+    lrp = fxlrp.convert(Tagger().eval(), "gradient")
+    assert AreaBetween(2).run(lrp, x)["abpc"] == 0  # nothing gone, all gone
+    with pytest.raises(fxlrp.InputError, match="positions, classes"):
+        Perturbation(watch_label=True).run(lrp, [(x, [0, 1])])
 
 
 def test_errors(votes: fxlrp.ConvertedModel) -> None:

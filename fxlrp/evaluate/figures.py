@@ -92,15 +92,9 @@ def distributions(values: Mapping[str, torch.Tensor], across: str) -> Figure:
             continue
         scatter = row + 0.3 * (torch.rand(len(kept), generator=generator) - 0.5)
         axes.scatter(kept.numpy(), scatter.numpy(), s=9, color=COLOURS[0], alpha=0.35, linewidths=0)
-        axes.boxplot(
-            kept.numpy(),
-            orientation="horizontal",
-            positions=[row],
-            widths=0.5,
-            showfliers=False,
-            showcaps=False,
-            medianprops={"color": "black", "linewidth": 2},
-        )
+        low, middle, high = kept.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=kept.dtype)).tolist()
+        axes.barh(row, high - low, height=0.5, left=low, fill=False, edgecolor="black", linewidth=1)
+        axes.plot([middle, middle], [row - 0.25, row + 0.25], color="black", linewidth=2)
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xlabel(across)
