@@ -81,7 +81,7 @@ class Conservation(Protocol):
             measured["explained"],
             measured["total"],
             measured["gap"],
-            ("explained output", "sum of relevance", "(begun - sum) / |begun|"),
+            ("explained output", "sum of relevance", "relative gap (the outermost 5 % at the ends)"),
             f"{evaluation.ruleset.name}, {len(evaluation)} samples",
         )
 
