@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from scipy.stats import spearmanr
 from test_perturbation import IDS, UNK, Votes
 from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.evaluate import AreaBetween, Eraser, LeaveOneOut, Perturbation, faithfulness, groups
 from fxlrp.evaluate.groups import Grouped
+
+spearmanr = pytest.importorskip("scipy.stats", reason="the reference: pip install 'fxlrp[evaluate]'").spearmanr
 
 
 class Curved(nn.Module):
@@ -103,6 +106,36 @@ def test_grouped_units_by_hand(votes: fxlrp.ConvertedModel) -> None:
     chosen = torch.tensor([[True, False, False], [False, False, True]])
     assert grouped.replaced(chosen, UNK).tolist() == [[0, 0, 4, 2], [3, 5, 0, 0]]
     assert grouped.ranks("most").tolist() == [[0, 1, 2], [2, 1, 0]]
+
+
+def test_a_resumed_run_draws_what_a_whole_one_does(votes: fxlrp.ConvertedModel, tmp_path: Path) -> None:
+    ids = torch.randint(1, 7, (4, 8), generator=torch.Generator().manual_seed(0))
+    batches = [ids[:2], ids[2:]]
+    protocol = Perturbation("random", replace=UNK)
+    protocol.run(votes, batches[:1], resume=tmp_path)
+    whole = protocol.run(votes, batches).curves
+    assert torch.equal(protocol.run(votes, batches, resume=tmp_path).curves, whole)
+
+
+def test_one_stream_for_all_batches_is_noticed(
+    votes: fxlrp.ConvertedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = torch.Generator().manual_seed(0)
+    monkeypatch.setitem(Perturbation._measure.__globals__, "drawing", lambda batch, seed: stream)
+    with pytest.raises(AssertionError):
+        test_a_resumed_run_draws_what_a_whole_one_does(votes, tmp_path)
+
+
+def test_labels_of_logits_with_positions_are_refused() -> None:
+    class Tagger(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x, 2 * x], -1)  # [batch, positions, classes]
+
+    x = torch.rand(2, 3, generator=torch.Generator().manual_seed(0)).double()
+    lrp = fxlrp.convert(Tagger().eval(), "gradient")
+    assert AreaBetween(2).run(lrp, x)["abpc"] == 0  # nothing gone, all gone
+    with pytest.raises(fxlrp.InputError, match="positions, classes"):
+        Perturbation(watch_label=True).run(lrp, [(x, [0, 1])])
 
 
 def test_errors(votes: fxlrp.ConvertedModel) -> None:

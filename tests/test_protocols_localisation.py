@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn import metrics
 from test_perturbation import IDS, UNK, Votes
 from torch import Tensor, nn
 
@@ -19,6 +18,8 @@ from fxlrp.evaluate import (
     chefer2021_positive,
     localisation,
 )
+
+metrics = pytest.importorskip("sklearn.metrics", reason="the reference: pip install 'fxlrp[evaluate]'")
 
 
 class Bright(nn.Module):

@@ -14,7 +14,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fxlrp.evaluate.adapters import CaptumInfidelity, CaptumSensitivity, quantus_explainer
+from fxlrp.evaluate.agreement import RankCorrelation, Robustness
 from fxlrp.evaluate.batches import Batch
+from fxlrp.evaluate.conservation import Conservation
 from fxlrp.evaluate.faithfulness import AreaBetween, Eraser, LeaveOneOut
 from fxlrp.evaluate.localisation import Segmentation, TokenF1
 from fxlrp.evaluate.perturbation import Order, Perturbation, PerturbationCurves
@@ -27,6 +30,7 @@ from fxlrp.evaluate.published import (
     chefer2021_positive,
 )
 from fxlrp.evaluate.representative import RepresentativeWords, representative_words
+from fxlrp.evaluate.sanity import ParameterRandomisation
 from fxlrp.evaluate.units import Replacement
 from fxlrp.evaluate.words import WordDeletion
 from fxlrp.model import ConvertedModel
@@ -58,14 +62,20 @@ def perturbation(
 __all__ = [
     "AreaBetween",
     "Batch",
+    "CaptumInfidelity",
+    "CaptumSensitivity",
+    "Conservation",
     "Eraser",
     "Evaluation",
     "Interval",
     "LeaveOneOut",
+    "ParameterRandomisation",
     "Perturbation",
     "PerturbationCurves",
     "Protocol",
+    "RankCorrelation",
     "RepresentativeWords",
+    "Robustness",
     "Segmentation",
     "TokenF1",
     "WordDeletion",
@@ -75,5 +85,6 @@ __all__ = [
     "chefer2021_negative",
     "chefer2021_positive",
     "perturbation",
+    "quantus_explainer",
     "representative_words",
 ]

@@ -51,11 +51,26 @@ class Explanation:
         """The inputs with the ``chosen`` units [samples, units] replaced."""
         return self.with_units(self.units.replaced(chosen, replacement))
 
+    def chosen(self, labels: Tensor | None = None) -> Selection:
+        """The entries of the logits that are explained, or those of ``labels`` [samples].
+
+        Raises :class:`InputError` where labels are no entries, as the model's logits have positions.
+        """
+        explained = selection(self.result.target)
+        if labels is None:
+            return explained
+        if any(len(place) > 1 for place in explained.index):
+            raise InputError(
+                "Labels are classes, but this model's logits are [samples, positions, classes]: explain the labels "
+                "(of='label') and watch what is explained."
+            )
+        return selection(labels.tolist())
+
     def seen(self, labels: Tensor | None = None) -> Callable[[Tensor, str], Tensor]:
         """What is watched [samples] as a function of logits and 'probability', 'logit' or 'accuracy': of the explained
         entry, or of ``labels``.
         """
-        chosen = _selection(self.result.target if labels is None else labels.tolist())
+        chosen = self.chosen(labels)
 
         def seen(logits: Tensor, watch: str) -> Tensor:
             if watch != "accuracy":
@@ -67,10 +82,11 @@ class Explanation:
         return seen
 
 
-def _selection(targets: Any) -> Selection:
+def selection(targets: Any) -> Selection:
+    """The entries of the logits that an attribution's ``target`` names."""
     if callable(targets):
         raise InputError("An entry of the logits is watched; a callable target has none.")
-    return Selection(tuple(t if isinstance(t, tuple) else (t,) for t in targets))
+    return Selection(tuple(tuple(t) if isinstance(t, (tuple, list)) else (t,) for t in targets))
 
 
 def explain(lrp: ConvertedModel, batch: Batch, target: Any = None, keep: tuple[int, ...] = ()) -> Explanation:

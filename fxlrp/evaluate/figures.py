@@ -92,18 +92,39 @@ def distributions(values: Mapping[str, torch.Tensor], across: str) -> Figure:
             continue
         scatter = row + 0.3 * (torch.rand(len(kept), generator=generator) - 0.5)
         axes.scatter(kept.numpy(), scatter.numpy(), s=9, color=COLOURS[0], alpha=0.35, linewidths=0)
-        axes.boxplot(
-            kept.numpy(),
-            orientation="horizontal",
-            positions=[row],
-            widths=0.5,
-            showfliers=False,
-            showcaps=False,
-            medianprops={"color": "black", "linewidth": 2},
-        )
+        low, middle, high = kept.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=kept.dtype)).tolist()
+        axes.barh(row, high - low, height=0.5, left=low, fill=False, edgecolor="black", linewidth=1)
+        axes.plot([middle, middle], [row - 0.25, row + 0.25], color="black", linewidth=2)
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xlabel(across)
+    return figure
+
+
+def against_diagonal(
+    x: torch.Tensor, y: torch.Tensor, gap: torch.Tensor, names: tuple[str, str, str], title: str
+) -> Figure:
+    """Points (x, y) [samples] with the diagonal on which they should lie, and a histogram of ``gap`` [samples], whose
+    ends hold the twentieth that is largest; the three ``names`` are those of the axes.
+    """
+    figure = new_figure(7.2, 3.4)
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
+    left.plot(ends, ends, color="black", linewidth=0.8, linestyle="--", label="equal")
+    left.scatter(x.numpy(), y.numpy(), s=12, color=COLOURS[0], alpha=0.6, linewidths=0)
+    left.set_xlabel(names[0])
+    left.set_ylabel(names[1])
+    left.set_title(title, fontsize=9)
+    left.legend(fontsize=8, frameon=False)
+    finite = gap[gap.isfinite()]
+    bound = max(1.1 * float(finite.abs().quantile(0.95)), 1e-12) if len(finite) else 1.0
+    inside = finite.clamp(-bound, bound).numpy()
+    right.hist(inside, bins=31, range=(-bound, bound), color=COLOURS[0], edgecolor="white", linewidth=0.4)
+    right.axvline(0, color="black", linewidth=0.8, linestyle="--")
+    right.set_xlabel(names[2])
+    right.set_ylabel("samples")
     return figure
 
 

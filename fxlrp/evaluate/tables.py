@@ -1,4 +1,4 @@
-"""Tables of evaluations: a row per ruleset, a column per statistic, with intervals."""
+"""Tables of evaluations: a row per ruleset, a column per statistic, with intervals; turned round if there are many."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fxlrp.evaluate.protocol import Evaluation
 
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+MOST_COLUMNS = 4
 
 
 def print_evaluations(evaluations: Sequence[Evaluation], console: Console | None = None) -> None:
@@ -19,9 +20,13 @@ def print_evaluations(evaluations: Sequence[Evaluation], console: Console | None
     protocol = evaluations[0].protocol
     better = protocol.better()
     table = Table(title=f"{type(protocol).__name__}, {len(evaluations[0])} samples, 95 % intervals", box=None)
-    table.add_column("ruleset")
-    for name in evaluations[0].statistics:
-        table.add_column(name + ARROWS[better.get(name, 0)], justify="right")
-    for evaluation in evaluations:
-        table.add_row(evaluation.ruleset.name, *(str(interval) for interval in evaluation.intervals().values()))
+    head = ["ruleset", *(name + ARROWS[better.get(name, 0)] for name in evaluations[0].statistics)]
+    rows = [head, *([e.ruleset.name, *map(str, e.intervals().values())] for e in evaluations)]
+    if len(head) > MOST_COLUMNS:
+        rows = [list(column) for column in zip(*rows, strict=True)]
+        rows[0][0] = "statistic"
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if index else "left")
+    for row in rows[1:]:
+        table.add_row(*row)
     (console or Console()).print(table)

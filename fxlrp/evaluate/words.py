@@ -72,13 +72,12 @@ class WordDeletion(Protocol):
         return lambda batch: self._measure(lrp, batch)
 
     def _measure(self, lrp: ConvertedModel, batch: Batch) -> Measured:
-        labels = batch.needs("labels", "WordDeletion")
         explanation = explain_class(lrp, batch, "label", self.keep, "WordDeletion")
         if not isinstance(explanation.units, Tokens):
             raise InputError("WordDeletion takes words out of texts; this model's main input is no token ids.")
         if self.whole_words:
             explanation = explanation.in_units(words(explanation.units, batch.inputs))
-        seen = explanation.seen(labels)
+        seen = explanation.seen()
         correct = seen(explanation.logits(), "accuracy").bool()
         ranks = self._ranks(explanation, correct, batch)
         used = explanation.units.counts >= self.min_words
@@ -105,7 +104,7 @@ class WordDeletion(Protocol):
         return explanation.logits(dropped(explanation, tokens))
 
     def statistics(self, measured: Measured) -> dict[str, float]:
-        """Accuracies of both groups with n words gone; NaN for a group without sentences."""
+        """Accuracies of both groups with n words gone (1 and 0 with none); NaN for a group without sentences."""
         chosen = _grouped(measured)
         return {
             f"{group} -{count}": value
@@ -118,7 +117,8 @@ class WordDeletion(Protocol):
         """Accuracy should fall where it was right, and rise where it was wrong."""
         if self.order == "random":
             return {}
-        return {f"{group} -{count}": sign for group, sign in zip(GROUPS, (-1, 1), strict=True) for count in self.counts}
+        signs = zip(GROUPS, (-1, 1), strict=True)
+        return {f"{group} -{count}": sign for group, sign in signs for count in self.counts if count}
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """Both groups' accuracies over the number of words."""
