@@ -153,7 +153,11 @@ def compare(
         **_options(network, tokenizer, target, contrast, layers or []),
     )
     _present(
-        comparison, f"{len(texts)} texts of {data.name}" if data else str(texts[0]), out, as_json, maps=data is None
+        comparison,
+        f"Methods compared on {len(texts)} texts of {data.name}" if data else str(texts[0]),
+        out,
+        as_json,
+        maps=data is None,
     )
 
 

@@ -21,7 +21,7 @@ def print_methods(methods: Methods, console: Console) -> None:
     if len(methods.agreement.names) > 1:
         _print(f"Do the methods agree?  {methods.agreement.samples} samples", _matrix(methods.agreement), console)
     if methods.measured:
-        told = "Which explains this model best?  ≈ best: the intervals overlap, too few samples to tell"
+        told = "Which explains this model best?  (≈ best: the intervals overlap)"
         console.print(Text("\n" + told, "bold"))
     for measured in methods.measured:
         console.print(Text(f"\n{measured.title}, {measured.standings[0].samples} samples", "bold"))

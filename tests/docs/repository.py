@@ -39,6 +39,8 @@ STAGES: tuple[tuple[str, ...], ...] = (
         "fxlrp.evaluate",
         "fxlrp.checkpoints",
         "fxlrp.texts",
+        "fxlrp.plots",
+        "fxlrp.options",
         "fxlrp.cli",
         "fxlrp.__main__",
     ),

@@ -105,7 +105,7 @@ def test_compare_on_a_file_of_texts(classifier: Path, texts: Path, tmp_path: Pat
     }
     assert all(row["low"] <= row["value"] <= row["high"] for row in printed["evaluations"])
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "<h1>3 texts of texts.tsv</h1>" in page
+    assert "<h1>Methods compared on 3 texts of texts.tsv</h1>" in page
     assert "Which explains this model best?" in page
     assert len(list((tmp_path / "kept").iterdir())) == 2 * 2
     text = succeeds(*arguments, "--limit", "2", "--metrics", "pruning")
