@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.attribution import Attribution, RulesetInfo
-from fxlrp.evaluate import Evaluation, Perturbation, Protocol, agreement
-from fxlrp.evaluate.agreement import rank_agreement
+from fxlrp.evaluate import Evaluation, Perturbation, Protocol, concordance
+from fxlrp.evaluate.concordance import rank_agreement
 from fxlrp.evaluate.protocol import Measure, Measured
 from fxlrp.evaluate.standings import standings
 
@@ -76,7 +76,7 @@ def test_padding_has_no_rank() -> None:
 
 
 def test_padding_that_has_a_rank_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "spearman", lambda a, b, present, rho=agreement.spearman: rho(a, b))
+    monkeypatch.setattr(concordance, "spearman", lambda a, b, present, rho=concordance.spearman: rho(a, b))
     with pytest.raises(AssertionError):
         test_padding_has_no_rank()
 
