@@ -47,8 +47,8 @@ def attribute(
 
 
 def __getattr__(name: str) -> Any:
-    """``fxlrp.testing`` and ``fxlrp.evaluate`` on first use: they are public, and nothing else needs them."""
-    if name in ("evaluate", "testing"):
+    """Public modules on first use: nothing else needs them."""
+    if name in ("evaluate", "plots", "testing"):
         return import_module(f"fxlrp.{name}")
     raise AttributeError(f"module 'fxlrp' has no attribute '{name}'")
 

@@ -58,6 +58,7 @@ def attribute(
         attention_mask=mask.detach() if isinstance(mask, Tensor) and mask.ndim == 2 else None,
         image_size=_image_size(given.get(main)),
         of_ids=_are_ids(given.get(main)),
+        picture=None if _image_size(given.get(main)) is None else given[main].detach(),
     )
 
 

@@ -82,7 +82,8 @@ class Attribution(Viewed):
     ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs``
     holds every attributed input. ``features`` is unsummed ([batch, tokens, hidden] for ids). ``explained``
     [batch] is the scalar that was explained. Relevance has the unit of the explained output. ``image_size`` is height
-    and width where the main input is an image [batch, channels, height, width], ``of_ids`` says that it is token ids.
+    and width where the main input is an image [batch, channels, height, width], ``picture``, which is drawn below its
+    relevance; ``of_ids`` says that it is token ids.
 
     A ruleset that reads attention gives [batch, tokens], or [batch, patches] of an image.
     """
@@ -101,6 +102,7 @@ class Attribution(Viewed):
     attention_mask: Tensor | None = None
     image_size: tuple[int, int] | None = None
     of_ids: bool = False
+    picture: Tensor | None = None
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -144,6 +146,8 @@ class Attribution(Viewed):
         tensors |= {f"at/{name}": value for name, value in self.at.items()}
         if self.attention_mask is not None:
             tensors["attention_mask"] = self.attention_mask
+        if self.picture is not None:
+            tensors["picture"] = self.picture
         if self.ledger is not None:
             tensors["ledger/explained"] = self.ledger.explained
             tensors |= {f"ledger/{i}": entry.amount for i, entry in enumerate(self.ledger.entries)}
@@ -195,4 +199,5 @@ class Attribution(Viewed):
             attention_mask=tensors.get("attention_mask"),
             image_size=tuple(about["image_size"]) if about.get("image_size") else None,
             of_ids=bool(about.get("of_ids")),
+            picture=tensors.get("picture"),
         )

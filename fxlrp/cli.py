@@ -159,7 +159,13 @@ def compare(
         ledger=ledger,
         **_options(network, tokenizer, target, contrast, layers or []),
     )
-    _present(comparison, data.name if data else str(texts[0]), out, as_json, maps=data is None)
+    _present(
+        comparison,
+        f"Methods compared on {len(texts)} texts of {data.name}" if data else str(texts[0]),
+        out,
+        as_json,
+        maps=data is None,
+    )
 
 
 @app.command()

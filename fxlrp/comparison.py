@@ -54,9 +54,9 @@ class Comparison(Viewed):
     def agreements(self) -> Tensor:
         """Spearman's rho between rulesets by sample [samples, rulesets, rulesets].
 
-        See :func:`fxlrp.evaluate.agreement.rank_agreement` for what is correlated and where it is NaN.
+        See :func:`fxlrp.evaluate.concordance.rank_agreement` for what is correlated and where it is NaN.
         """
-        from fxlrp.evaluate.agreement import rank_agreement
+        from fxlrp.evaluate.concordance import rank_agreement
 
         return rank_agreement(list(self.attributions.values())) if self.rho is None else self.rho
 
@@ -169,7 +169,7 @@ def _agreement(
     progress: bool,
 ) -> Tensor:
     """Rank correlations of all samples; what is asked for beside relevance (ledger, taps) is left out."""
-    from fxlrp.evaluate.agreement import rank_agreement
+    from fxlrp.evaluate.concordance import rank_agreement
 
     plain = {name: value for name, value in options.items() if name in ("contrast", "reference")}
     bar = track(batches, "agreement", console=Console(stderr=True), transient=True, disable=not progress)

@@ -15,7 +15,7 @@ from fxlrp.evaluate.protocol import Evaluation, Interval, Protocol
 if TYPE_CHECKING:
     import pandas as pd
 
-#: 'close' says that the interval overlaps that of the best, so that the data do not tell the two apart.
+#: 'close' says that the interval overlaps that of the best, so that the samples do not clearly tell the two apart.
 Place = Literal["best", "close", ""]
 
 

@@ -35,6 +35,11 @@ class Site:
         return _factors(self.scores)[0]
 
     @property
+    def place(self) -> str:
+        """The module that the attention is in."""
+        return module_path(self.weights)
+
+    @property
     def values(self) -> fx.Node:
         """The second factor of the output, whose tokens are the columns of A."""
         return _factors(self.output)[-1]
@@ -60,7 +65,7 @@ class Map:
     @property
     def place(self) -> str:
         """The module that the attention is in."""
-        return module_path(self.site.weights)
+        return self.site.place
 
     def score(self, matrix: str) -> Tensor:
         """The matrix that a reading asks for: weights or relevance, by itself or times the gradient."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from itertools import compress
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from torch.nn.functional import interpolate
 
 from fxlrp.report.pieces import Piece, readable
 from fxlrp.report.pixels import LARGEST_SIDE
@@ -48,7 +49,8 @@ class Panel:
 
     ``values`` is ``[positions]`` for tokens and features and ``[height, width]`` for an image, in pixels or in
     patches; ``pieces`` names the positions (empty for an image), ``places`` are their numbers before padding was
-    left out, by which panels are compared. ``smooth`` is the map to draw for patches.
+    left out, by which panels are compared. ``smooth`` is the map to draw for patches, ``backdrop`` the image itself in
+    grey (0 to 1), of the size of what is drawn.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Panel:
     pieces: tuple[Piece, ...]
     places: tuple[int, ...] = ()
     smooth: Array | None = None
+    backdrop: Array | None = None
 
     @property
     def picture(self) -> Array:
@@ -208,6 +211,8 @@ def _panels(attribution: Attribution, index: int) -> tuple[Panel, ...]:
         tokens, mask = _positions(attribution, index)
         relevance = _array(attribution.relevance[index])
         first = _panel(main, relevance, sequential, tokens, mask)
+        if first.layout is Layout.IMAGE:
+            first = replace(first, backdrop=_grey(attribution, index, first.values.shape))
     # Only the main input has token texts and a mask of its own; the others are shown by position.
     return first, *(_panel(name, _array(tensor[index]), sequential) for name, tensor in others.items())
 
@@ -234,10 +239,22 @@ def _image(name: str, attribution: Attribution, grid: tuple[int, int], index: in
     """Relevance by patch, or by pixel without channels."""
     values = _array(attribution.relevance[index]).reshape(grid)
     if attribution.relevance.dim() == 3:
-        return Panel(name, Layout.IMAGE, values, ())
+        return Panel(name, Layout.IMAGE, values, (), backdrop=_grey(attribution, index, grid))
     enlarged = max(1, LARGEST_SIDE // max(grid))
-    smooth = _array(attribution.map((grid[0] * enlarged, grid[1] * enlarged))[index])
-    return Panel(name, Layout.IMAGE, values, (), smooth=smooth)
+    size = (grid[0] * enlarged, grid[1] * enlarged)
+    smooth = _array(attribution.map(size)[index])
+    return Panel(name, Layout.IMAGE, values, (), smooth=smooth, backdrop=_grey(attribution, index, size))
+
+
+def _grey(attribution: Attribution, index: int, size: tuple[int, ...]) -> Array | None:
+    """The image that was explained in grey of this size, its darkest pixel 0 and its lightest 1."""
+    if attribution.picture is None:
+        return None
+    grey = attribution.picture[index : index + 1].double().mean(1, keepdim=True)
+    found = _array(interpolate(grey, size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0])
+    spread = float(np.ptp(found)) or 1.0
+    scaled: Array = (found - found.min()) / spread
+    return scaled
 
 
 def _panel(

@@ -21,7 +21,7 @@ from fxlrp.report.digest import LayerMap, LedgerGroup, LedgerSheet, Panel, Sampl
 from fxlrp.report.methods import Methods, whiskers
 from fxlrp.report.numbers import correlation, share, signed, statistic
 from fxlrp.report.pieces import Piece
-from fxlrp.report.pixels import png_data_uri
+from fxlrp.report.pixels import overlay_data_uri, png_data_uri
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
@@ -116,6 +116,17 @@ def _union(rows: Sequence[tuple[SampleView, Panel]]) -> list[tuple[int, Piece]]:
     return union([panel for _, panel in rows])
 
 
+def _image(panel: Panel) -> str:
+    """The relevance of an image, over the image where that is known."""
+    return png_data_uri(panel.picture) if panel.backdrop is None else overlay_data_uri(panel.picture, panel.backdrop)
+
+
+def _original(panel: Panel) -> str:
+    """The image that was explained, as pale as below its relevance."""
+    assert panel.backdrop is not None
+    return overlay_data_uri(np.zeros_like(panel.backdrop), panel.backdrop)
+
+
 def _strength(value: float, scale: float) -> str:
     """The opacity of a value's colour: ``|value| / scale``."""
     return f"{min(1.0, abs(value) / scale):.3f}" if scale else "0"
@@ -136,6 +147,8 @@ def _environment() -> Environment:
         strength=_strength,
         web_address=_web_address,
         picture=png_data_uri,
+        image=_image,
+        original=_original,
         leading=_leading,
         feature_chart=_feature_chart,
         sheet_chart=_sheet_chart,

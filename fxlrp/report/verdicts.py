@@ -11,18 +11,24 @@ from fxlrp.evaluate.standings import Standing
 from fxlrp.report.methods import Agreement, Methods
 from fxlrp.report.numbers import correlation, statistic
 
-WORDS = {"best": "best", "close": "cannot be told from the best", "": ""}
+ARROWS = {1: "  ↑ larger is better", -1: "  ↓ smaller is better", 0: ""}
+#: ≈ best: the intervals overlap.
+WORDS = {"best": "best", "close": "≈ best", "": ""}
 
 
 def print_methods(methods: Methods, console: Console) -> None:
     """Print how far rulesets agree, then what each protocol measured, the best in bold."""
     if len(methods.agreement.names) > 1:
         _print(f"Do the methods agree?  {methods.agreement.samples} samples", _matrix(methods.agreement), console)
+    if methods.measured:
+        told = "Which explains this model best?  (≈ best: the intervals overlap)"
+        console.print(Text("\n" + told, "bold"))
     for measured in methods.measured:
         console.print(Text(f"\n{measured.title}, {measured.standings[0].samples} samples", "bold"))
         console.print(Text(measured.summary, "dim"))
         for standing in measured.standings:
-            console.print(Padding(_standing(standing), (1, 0, 0, 0), expand=False))
+            console.print(Text(f"\n{standing.statistic}: {standing.meaning}{ARROWS[standing.better]}"))
+            console.print(_standing(standing))
 
 
 def _print(title: str, table: Table, console: Console) -> None:
@@ -42,12 +48,11 @@ def _matrix(agreement: Agreement) -> Table:
 
 
 def _standing(standing: Standing) -> Table:
-    arrow = {1: "  ↑ larger is better", -1: "  ↓ smaller is better"}.get(standing.better, "")
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("ruleset")
-    table.add_column(f"{standing.statistic}", justify="right")
+    table.add_column(standing.statistic, justify="right")
     table.add_column("95 % interval", justify="right")
-    table.add_column(standing.meaning + arrow)
+    table.add_column("")
     for name, interval in standing.intervals.items():
         place = standing.places[name]
         bounds = f"{statistic(interval.low)} to {statistic(interval.high)}"

@@ -41,6 +41,8 @@ STAGES: tuple[tuple[str, ...], ...] = (
         "fxlrp.evaluate",
         "fxlrp.checkpoints",
         "fxlrp.texts",
+        "fxlrp.plots",
+        "fxlrp.options",
         "fxlrp.shipped",
         "fxlrp.cli",
         "fxlrp.__main__",

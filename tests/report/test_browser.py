@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from fxlrp.report import render_html
+from fxlrp.report.methods import methods_of
+from tests.report import test_methods
 from tests.report.samples import SENTENCE, float_attribution, text_attribution
 
 CHROMIUM = shutil.which("chromium")
@@ -92,10 +94,17 @@ PAGES = {
 }
 
 
+def compared(count: int) -> str:
+    """A page that compares so many rulesets, by two protocols."""
+    found = test_methods.comparison(test_methods.NAMES[:count], label="W" * 30)
+    return render_html(list(found.attributions.values()), methods=methods_of(found))
+
+
 @pytest.mark.parametrize("width", [1280, 420])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, "two methods", "eight methods"])
 def test_nothing_sticks_out(chromium: Callable[..., str], name: str, width: int) -> None:
-    seen = probe(chromium, unfolded(render_html(PAGES[name])), width)
+    page = render_html(PAGES[name]) if name in PAGES else compared(2 if name == "two methods" else 8)
+    seen = probe(chromium, unfolded(page), width)
     assert seen["window"] == width
     assert seen["outside"] == []
     assert seen["page"] <= width

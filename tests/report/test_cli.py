@@ -1,6 +1,7 @@
 """The `fxlrp` command, end to end on tiny checkpoints."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from fxlrp.checkpoints import DEMO_MODEL
 from fxlrp.cli import app
+from fxlrp.texts import read_texts
 
 COMMANDS = ("demo", "explain", "compare", "plan", "rulesets", "check")
 TEXT = "an unforgettable film"
@@ -83,6 +85,73 @@ def test_compare_has_a_column_per_ruleset(classifier: Path) -> None:
     assert header.split() == ["token", "attnlrp", "gradient"]
     printed = json.loads(succeeds("compare", "-m", classifier, "-t", TEXT, "-r", "cp-lrp,gradient", "--json"))
     assert [each["ruleset"]["name"] for each in printed["attributions"]] == ["cp-lrp", "gradient"]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    rows = ["sentence\tlabel", "an unforgettable film\t1", 'a "bad film\t0', "a night in paris .\tpositive"]
+    (tmp_path / "texts.tsv").write_text("\n".join(rows), encoding="utf-8")
+    return tmp_path / "texts.tsv"
+
+
+def test_compare_on_a_file_of_texts(classifier: Path, texts: Path, tmp_path: Path) -> None:
+    arguments = ("compare", "-m", classifier, "--data", texts, "-r", "attnlrp,gradient", "--resume", tmp_path / "kept")
+    printed = json.loads(succeeds(*arguments, "--show", "1", "--json", "--out", tmp_path / "page.html"))
+    assert [len(each["samples"]) for each in printed["attributions"]] == [1, 1]
+    assert printed["agreement"]["samples"] == 3
+    assert printed["agreement"]["spearman"][0][0] == pytest.approx(1)
+    assert {(row["ruleset"], row["statistic"]) for row in printed["evaluations"]} == {
+        *(("attnlrp", "auac"), ("attnlrp", "au_mse"), ("gradient", "auac"), ("gradient", "au_mse"))
+    }
+    assert all(row["low"] <= row["value"] <= row["high"] for row in printed["evaluations"])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h1>Methods compared on 3 texts of texts.tsv</h1>" in page
+    assert "Which explains this model best?" in page
+    assert len(list((tmp_path / "kept").iterdir())) == 2 * 2
+    text = succeeds(*arguments, "--limit", "2", "--metrics", "pruning")
+    assert "Do the methods agree?  2 samples" in text
+    assert "au_mse" in text
+    assert "put back" not in text
+    assert "au_mse" not in succeeds(*arguments, "--metrics", "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.tsv", "words\tlabel\nx\t1\n", [], "no column 'sentence' or 'text' (line 2); its columns are 'words'"),
+        ("a.tsv", "sentence\tlabel\n", [], "holds no text"),
+        ("a.jsonl", "", [], "holds no text"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', [], "Line 2 is no JSON"),
+        ("a.jsonl", '["a"]\n', [], "its columns are none"),
+        ("a.csv", 'text,label\n"a, film",1\n,0\n', [], "line 3: the column 'text' holds no text"),
+        ("a.csv", "text,label\na film\n", [], "line 2: the text has no label"),
+        ("a.csv", "text,label\na film,2\n", [], "Line 2: label 2 is none of the model's 2 classes"),
+        ("a.csv", "text,label\na film,positiv\n", [], "Did you mean 'positive'"),
+        ("a.csv", "text\n" + "film " * 60, [], "Lines 2 to 2: The text has"),
+        ("a.txt", "a film", [], "is no table of texts"),
+        ("a.csv", "text\na film\n", ["--metrics", "prunning"], "Did you mean 'pruning'"),
+        ("a.csv", "text\na film\n", ["--text", "x"], "give texts, or a file of them"),
+    ],
+)
+def test_mistakes_in_a_file_of_texts(
+    classifier: Path, tmp_path: Path, name: str, content: str, options: list[str], message: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    result = fxlrp("compare", "-m", classifier, "--data", tmp_path / name, *options)
+    assert result.exit_code == 2
+    assert message in re.sub(r"[\s│]+", " ", result.stderr)
+    assert "Traceback" not in result.output
+
+
+def test_texts_of_each_kind_of_file(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.tsv", 'text\tlabel\na "lone mark\t1\n'),
+        ("a.csv", 'label,text\n1,"a ""lone mark"\n'),
+        ("a.jsonl", '{"text": "a \\"lone mark", "label": 1}\n\n'),
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        (found,) = read_texts(tmp_path / name)
+        assert (found.text, found.label) == ('a "lone mark', "1")
 
 
 def test_plan_shows_rules_and_modules(classifier: Path) -> None:
