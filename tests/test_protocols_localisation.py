@@ -150,7 +150,6 @@ def test_published_presets_by_hand(votes: fxlrp.ConvertedModel, lrp: fxlrp.Conve
         (Segmentation(), (images(), [1] * 5), "needs the truth"),
         (Segmentation(of="label"), (images(),), "needs the labels|needs the truth"),
         (Segmentation(), (images(), None, truths()[:, :2]), r"image's size \(4, 6\)"),
-        (Segmentation(), (torch.ones(1, 2, 4, 6).double(), None, truths()[:1]), "the same everywhere"),
     ],
 )
 def test_errors_of_segmentation(
@@ -158,6 +157,13 @@ def test_errors_of_segmentation(
 ) -> None:
     with pytest.raises(fxlrp.InputError, match=message):
         protocol.run(lrp, [batch])
+
+
+def test_a_map_that_is_the_same_everywhere_finds_nothing(lrp: fxlrp.ConvertedModel) -> None:
+    truth = truths()[:1]
+    found = Segmentation().run(lrp, [(torch.ones(1, 2, 4, 6).double(), None, truth)])
+    known = truth[truth >= 0]
+    assert found["pixel accuracy"] == pytest.approx(float((known == 0).double().mean()))
 
 
 def test_errors_of_options(votes: fxlrp.ConvertedModel) -> None:

@@ -25,7 +25,8 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     for method in experiment.methods:
         cells = []
         for column in experiment.columns:
-            cells += [str(outcome.intervals[method.name, column.name]), (method.published or {}).get(column.name, "")]
+            value = outcome.intervals[method.name, column.name].value
+            cells += [f"{value:.3f}", (method.published or {}).get(column.name, "")]
         table.add_row(method.name, *cells)
     console.print(table)
     for step in outcome.steps:

@@ -92,10 +92,9 @@ class Segmentation(Protocol):
 
 
 def _normalised(maps: Tensor) -> Tensor:
+    """Each map scaled to [0, 1]; one that is the same everywhere (all of it clamped) to 0, so that it finds nothing."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    if bool((low == high).any()):
-        raise InputError("A relevance map is the same everywhere, so that it segments nothing.")
-    return (maps - low) / (high - low)
+    return torch.where(low == high, 0, (maps - low) / (high - low))
 
 
 def _precision(relevance: Tensor, truth: Tensor) -> float:

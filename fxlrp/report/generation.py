@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.report.digest import Array
-from fxlrp.report.figure import NEGATIVE, POSITIVE, _plain
+from fxlrp.report.figure import NEGATIVE, POSITIVE, plain
 from fxlrp.report.html import _environment
 from fxlrp.report.numbers import signed
 from fxlrp.report.pieces import Piece, readable
@@ -168,8 +168,8 @@ def draw_generation(result: GenerationAttribution) -> Figure:
         limit = max(matrix.scales, default=0.0) or 1.0
         shown = np.ma.masked_where(~matrix.seen, matrix.values)
         image = axes.imshow(shown, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
-        axes.set_xticks(range(len(sample.columns)), [_plain(p.text) for p in sample.columns], rotation=90, fontsize=8)
-        axes.set_yticks(range(len(matrix.rows)), [_plain(p.text) for p in matrix.rows], fontsize=8)
+        axes.set_xticks(range(len(sample.columns)), [plain(p.text) for p in sample.columns], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(matrix.rows)), [plain(p.text) for p in matrix.rows], fontsize=8)
         axes.set_title(f"{result.ruleset.name}: {matrix.name}", fontsize=9)
         figure.colorbar(image, ax=axes, label="relevance")
     return figure
@@ -196,7 +196,7 @@ def tabulate_generation(result: GenerationAttribution) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def generation_as_plain(result: GenerationAttribution) -> dict[str, Any]:
+def generation_asplain(result: GenerationAttribution) -> dict[str, Any]:
     """Every number that a view shows, in full precision, ready for JSON: None at tokens that are not seen."""
     return {
         "ruleset": {"name": result.ruleset.name, "version": result.ruleset.version, "hash": result.ruleset.hash},
