@@ -196,7 +196,7 @@ def tabulate_generation(result: GenerationAttribution) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def generation_asplain(result: GenerationAttribution) -> dict[str, Any]:
+def generation_as_plain(result: GenerationAttribution) -> dict[str, Any]:
     """Every number that a view shows, in full precision, ready for JSON: None at tokens that are not seen."""
     return {
         "ruleset": {"name": result.ruleset.name, "version": result.ruleset.version, "hash": result.ruleset.hash},
