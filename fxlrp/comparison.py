@@ -110,14 +110,16 @@ def compare(
     batches = list(as_batches(inputs))
     if not batches or not rulesets:
         raise InputError(f"There is nothing to compare: no {'ruleset' if batches else 'batch'} was given.")
-    if len(batches) > 1 and isinstance(target, (list, tuple, Tensor)):
+    if len(batches) > 1 and (isinstance(target, list) or (isinstance(target, Tensor) and target.ndim)):
         raise InputError(
             "A target per sample belongs to one batch, and there are several: give one class for all, None for the "
             "predicted one, or a callable."
         )
     converted = _converted(model, rulesets)
     first = batches[0].inputs if shown is None else _beginning(batches[0], shown)
-    results = {name: _attribute(lrp, first, target, options) for name, lrp in converted.items()}
+    # One ruleset alone says itself that it has no ledger; among several it goes without.
+    alone = len(converted) == 1
+    results = {name: _attribute(lrp, first, target, options, alone) for name, lrp in converted.items()}
     whole = len(batches) == 1 and shown is None
     rho = None if whole else _agreement(converted, batches, target, options, progress)
     evaluations = {
@@ -139,11 +141,15 @@ def _converted(model: nn.Module, rulesets: Sequence[Any]) -> dict[str, Converted
     return found
 
 
-def _attribute(lrp: ConvertedModel, inputs: Any, target: Target, options: Mapping[str, Any]) -> Attribution:
+def _attribute(
+    lrp: ConvertedModel, inputs: Any, target: Target, options: Mapping[str, Any], alone: bool = False
+) -> Attribution:
+    """The attribution under one ruleset; ``alone`` leaves out none of the options but the reference."""
     rules = lrp.ruleset
-    unknown = {"ledger"} if rules.compares or isinstance(rules.readout, SmoothReading) else set()
-    unknown |= set() if rules.compares else {"reference"}
-    unknown |= {"at"} if isinstance(rules.readout, IntegratedReading) else set()
+    unknown = set() if rules.compares else {"reference"}
+    if not alone:
+        unknown |= {"ledger"} if rules.compares or isinstance(rules.readout, SmoothReading) else set()
+        unknown |= {"at"} if isinstance(rules.readout, IntegratedReading) else set()
     known = {name: value for name, value in options.items() if name not in unknown}
     return lrp.attribute(inputs, target=target, **known)
 

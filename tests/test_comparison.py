@@ -210,3 +210,8 @@ def test_each_ruleset_gets_the_options_that_it_has(model: Model) -> None:
     )
     assert [bool(each.ledger) for each in found.attributions.values()] == [True, False, False]
     assert [list(each.at) for each in found.attributions.values()] == [["hidden"], [], ["hidden"]]
+
+
+def test_a_ruleset_alone_says_what_it_has_not(model: Model) -> None:
+    with pytest.raises(fxlrp.InputError, match="A ledger accounts for"):
+        fxlrp.compare(model, batches(1)[0], ["integrated-gradients"], ledger=True)

@@ -6,6 +6,7 @@ and their bootstrap intervals are computed.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Protocol(ABC):
     @property
     def title(self) -> str:
         """What reports call the protocol."""
-        return type(self).__name__
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self).__name__)
 
     @property
     def summary(self) -> str:
