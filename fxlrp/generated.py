@@ -22,8 +22,8 @@ class GenerationAttribution:
     [batch, ..., generated tokens] for a float input. Column k has the unit of ``explained[:, k]``, the logit of
     generated token k less that of ``contrast_ids``; it is 0 at tokens that come later and where ``padding`` [batch,
     generated tokens] fills up a text that ended early. ``inputs`` holds every attributed input. ``stream`` is the input
-    that generated tokens are appended to, from place ``start`` on. ``names`` and ``generated_tokens`` are the
-    tokenizer's spellings, where one was at hand.
+    that generated tokens are appended to, from place ``start`` on. ``names``, ``generated_tokens`` and
+    ``contrast_tokens`` are the tokenizer's spellings, where one was at hand.
     """
 
     relevance: Tensor
@@ -38,6 +38,7 @@ class GenerationAttribution:
     contrast_ids: Tensor | None = None
     names: dict[str, list[list[str]]] = field(default_factory=dict)
     generated_tokens: list[list[str]] | None = None
+    contrast_tokens: list[list[str]] | None = None
     attention_mask: Tensor | None = None
 
     @property
@@ -82,9 +83,12 @@ class GenerationAttribution:
 
     def label(self, sample: int, k: int) -> str:
         """What a report calls generated token k of a sample."""
-        ids = self.generated_ids[sample, k]
-        text = f"token {int(ids)}" if self.generated_tokens is None else f"'{self.generated_tokens[sample][k]}'"
-        return text if self.contrast_ids is None else f"{text} minus token {int(self.contrast_ids[sample, k])}"
+        pairs = ((self.generated_ids, self.generated_tokens), (self.contrast_ids, self.contrast_tokens))
+        return " minus ".join(
+            f"token {int(ids[sample, k])}" if spelled is None else f"'{spelled[sample][k]}'"
+            for ids, spelled in pairs
+            if ids is not None
+        )
 
     def show(self) -> None:
         """Print each generated token with the tokens before that matter most to it."""
@@ -140,4 +144,4 @@ class GenerationAttribution:
 
 _FORMAT = "fxlrp-generation"
 _TENSORS = ("relevance", "generated_ids", "padding", "explained", "contrast_ids", "attention_mask")
-_ABOUT = ("main", "stream", "start", "names", "generated_tokens")
+_ABOUT = ("main", "stream", "start", "names", "generated_tokens", "contrast_tokens")

@@ -165,6 +165,7 @@ def attribute_generation(
         name: _seen_alone(value, padding, start if name == prompt.stream else None) for name, value in stacked.items()
     }
     assert passes.steps is not None
+    contrast_ids = passes.steps.contrast
     mask = given.get("attention_mask")
     tokens = {name: _tokens({}, given.get(name), tokenizer) for name in seen}
     return GenerationAttribution(
@@ -177,9 +178,10 @@ def attribute_generation(
         main=task.main_input,
         stream=prompt.stream,
         start=start,
-        contrast_ids=passes.steps.contrast,
+        contrast_ids=contrast_ids,
         names={name: texts for name, texts in tokens.items() if texts is not None},
         generated_tokens=_tokens({}, ids, tokenizer),
+        contrast_tokens=_tokens({}, contrast_ids, tokenizer),
         attention_mask=mask.detach() if isinstance(mask, Tensor) and mask.ndim == 2 else None,
     )
 

@@ -222,6 +222,8 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert torch.equal(loaded.relevance, result.relevance)
     assert torch.equal(loaded.padding, result.padding)
     assert loaded.tokens == result.tokens
+    assert result.contrast_ids is not None
+    assert loaded.label(1, 2) == f"'t{int(result.generated_ids[1, 2])}' minus 't{int(result.contrast_ids[1, 2])}'"
     assert loaded.ruleset == result.ruleset
     assert loaded[2].tokens == [row[:6] for row in result.tokens or []]
     with pytest.raises(FxlrpError, match="not an attribution of generated tokens"):

@@ -111,7 +111,8 @@ def ablation(count: int | None) -> Experiment:
         build=lambda: build(count),
         remarks=(
             "The paper's numbers of this table could not be looked up when this page was made.",
-            "What does not reproduce: without the gradient the maps segment as well. The gradient tells classes apart, "
-            "and a canvas holds one digit among fragments of no class; in positive perturbation it helps.",
+            "What does not reproduce: without the gradient the maps segment a little better, and order pixels as well. "
+            "The gradient tells classes apart, as photographs of several objects need it; a canvas holds one digit "
+            "among fragments of no class.",
         ),
     )

@@ -135,6 +135,12 @@ class Outcome:
                 yield Step(worse, better, column, first.less(second, column.statistic))
 
     @property
-    def holds(self) -> bool:
-        """Whether every step holds."""
-        return all(step.verdict is Verdict.HOLDS for step in self.steps)
+    def samples(self) -> int:
+        """How many samples the numbers are of."""
+        measured = next(iter(self.evaluations.values())).measured
+        return int(measured["used"].sum()) if "used" in measured else len(next(iter(measured.values())))
+
+    @property
+    def published(self) -> bool:
+        """Whether the paper's numbers stand beside ours."""
+        return any(method.published for method in self.experiment.methods)

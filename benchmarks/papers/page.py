@@ -21,12 +21,13 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     table.add_column("method")
     for column in experiment.columns:
         table.add_column(f"{column.name} {'↑' if column.larger else '↓'}", justify="right")
-        table.add_column("paper", justify="right", style="dim")
+        if outcome.published:
+            table.add_column("paper", justify="right", style="dim")
     for method in experiment.methods:
         cells = []
         for column in experiment.columns:
             value = outcome.intervals[method.name, column.name].value
-            cells += [f"{value:.3f}", (method.published or {}).get(column.name, "")]
+            cells += [f"{value:.3f}", *([(method.published or {}).get(column.name, "")] if outcome.published else [])]
         table.add_row(method.name, *cells)
     console.print(table)
     for step in outcome.steps:
