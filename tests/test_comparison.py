@@ -158,12 +158,20 @@ NUMBERS = {"low": [0.0, 0.1] * 20, "high": [0.9, 1.1] * 20, "near": [0.7, 1.28] 
 
 
 @pytest.mark.parametrize(("way", "places"), [(1, ("", "best", "close")), (-1, ("best", "", "")), (0, ("", "", ""))])
-def test_the_best_and_those_whose_intervals_overlap_it(way: int, places: tuple[str, ...]) -> None:
+def test_the_best_and_those_that_are_not_told_from_it(way: int, places: tuple[str, ...]) -> None:
     mean, count = standings(evaluations(way, **NUMBERS))
     assert tuple(mean.places[name] for name in ("low", "high", "near")) == places
     assert set(count.places.values()) == {""}  # it speaks for nobody
     assert (mean.samples, mean.better, mean.meaning) == (40, way, "mean")
     assert mean.protocol.summary == "The mean of numbers given by hand."
+
+
+def test_a_small_but_constant_difference_tells_two_apart() -> None:
+    """Both intervals are wide and overlap; sample by sample, one is larger every time."""
+    values = [0.0, 1.0, 2.0, 3.0] * 10
+    mean, _ = standings(evaluations(best=values, worse=[x - 0.05 for x in values]))
+    assert mean.intervals["worse"].high > mean.intervals["best"].low
+    assert mean.places == {"best": "best", "worse": ""}
 
 
 def test_a_value_that_is_none_is_never_best() -> None:

@@ -15,13 +15,13 @@ from fxlrp.evaluate.protocol import Evaluation, Interval, Protocol
 if TYPE_CHECKING:
     import pandas as pd
 
-#: 'close' says that the interval overlaps that of the best, so that the samples do not clearly tell the two apart.
+#: 'close': the samples do not tell a ruleset from the best (the 95 % interval of the paired difference holds 0).
 Place = Literal["best", "close", ""]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One statistic of one protocol under every ruleset: ``intervals`` and ``places`` by name of the ruleset.
+    """One statistic of one protocol under every ruleset: ``intervals`` and ``places`` by ruleset.
 
     ``better`` is 1 where larger is better, -1 where smaller is, 0 where neither (and no place is given).
     """
@@ -31,27 +31,12 @@ class Standing:
     better: int
     samples: int
     intervals: Mapping[str, Interval]
+    places: Mapping[str, Place]
 
     @property
     def meaning(self) -> str:
         """The statistic in plain words; its name where the protocol has no more to say."""
         return self.protocol.meanings().get(self.statistic, self.statistic)
-
-    @property
-    def places(self) -> dict[str, Place]:
-        """The best ruleset, and those whose intervals overlap its interval."""
-        known = {name: i for name, i in self.intervals.items() if not math.isnan(i.value)}
-        if not self.better or not known:
-            return dict.fromkeys(self.intervals, "")
-        best = max(known, key=lambda name: self.better * known[name].value)
-        low, high = known[best].low, known[best].high
-
-        def place(name: str) -> Place:
-            if name == best:
-                return "best"
-            return "close" if name in known and known[name].low <= high and known[name].high >= low else ""
-
-        return {name: place(name) for name in self.intervals}
 
 
 def standings(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[Standing]:
@@ -70,9 +55,26 @@ def standings(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[Standing]
         intervals = dict(zip(evaluations, (each.intervals() for each in one), strict=True))
         better = one[0].protocol.better()
         for name in one[0].statistics:
+            way = better.get(name, 0)
             by_ruleset = {ruleset: known[name] for ruleset, known in intervals.items()}
-            found.append(Standing(one[0].protocol, name, better.get(name, 0), len(one[0]), by_ruleset))
+            places = _places(dict(zip(evaluations, one, strict=True)), name, way)
+            found.append(Standing(one[0].protocol, name, way, len(one[0]), by_ruleset, places))
     return found
+
+
+def _places(evaluations: Mapping[str, Evaluation], statistic: str, way: int) -> dict[str, Place]:
+    """The best ruleset, and those that the samples do not tell from it; none where no direction is better."""
+    places: dict[str, Place] = dict.fromkeys(evaluations, "")
+    known = {name: each for name, each in evaluations.items() if not math.isnan(each[statistic])}
+    if not way or not known:
+        return places
+    best = max(known, key=lambda name: way * known[name][statistic])
+    for name, each in known.items():
+        difference = known[best].less(each, statistic)
+        if difference.low <= 0 <= difference.high:
+            places[name] = "close"
+    places[best] = "best"
+    return places
 
 
 def tabulate(found: Sequence[Standing]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from fxlrp.report.methods import Agreement, Methods
 from fxlrp.report.numbers import correlation, statistic
 
 ARROWS = {1: "  ↑ larger is better", -1: "  ↓ smaller is better", 0: ""}
-#: ≈ best: the intervals overlap.
+#: ≈ best: the interval of the difference from the best includes zero.
 WORDS = {"best": "best", "close": "≈ best", "": ""}
 
 
@@ -21,7 +21,7 @@ def print_methods(methods: Methods, console: Console) -> None:
     if len(methods.agreement.names) > 1:
         _print(f"Do the methods agree?  {methods.agreement.samples} samples", _matrix(methods.agreement), console)
     if methods.measured:
-        told = "Which explains this model best?  (≈ best: the intervals overlap)"
+        told = "Which explains this model best?  (≈ best: not told from it by these samples)"
         console.print(Text("\n" + told, "bold"))
     for measured in methods.measured:
         console.print(Text(f"\n{measured.title}, {measured.standings[0].samples} samples", "bold"))
