@@ -48,7 +48,7 @@ def attribute(
 
 def __getattr__(name: str) -> Any:
     """Public modules on first use: nothing else needs them."""
-    if name in ("evaluate", "plots", "testing"):
+    if name in ("evaluate", "plots", "shipped", "testing"):
         return import_module(f"fxlrp.{name}")
     raise AttributeError(f"module 'fxlrp' has no attribute '{name}'")
 

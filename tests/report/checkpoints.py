@@ -42,6 +42,30 @@ def write_classifier(folder: Path) -> Path:
 
 def write_language_model(folder: Path) -> Path:
     """A two-block GPT-2 with byte-level tokens and no padding token, as GPT-2 has it."""
+    words = _write_byte_tokens(folder)
+    config = transformers.GPT2Config(vocab_size=words, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    realistic(transformers.GPT2LMHeadModel(config)).save_pretrained(folder)
+    return folder
+
+
+def write_encoder_decoder(folder: Path) -> Path:
+    """A T5 of two blocks a side that begins with token 1 and never ends."""
+    config = transformers.T5Config(
+        vocab_size=_write_byte_tokens(folder),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=1,
+        eos_token_id=None,
+    )
+    realistic(transformers.T5ForConditionalGeneration(config)).save_pretrained(folder)
+    return folder
+
+
+def _write_byte_tokens(folder: Path) -> int:
+    """Write a byte-level tokenizer; how many tokens it has."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,8 +76,4 @@ def write_language_model(folder: Path) -> Path:
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end).save_pretrained(
         folder
     )
-    config = transformers.GPT2Config(
-        vocab_size=tokenizer.get_vocab_size(), n_embd=16, n_layer=2, n_head=2, n_positions=32
-    )
-    realistic(transformers.GPT2LMHeadModel(config)).save_pretrained(folder)
-    return folder
+    return tokenizer.get_vocab_size()

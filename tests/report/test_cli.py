@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from fxlrp.checkpoints import DEMO_MODEL
 from fxlrp.cli import app
 from fxlrp.texts import read_texts
+from tests.report.checkpoints import write_encoder_decoder
 
 COMMANDS = ("demo", "explain", "compare", "plan", "rulesets", "check")
 TEXT = "an unforgettable film"
@@ -246,6 +247,19 @@ def test_every_generated_token_is_explained(language_model: Path, tmp_path: Path
     assert len(second["inputs"]["input_ids"]["tokens"]) < len(matrix["tokens"])
     assert "<script" not in out.read_text(encoding="utf-8")
     assert "runner" not in succeeds("explain", "-m", language_model, "-t", TEXT, "-g", "2", "--contrast", "runner-up")
+
+
+def test_an_encoder_decoder_has_a_matrix_for_each_side(tmp_path: Path) -> None:
+    folder, out = write_encoder_decoder(tmp_path), tmp_path / "generation.html"
+    printed = succeeds("explain", "-m", folder, "-t", TEXT, "-g", "3", "--json", "--out", out)
+    (sample,) = json.loads(printed)["generation"]["samples"]
+    read, written = sample["inputs"]["input_ids"], sample["inputs"]["decoder_input_ids"]
+    assert len(sample["generated"]) == 3
+    assert all(value is not None for row in read["relevance"] for value in row)
+    assert written["tokens"][1:] == sample["generated"][:2]
+    assert written["relevance"][2][:2] == [None, None]
+    page = out.read_text(encoding="utf-8")
+    assert "decoder_input_ids" in page
 
 
 def test_what_does_not_generate_says_so(classifier: Path, language_model: Path) -> None:
