@@ -69,6 +69,23 @@ def test_probability_and_accuracy(lrp: fxlrp.ConvertedModel) -> None:
     assert explained.curves[1].tolist() == [0, 0, 0]  # class 0 has no votes: all orders are alike
 
 
+def test_a_language_model_is_watched_at_the_explained_position() -> None:
+    class Positions(Votes):
+        main_input_name = "input_ids"
+
+        def can_generate(self) -> bool:
+            return True
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            total = self.weight(input_ids)[..., 0].cumsum(1)
+            return torch.stack([torch.zeros_like(total), total], -1)
+
+    lrp = fxlrp.convert(Positions().eval(), "gradient")
+    found = perturbation(lrp, {"input_ids": IDS}, fractions=3, replace=UNK, watch="logit")
+    assert found.curve.tolist() == [3.75, -1.25, 0.0]
+    assert found.mse_curve.tolist() == [0.0, (6.0**2 + 4.0**2) / 2, (4.0**2 + 3.5**2) / 2]
+
+
 def test_padding_is_no_unit(lrp: fxlrp.ConvertedModel) -> None:
     ids, mask = torch.tensor([[1, 6, 4, 2, 6, 6]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
     padded = perturbation(lrp, {"input_ids": ids, "attention_mask": mask}, fractions=3, replace=UNK, watch="logit")

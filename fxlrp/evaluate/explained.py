@@ -75,11 +75,15 @@ class Explanation:
         def seen(logits: Tensor, watch: str) -> Tensor:
             if watch != "accuracy":
                 return chosen(logits, watch).double()
-            places = [(sample, *place[:-1]) for sample, place in enumerate(chosen.index)]
-            best = torch.stack([logits[place].argmax(-1) for place in places])
+            best = at_places(logits, chosen).argmax(-1)
             return (best == torch.tensor([place[-1] for place in chosen.index], device=best.device)).double()
 
         return seen
+
+
+def at_places(logits: Tensor, chosen: Selection) -> Tensor:
+    """The logits of all classes where the chosen entries are, [samples, classes]: of logits with positions, theirs."""
+    return torch.stack([logits[(sample, *place[:-1])] for sample, place in enumerate(chosen.index)])
 
 
 def selection(targets: Any) -> Selection:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, WATCHED, Explanation, Of, Watched, explain_class
+from fxlrp.evaluate.explained import CLASSES, WATCHED, Explanation, Of, Watched, at_places, explain_class
 from fxlrp.evaluate.memory import drawing
 from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
 from fxlrp.evaluate.units import ORDERS, Replacement
@@ -31,7 +31,7 @@ Order = Literal["most", "least", "absolute-most", "absolute-least", "random"]
 
 @dataclass(frozen=True)
 class Perturbation(Protocol):
-    r"""f(x) when a growing fraction of an input's units is gone (``mode="remove"``) or is back (``mode="add"``).
+    """f(x) when a growing fraction of an input's units is gone (``mode="remove"``) or is back (``mode="add"``).
 
     At fraction p the first n = ceil(p N) of a sample's N units (tokens, pixels, features; padding is none) in the
     ``order`` of relevance are replaced by ``replace``, or, in mode ``add``, all the others are. ``rounding="down"``
@@ -40,11 +40,12 @@ class Perturbation(Protocol):
 
     Watched is the ``probability`` softmax(f)_c, the ``logit`` f_c, or the ``accuracy`` 1[argmax f = c] of the explained
     class c: the ``predicted`` one, or (``of="label"``) the label of the sample. ``watch_label`` watches the label
-    whatever is explained. Beside it sum_k (f_k(x) - f_k(x_p))^2 is kept, the squared error over all K logits.
+    whatever is explained. Beside it sum_k (f_k(x) - f_k(x_p))^2 is kept, the squared error over all K logits (of a
+    language model those at the explained position).
 
     replace: a token id (that of [UNK]; ids need one), a number (0 unless given), a colour, or a tensor that broadcasts.
-    fractions: how many equally
-    spaced from 0 to 1, or the fractions themselves. keep: token ids that are left alone (special tokens).
+    fractions: how many equally spaced from 0 to 1, or the fractions themselves. keep: token ids that are left alone
+    (special tokens).
 
     Source: Ali et al. 2022, section 5.2 (11 fractions, [UNK], trapezoid; their code takes the ceiling, and the sum of
     squares over logits); Chefer et al. 2021, section 4 (fractions 0 to 0.9, floor, black pixels, accuracy on labels).
@@ -96,12 +97,13 @@ class Perturbation(Protocol):
         ``generator`` is what a random order is drawn from.
         """
         seen = explanation.seen(labels)
-        whole = explanation.logits()
+        chosen = explanation.chosen()
+        whole = at_places(explanation.logits(), chosen)
         curve, error = [], []
         for inputs in self._perturbed(explanation, generator):
             logits = explanation.logits(inputs)
             curve.append(seen(logits, self.watch))
-            error.append((logits - whole).double().square().flatten(1).sum(1))
+            error.append((at_places(logits, chosen) - whole).double().square().sum(1))
         return {"curve": torch.stack(curve, 1), "squared_error": torch.stack(error, 1)}
 
     def _perturbed(self, explanation: Explanation, generator: torch.Generator | None) -> Iterator[dict[str, Any]]:
