@@ -138,13 +138,13 @@ def compare(
 ) -> None:
     """Explain texts under several rulesets, side by side: do they agree, and which explains the model best?"""
     import fxlrp
-    from fxlrp.texts import METRICS, batches_of, named_metrics, read_texts
+    from fxlrp.texts import USUAL_METRICS, batches_of, named_metrics, read_texts
 
     if bool(text) == bool(data):
         raise typer.BadParameter("give texts, or a file of them", param_hint="--text / --data")
     _require_folder_of(out)
     rules = [fxlrp.ruleset(name) for name in _names(rulesets)]  # misspelt names are reported before any work is done
-    wanted = _names(metrics) if metrics is not None else list(METRICS) if data else []
+    wanted = _names(metrics) if metrics is not None else list(USUAL_METRICS) if data else []
     protocols = named_metrics([] if wanted == ["none"] else wanted)
     texts = read_texts(data, limit) if data else text or []
     network, tokenizer = _load(model)

@@ -84,8 +84,10 @@ MetricsOption = Annotated[
     typer.Option(
         metavar="A,B,C",
         help="What tells which ruleset explains best: 'activation' (the most relevant tokens are put back first), "
-        "'pruning' (the least relevant are taken away first); 'none' for maps and agreement alone.",
-        show_default="all for --data, none for --text",
+        "'pruning' (the least relevant are taken away first), 'abpc' (area between the curves of least and most "
+        "relevant first), 'eraser' (comprehensiveness, sufficiency), 'leave-one-out' (rank correlation with it), "
+        "'conservation' (relevance against the logit); 'none' for maps and agreement alone.",
+        show_default="activation,pruning for --data, none for --text",
     ),
 ]
 ShowOption = Annotated[int, typer.Option(min=1, help="So many texts of --data have their maps in the report.")]

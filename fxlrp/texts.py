@@ -16,7 +16,7 @@ import torch
 
 from fxlrp.checkpoints import class_index, encode
 from fxlrp.errors import FxlrpError, InputError, nearest
-from fxlrp.evaluate import Batch, Perturbation, Protocol
+from fxlrp.evaluate import AreaBetween, Batch, Conservation, Eraser, LeaveOneOut, Perturbation, Protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -149,7 +149,13 @@ def _unknown(tokenizer: PreTrainedTokenizerBase) -> int:
 METRICS: Mapping[str, Callable[[PreTrainedTokenizerBase], Protocol]] = {
     "activation": lambda tokenizer: Perturbation("most", "add", replace=_unknown(tokenizer)),
     "pruning": lambda tokenizer: Perturbation("absolute-least", "remove", replace=_unknown(tokenizer)),
+    "abpc": lambda tokenizer: AreaBetween(replace=_unknown(tokenizer)),
+    "eraser": lambda tokenizer: Eraser(replace=_unknown(tokenizer)),
+    "leave-one-out": lambda tokenizer: LeaveOneOut(replace=_unknown(tokenizer)),
+    "conservation": lambda tokenizer: Conservation(),
 }
+#: Those that run unless others are named.
+USUAL_METRICS = ("activation", "pruning")
 
 
 def named_metrics(names: Sequence[str]) -> list[Callable[[PreTrainedTokenizerBase], Protocol]]:

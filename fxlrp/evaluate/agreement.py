@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.explained import CLASSES, Explanation, Of, explain, explain_class
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
+from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
 from fxlrp.evaluate.ranks import spearman
 from fxlrp.evaluate.units import Tokens
 from fxlrp.model import ConvertedModel
@@ -37,6 +37,11 @@ class RankCorrelation(Protocol):
 
     Source: Wu & Ong 2021 (arXiv 2101.00196): correlation between methods, and across models of several seeds.
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Agreement with other explanations",
+        "How alike two explanations of one output order the parts of the input.",
+    )
 
     others: Mapping[str, ConvertedModel]
     of: Of = "predicted"
@@ -92,6 +97,12 @@ class Robustness(Protocol):
     Source: Wu & Ong 2021 (arXiv 2101.00196), robustness; after Alvarez-Melis & Jaakkola 2018 (arXiv 1806.08049), who
     divide the distance of two explanations by that of the inputs.
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Robustness",
+        "The input is changed so little that the answer stays: the explanation should stay, too.",
+        {"spearman": "rank correlation of relevance before and after", "kept": "share of changes that left the answer"},
+    )
 
     replace: int | None = None
     noise: float = 0.05

@@ -6,14 +6,14 @@ In: batches. Out: sums of relevance against explained values, and the gap betwee
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.explained import CLASSES, Of, selection
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
+from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
 from fxlrp.readout.task import as_inputs
 
 if TYPE_CHECKING:
@@ -34,6 +34,17 @@ class Conservation(Protocol):
 
     Source: Ali et al. 2022 (arXiv 2202.07304), section 4.3 and figure 3 (the scatter).
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Conservation",
+        "The relevance of all inputs together is compared with the output that it explains: a method that "
+        "conserves relevance keeps them equal.",
+        {
+            "correlation": "correlation of the sum of relevance with the explained output",
+            "|gap| median": "what is missing of the output, as a share of it: half of the samples miss less",
+            "|gap| 95 %": "what is missing: 95 % of the samples miss less",
+        },
+    )
 
     of: Of = "predicted"
     ledger: bool = False

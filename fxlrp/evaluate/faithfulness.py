@@ -7,7 +7,7 @@ leaving units out one by one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.explained import CLASSES, WATCHED, Explanation, Of, Watched, explain_class
 from fxlrp.evaluate.groups import patches
 from fxlrp.evaluate.perturbation import Perturbation
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
+from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
 from fxlrp.evaluate.ranks import spearman
 from fxlrp.evaluate.units import Replacement
 
@@ -38,6 +38,13 @@ class AreaBetween(Protocol):
     Source: Achtibat et al. 2024 (AttnLRP, arXiv 2402.05602), section 4.1; Bluecher et al. 2024 (arXiv 2401.06654), who
     call it symmetric relevance gain.
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Area between curves",
+        "The parts of the input are taken away once with the least relevant and once with the most relevant "
+        "first: under a good explanation the first hurts late, the second early.",
+        {"abpc": "area between the two curves of the output"},
+    )
 
     fractions: int | tuple[float, ...] = 11
     replace: Replacement | None = None
@@ -97,6 +104,16 @@ class Eraser(Protocol):
     Source: DeYoung et al. 2020 (ERASER, arXiv 1911.03429), section 5, for graded scores: 1, 5, 10, 20 and 50 %.
     """
 
+    WORDS: ClassVar[Words] = Words(
+        "Rationales",
+        "The most relevant parts are taken away, and kept alone: without them the probability of the answer "
+        "should fall, with them alone it should stay.",
+        {
+            "comprehensiveness": "how far the probability falls without the most relevant parts",
+            "sufficiency": "how far it falls with the most relevant parts alone",
+        },
+    )
+
     shares: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 0.5)
     replace: Replacement | None = None
     of: Of = "predicted"
@@ -151,6 +168,13 @@ class LeaveOneOut(Protocol):
 
     Source: Jain & Wallace 2019 (arXiv 1902.10186), section 4.1, who take Kendall's tau, for attention weights.
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Leaving parts out one by one",
+        "Each part of the input is replaced on its own: the order of what that changes should be the order of "
+        "relevance.",
+        {"spearman": "rank correlation of relevance with the change of the output"},
+    )
 
     replace: Replacement | None = None
     watch: Watched = "logit"

@@ -7,7 +7,7 @@ maps as segmentations; F1 of the most relevant tokens as rationales.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.explained import CLASSES, Of, explain_class
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
+from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +39,16 @@ class Segmentation(Protocol):
     Needs scikit-learn (extra 'evaluate'). Source: Chefer et al. 2021 (arXiv 2012.09838), section 4, on the data of
     Guillaumin et al. 2014.
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Segmentation",
+        "Relevance above its mean is taken for the object, and compared with where the object is.",
+        {
+            "pixel accuracy": "share of pixels that are right",
+            "mIoU": "intersection over union of object and surroundings, mean of both",
+            "mAP": "average precision of pixels ordered by relevance",
+        },
+    )
 
     of: Of = "predicted"
     sign: str = "as-is"
@@ -117,6 +127,11 @@ class TokenF1(Protocol):
     Source: Chefer et al. 2021 (arXiv 2012.09838), section 4 (k = 10, 20, ..., 80); rationales and F1: DeYoung et al.
     2020 (ERASER, arXiv 1911.03429), section 4.
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Rationales of people",
+        "The most relevant tokens are compared with those that people marked.",
+    )
 
     counts: tuple[int, ...] = (10, 20, 30, 40, 50, 60, 70, 80)
     of: Of = "predicted"

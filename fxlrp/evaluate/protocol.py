@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -56,8 +56,20 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a protocol is called and what it measures, for readers who know no paper; ``meanings`` is by statistic."""
+
+    title: str = ""
+    summary: str = ""
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+
 class Protocol(ABC):
     """How relevance is evaluated. Subclasses are frozen dataclasses whose fields are the protocol's options."""
+
+    #: What reports say of the protocol; what is left out is its name, and the first sentence of its description.
+    WORDS: ClassVar[Words] = Words()
 
     def check(self, option: str, valid: Iterable[str]) -> None:
         """Raise :class:`InputError` where an option is none of the ``valid`` ones."""
@@ -82,19 +94,21 @@ class Protocol(ABC):
     @property
     def title(self) -> str:
         """What reports call the protocol."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self).__name__)
+        return self.WORDS.title or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self).__name__)
 
     @property
     def summary(self) -> str:
         """One sentence that tells a reader who knows no paper what is measured: that of the class, unless the protocol
         has its own.
         """
+        if self.WORDS.summary:
+            return self.WORDS.summary
         text = " ".join((type(self).__doc__ or "").replace("``", "").split())
         return text.split(". ")[0].rstrip(".") + "."
 
     def meanings(self) -> dict[str, str]:
         """Statistics in plain words; those left out are called by their names."""
-        return {}
+        return dict(self.WORDS.meanings)
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """The plot of an evaluation: its statistics as bars with their intervals, unless the protocol has its own."""

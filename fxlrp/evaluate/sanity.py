@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from fxlrp.checkpoints import block_names
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.explained import CLASSES, Of, explain, explain_class
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
+from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
 from fxlrp.evaluate.ranks import spearman
 from fxlrp.model import ConvertedModel
 
@@ -39,6 +39,18 @@ class ParameterRandomisation(Protocol):
 
     Source: Adebayo et al. 2018 (arXiv 1810.03292), section 3.1.
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Random parameters",
+        "Parameters are made random, from the output down: an explanation that depends on the model becomes "
+        "another one.",
+        {
+            "last": "rank correlation with the original explanation, everything random",
+            "|last|": "the same of absolute relevance",
+            "mean": "rank correlation, mean over stages",
+            "|mean|": "the same of absolute relevance",
+        },
+    )
 
     cascade: bool = True
     of: Of = "predicted"

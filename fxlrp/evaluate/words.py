@@ -7,7 +7,7 @@ sentences that the model gets right and of those that it gets wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.explained import Explanation, explain_class
 from fxlrp.evaluate.groups import Grouped, words
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
+from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
 from fxlrp.evaluate.units import Tokens
 from fxlrp.readout.point import point_of
 from fxlrp.readout.task import Task
@@ -47,6 +47,12 @@ class WordDeletion(Protocol):
     Source: Arras et al. 2017 (arXiv 1706.07206), section 4.3 (embeddings set to zero, up to 5 words, sentences of at
     least 10 words); Wu & Ong 2021 (arXiv 2101.00196), for BERT.
     """
+
+    WORDS: ClassVar[Words] = Words(
+        "Word deletion",
+        "Words are deleted one after the other: where the model was right, those that speak most for the truth, "
+        "and it should go wrong; where it was wrong, those that speak most against it, and it should come right.",
+    )
 
     counts: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     delete: int | Literal["zero", "drop"] = "zero"
