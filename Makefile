@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## explain a few sentences with the packaged sentiment model
 	@$(BIN)/fxlrp demo
 
-test: setup ## run the tests on up to 8 cores (ARGS="-k bert" goes to pytest)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+test: setup ## run the tests on up to 8 cores, a file on each (ARGS="-k bert" goes to pytest)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 fuzz: setup ## check 20,000 random graphs and rulesets, half an hour on 2 cores (FUZZ_EXAMPLES=2000 FUZZ_SEED=1)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/fuzz.py $(ARGS)

@@ -64,8 +64,21 @@ SAMPLE: dict[str, tuple[str, ...]] = {
 }
 
 
+#: These take longest; what is rare in them has tests of its own.
+SLOW = frozenset(
+    ("big_bird", "canine", "convbert", "llama4_text", "longformer", "mobilevit", "qwen2_vl", "recurrent_gemma", "rwkv")
+)
+
+
 @pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
-@pytest.mark.parametrize(("task", "model_type"), [(task, name) for task, names in SAMPLE.items() for name in names])
+@pytest.mark.parametrize(
+    ("task", "model_type"),
+    [
+        pytest.param(task, name, marks=pytest.mark.slow if name in SLOW else ())
+        for task, names in SAMPLE.items()
+        for name in names
+    ],
+)
 def test_a_sample_of_all_architectures_passes(task: str, model_type: str) -> None:
     record = Record(task, model_type)
     examine(record, lambda _: None)

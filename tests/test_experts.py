@@ -62,7 +62,7 @@ def test_t10_the_half_of_a_renormalised_router_is_lost_unless_its_sum_is_constan
 
 
 @pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
-@pytest.mark.parametrize("rules", ["attnlrp", "conservative"])
+@pytest.mark.parametrize("rules", [pytest.param("attnlrp", marks=pytest.mark.slow), "conservative"])
 def test_grouped_batched_and_looped_experts_agree(rules: str) -> None:
     ids = torch.randint(4, 90, (2, 5), generator=torch.Generator().manual_seed(0))
     found = {}

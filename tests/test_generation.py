@@ -16,7 +16,7 @@ from fxlrp.errors import FxlrpError, InputError, RulesetError, TargetError
 from fxlrp.readout import many
 
 BEGIN = 0
-FAMILIES = ("llama", "gpt2", "mamba", "qwen3_moe", "t5", "bart")
+FAMILIES = ("llama", "gpt2", "qwen3_moe", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mamba", "bart")))
 
 
 def _lrp(name: str, ruleset: str = "attnlrp") -> fxlrp.ConvertedModel:

@@ -26,10 +26,10 @@ def llama() -> fxlrp.ConvertedModel:
     return fxlrp.convert(ZOO["llama"].build(), "attnlrp")
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "roberta")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "roberta", "t5", "transformer_encoder")]
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "vit", "transformer_encoder", "cnn", *SLOW])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "cnn", *SLOW])
 def test_one_conversion_serves_other_lengths_batches_and_paddings(name: str) -> None:
     case = ZOO[name]
     model = case.build()
@@ -210,9 +210,9 @@ def test_a_conversion_in_use_can_be_copied(bert: fxlrp.ConvertedModel) -> None:
     assert torch.equal(copy.deepcopy(bert).attribute(inputs, target=1).relevance, used.relevance)
 
 
-def test_ten_conversions_live_side_by_side() -> None:
+def test_conversions_live_side_by_side() -> None:
     model, inputs = ZOO["bert"].build(), ZOO["bert"].inputs()
-    first = {name: fxlrp.convert(model, name).attribute(inputs).relevance for name in fxlrp.rulesets()[:10]}
+    first = {name: fxlrp.convert(model, name).attribute(inputs).relevance for name in fxlrp.rulesets()[:10:3]}
     again = fxlrp.compare(model, inputs, rulesets=list(first))
     assert all(torch.equal(again[name].relevance, relevance) for name, relevance in first.items())
 

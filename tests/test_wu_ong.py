@@ -109,6 +109,7 @@ def test_t09_linear_layers_keep_each_tokens_sum_with_one_sign(rules: str) -> Non
     linear_layers_keep_each_tokens_sum(rules)
 
 
+@pytest.mark.slow
 def test_under_compile() -> None:
     lrp = converted("bert", "wu-ong2020")
     embedding = model("bert").get_input_embeddings()(batch()["input_ids"]).detach()  # type: ignore[operator]
