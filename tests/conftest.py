@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 torch.set_num_threads(1)
 settings.register_profile(
     "suite",
-    max_examples=20,
+    max_examples=16,
     deadline=None,
     derandomize=True,
     database=None,

@@ -66,7 +66,10 @@ SAMPLE: dict[str, tuple[str, ...]] = {
 
 #: These take longest; what is rare in them has tests of its own.
 SLOW = frozenset(
-    ("big_bird", "canine", "convbert", "llama4_text", "longformer", "mobilevit", "qwen2_vl", "recurrent_gemma", "rwkv")
+    (
+        *("big_bird", "canine", "convbert", "deepseek_v3", "fsmt", "funnel", "glpn", "llama4_text", "longformer"),
+        *("mamba2", "mobilevit", "qwen2_vl", "recurrent_gemma", "rwkv", "wav2vec2"),
+    )
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ def build(case: str, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
     if hasattr(model, "set_experts_implementation") and dtype == torch.float64:
         model.set_experts_implementation("batched_mm")
     return model.to(dtype).eval()
+
+
+@cache
+def converted(case: str, dtype: str) -> fxlrp.ConvertedModel:
+    """One conversion a case and precision: methods share its capture."""
+    model = build(case, torch.float32 if dtype == "float32" else torch.float64, "eager" if "eager" in dtype else "sdpa")
+    return fxlrp.convert(model, "gradient")
 
 
 def pure(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +97,10 @@ def at_modules(case: str, layers: int = 3) -> dict[str, str]:
 @pytest.mark.parametrize(("case", "method", "dtype"), CAUSAL)
 def test_causal_language_models(case: str, method: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, inputs, expected = read(case)
-    model = build(case, torch.float32 if dtype == "float32" else torch.float64, "eager" if "eager" in dtype else "sdpa")
+    lrp = converted(case, dtype).with_ruleset(RULESETS[method])
     if dtype == "float64pure":
-        pure(model, monkeypatch)
+        pure(lrp.model, monkeypatch)
     modules = at_modules(case)
-    lrp = fxlrp.convert(model, RULESETS[method])
     targets = json.loads((GOLDEN / case / "meta.json").read_text())["targets"]
     for name, target in targets.items():
         key = f"{method}/{dtype}/{name}"
@@ -112,7 +119,6 @@ def test_causal_language_models(case: str, method: str, dtype: str, monkeypatch:
 @pytest.mark.parametrize("method", ["attnlrp", "gxi"])
 def test_bert(method: str, dtype: str, mask: str) -> None:
     _, _, inputs, expected = read("attnlrp_bert")
-    model = build("attnlrp_bert", DTYPES[dtype], "eager" if "eager" in dtype else "sdpa")
     given = {k: inputs[k] for k in ("input_ids", "token_type_ids")} | {
         "attention_mask": inputs[f"attention_mask_{mask}"]
     }
@@ -122,7 +128,7 @@ def test_bert(method: str, dtype: str, mask: str) -> None:
             f"R_layer{i}.out": f"bert.encoder.layer.{i}",
             f"R_layer{i}.attention.out": f"bert.encoder.layer.{i}.attention",
         }
-    lrp = fxlrp.convert(model, RULESETS[method])
+    lrp = converted("attnlrp_bert", dtype).with_ruleset(RULESETS[method])
     names = sorted({k.split("/")[3] for k in expected if k.startswith(f"{method}/{dtype}/{mask}/target")})
     targets = json.loads((GOLDEN / "attnlrp_bert" / "meta.json").read_text()).get("targets") or {
         n: int(n[6:]) for n in names
@@ -150,7 +156,6 @@ def test_bert(method: str, dtype: str, mask: str) -> None:
 )
 def test_vit(method: str, dtype: str) -> None:
     _, _, inputs, expected = read("cplrp_vit")
-    model = build("cplrp_vit", DTYPES[dtype])
     rules = fxlrp.ruleset(RULESETS.get(method, "cp-lrp"))
     if method.startswith("zennit"):
         convolution, linear = (
@@ -160,7 +165,7 @@ def test_vit(method: str, dtype: str) -> None:
         for place in ("*.mlp.*", "classifier"):
             rules = rules.override(linear={"rule": "gamma", "gamma": linear}, where=place)
         rules = rules.override(convolution={"rule": "gamma", "gamma": convolution})
-    lrp = fxlrp.convert(model, rules)
+    lrp = converted("cplrp_vit", dtype).with_ruleset(rules)
     modules = {f"R_layer{i}.out": f"vit.layers.{i}" for i in range(3)} | {"R_embeddings.out": "vit.embeddings"}
     for name in sorted({k.split("/")[2] for k in expected if k.startswith(f"{dtype}/{method}/target")}):
         result = lrp.attribute(
