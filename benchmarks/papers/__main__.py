@@ -43,6 +43,8 @@ def main(
         torch.set_num_threads(threads)
     console = Console()
     try:
+        if write is not None and (names or count):
+            raise InputError("The page holds all experiments on all samples: leave out names and --count, or --write.")
         for name in names or []:
             if name not in EXPERIMENTS:
                 raise InputError(f"There is no experiment '{name}'.{nearest(name, EXPERIMENTS)}")
