@@ -101,7 +101,7 @@ def compared(count: int) -> str:
 
 
 @pytest.mark.parametrize("width", [1280, 420])
-@pytest.mark.parametrize("name", [*PAGES, "two methods", "eight methods"])
+@pytest.mark.parametrize("name", [*PAGES, "eight methods", pytest.param("two methods", marks=pytest.mark.slow)])
 def test_nothing_sticks_out(chromium: Callable[..., str], name: str, width: int) -> None:
     page = render_html(PAGES[name]) if name in PAGES else compared(2 if name == "two methods" else 8)
     seen = probe(chromium, unfolded(page), width)
