@@ -61,9 +61,8 @@ def load_checkpoint(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     name = str(folder) if local else str(source)
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
-        loaded: Any = _model_class(
-            config, name
-        ).from_pretrained(  # typed as a model, but output_loading_info makes it a pair
+        model_class = _model_class(config, name)
+        loaded: Any = model_class.from_pretrained(  # typed as a model, but output_loading_info makes it a pair
             name, config=config, local_files_only=local, dtype=torch.float32, output_loading_info=True
         )
         model, loading = loaded

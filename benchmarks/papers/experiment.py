@@ -102,9 +102,12 @@ class Experiment:
         found = {}
         for method in self.methods:
             lrp = captured.with_ruleset(method.ruleset or "gradient")
+            done: dict[Protocol, Evaluation] = {}  # columns are statistics, and several may be of one protocol
             for column in self.columns:
                 protocol = column.of(method)
-                found[method.name, column.name] = protocol.run(lrp, batches, resume=resume, progress=progress)
+                if protocol not in done:
+                    done[protocol] = protocol.run(lrp, batches, resume=resume, progress=progress)
+                found[method.name, column.name] = done[protocol]
         return Outcome(self, found)
 
 
@@ -119,7 +122,9 @@ class Outcome:
     def intervals(self) -> dict[tuple[str, str], Interval]:
         """Each cell of the table with its 95 % bootstrap interval."""
         statistics = {column.name: column.statistic for column in self.experiment.columns}
-        return {key: each.intervals()[statistics[key[1]]] for key, each in self.evaluations.items()}
+        distinct = {id(each): each for each in self.evaluations.values()}  # columns share evaluations
+        drawn = {key: each.intervals() for key, each in distinct.items()}
+        return {key: drawn[id(each)][statistics[key[1]]] for key, each in self.evaluations.items()}
 
     @cached_property
     def steps(self) -> list[Step]:

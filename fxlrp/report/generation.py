@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.report.digest import Array
-from fxlrp.report.figure import NEGATIVE, POSITIVE, plain
+from fxlrp.report.figure import colours, plain
 from fxlrp.report.html import _environment
 from fxlrp.report.numbers import signed
 from fxlrp.report.pieces import Piece, readable
@@ -153,7 +153,6 @@ def draw_generation(result: GenerationAttribution) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     try:
-        from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot") from error
@@ -161,13 +160,13 @@ def draw_generation(result: GenerationAttribution) -> Figure:
     heights = [0.9 + 0.2 * len(matrix.rows) for _, matrix in pictures]
     widest = max(len(sample.columns) for sample, _ in pictures)
     figure = Figure(figsize=(2.5 + 0.25 * widest, sum(heights)), layout="constrained")
-    colours = LinearSegmentedColormap.from_list("relevance", [NEGATIVE, "#ffffff", POSITIVE])
-    colours.set_bad("#e4e6ea")
+    palette = colours()
+    palette.set_bad("#e4e6ea")
     grid = figure.subplots(len(pictures), 1, squeeze=False, height_ratios=heights)
     for (sample, matrix), axes in zip(pictures, grid[:, 0], strict=True):
         limit = max(matrix.scales, default=0.0) or 1.0
         shown = np.ma.masked_where(~matrix.seen, matrix.values)
-        image = axes.imshow(shown, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+        image = axes.imshow(shown, cmap=palette, vmin=-limit, vmax=limit, aspect="auto")
         axes.set_xticks(range(len(sample.columns)), [plain(p.text) for p in sample.columns], rotation=90, fontsize=8)
         axes.set_yticks(range(len(matrix.rows)), [plain(p.text) for p in matrix.rows], fontsize=8)
         axes.set_title(f"{result.ruleset.name}: {matrix.name}", fontsize=9)
