@@ -31,7 +31,7 @@ test: setup ## run the tests on up to 8 cores, a file on each (ARGS="-k bert" go
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 fuzz: setup ## check 20,000 random graphs and rulesets, half an hour on 2 cores (FUZZ_EXAMPLES=2000 FUZZ_SEED=1)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/fuzz.py $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/properties/fuzz.py $(ARGS)
 
 lint: setup ## check style, format and types
 	$(BIN)/ruff check .

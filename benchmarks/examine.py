@@ -23,7 +23,7 @@ from benchmarks.measure import Timed
 from fxlrp.capture import program
 from fxlrp.capture.export import quiet
 from fxlrp.graph.operators import is_float, packet
-from fxlrp.plan import Plan
+from fxlrp.planning.plan import Plan
 
 RULESETS = ("conservative", "attnlrp", "ali2022")
 #: Largest gap of a ledger relative to the explained value, and largest relative difference of the outputs: where all
@@ -100,7 +100,7 @@ def _steps(record: Record) -> Iterator[str]:
     with _timed(record), warnings.catch_warnings():
         warnings.simplefilter("ignore", fxlrp.RetraceWarning)
         lrp = fxlrp.convert(model, RULESETS[0], strict=True)
-        captured = lrp.captured(inputs)
+        captured = lrp.conversion.captured(inputs)
     yield "exports"
     start = time.perf_counter()
     conversions = {name: lrp.with_ruleset(name) for name in RULESETS}

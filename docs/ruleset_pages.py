@@ -13,15 +13,15 @@ import specimens
 from writing import joined, linked, plain, prose, table
 
 import fxlrp
-from fxlrp.readings import DifferenceReading
-from fxlrp.report.library import Description, Line, describe, override, short
-from fxlrp.rulesets import Ruleset, folder
+from fxlrp.report.descriptions import Description, Line, describe, override, short
+from fxlrp.spec.readings import DifferenceReading
+from fxlrp.spec.ruleset import Ruleset, folder
 
 FOLDER = Path(__file__).parent / "rulesets"
 WRITTEN = "<!-- Written by `make rulesets` from rulesets/{}: change that file, not this one. -->"
 TEXT = """
     import fxlrp
-    from fxlrp.checkpoints import load_demo
+    from fxlrp.shipped.checkpoints import load_demo
 
     model, tokenizer = load_demo()  # or a model and a tokenizer of yours
     inputs = tokenizer("It never once bored me.", return_tensors="pt")

@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxlrp
+from fxlrp.graph.nodes import module_path
 from fxlrp.graph.operators import operator_of
-from fxlrp.graph.view import module_path
-from fxlrp.plan import Plan, classify
+from fxlrp.planning.plan import Plan, classify
 
 NOTHING, PLAIN = "–", "·"
 SIZE = 4

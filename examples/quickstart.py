@@ -1,7 +1,7 @@
 """Explain one sentence with the packaged model: heat map and ledger here, a report in explanation.html."""
 
 import fxlrp
-from fxlrp.checkpoints import load_demo
+from fxlrp.shipped.checkpoints import load_demo
 
 model, tokenizer = load_demo()
 inputs = tokenizer("It never once bored me.", return_tensors="pt")

@@ -4,7 +4,7 @@ In: the SST-2 folder with `train.tsv` and `dev.tsv` (tab separated, header `sent
 Out: a Hugging Face folder with a two-layer BERT in float16, its WordPiece tokenizer and a model card
 that states the accuracy measured on the files just written.
 
-    python examples/train_sst2.py --data DIR --out DIR        # by default writes fxlrp/demo_model/
+    python examples/train_sst2.py --data DIR --out DIR        # by default writes fxlrp/shipped/sst2_bert/
 """
 
 import csv
@@ -180,7 +180,7 @@ def train(
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train.tsv and dev.tsv.")] = REPOSITORY / "../shared/data/sst2",
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = REPOSITORY / "fxlrp/demo_model",
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = REPOSITORY / "fxlrp/shipped/sst2_bert",
     epochs: Annotated[int, typer.Option(help="Passes over the training phrases.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
 ) -> None:

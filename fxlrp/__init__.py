@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from fxlrp.attribution import Attribution
-from fxlrp.comparison import Comparison, compare
+from fxlrp.engine.ledger import Entry, Ledger
+from fxlrp.engine.targets import Target
 from fxlrp.errors import (
     CaptureError,
     FxlrpError,
@@ -24,14 +24,19 @@ from fxlrp.errors import (
     TrainingModeError,
     UncoveredOperatorError,
 )
-from fxlrp.generated import GenerationAttribution
-from fxlrp.ledger import Entry, Ledger
-from fxlrp.model import ConvertedModel, convert
-from fxlrp.plan import Plan
-from fxlrp.rulesets import Ruleset, ruleset, rulesets
-from fxlrp.targets import Target
+from fxlrp.evaluate.comparison import Comparison, compare
+from fxlrp.explain.model import ConvertedModel, convert
+from fxlrp.planning.plan import Plan
+from fxlrp.results.attribution import Attribution
+from fxlrp.results.generation import GenerationAttribution
+from fxlrp.results.views import provided_by, view
+from fxlrp.spec.ruleset import Ruleset, ruleset, rulesets
 
 __version__ = "0.1.0"
+
+provided_by("fxlrp.report")
+#: Public modules, loaded on first use: nothing else needs them.
+_MODULES = {name: f"fxlrp.{name}" for name in ("evaluate", "shipped", "testing")} | {"plots": "fxlrp.report.plots"}
 
 
 def attribute(
@@ -47,9 +52,9 @@ def attribute(
 
 
 def __getattr__(name: str) -> Any:
-    """Public modules on first use: nothing else needs them."""
-    if name in ("evaluate", "plots", "shipped", "testing"):
-        return import_module(f"fxlrp.{name}")
+    """Public modules on first use."""
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     raise AttributeError(f"module 'fxlrp' has no attribute '{name}'")
 
 
@@ -76,4 +81,5 @@ __all__ = [
     "convert",
     "ruleset",
     "rulesets",
+    "view",
 ]

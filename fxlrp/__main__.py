@@ -1,6 +1,6 @@
 """``python -m fxlrp`` is the ``fxlrp`` command."""
 
-from fxlrp.cli import app
+from fxlrp.app.cli import app
 
 if __name__ == "__main__":
     app(prog_name="fxlrp")

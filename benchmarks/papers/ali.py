@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.papers.data import sentences, text_batches
 from benchmarks.papers.experiment import Column, Experiment, Method
-from fxlrp.checkpoints import load_demo
 from fxlrp.evaluate import ali2022_activation, ali2022_pruning
+from fxlrp.shipped.checkpoints import load_demo
 
 
 def experiment(sst2: Path, count: int | None) -> Experiment:

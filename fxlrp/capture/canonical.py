@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
 from fxlrp.errors import CaptureError
+from fxlrp.graph.nodes import module_path, source_line
 from fxlrp.graph.operators import OPERATORS, packet
-from fxlrp.graph.view import module_path, source_line
 
 aten = torch.ops.aten
 

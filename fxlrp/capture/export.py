@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.exporters.configs import DynamoConfig
 from transformers.exporters.exporter_dynamo import DynamoExporter
 
-from fxlrp.capture.recurrent import unrolled_packing
+from fxlrp.capture.packed import unrolled_packing
 from fxlrp.errors import CaptureError, FxlrpError, InputError
 
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.canonical import decomposed
 from fxlrp.errors import CaptureError
-from fxlrp.graph.view import source_line
+from fxlrp.graph.nodes import source_line
 
 #: Where torch keeps the functions that a graph holds if a vmap was traced but not carried out.
 _VMAP = "torch._functorch.predispatch"

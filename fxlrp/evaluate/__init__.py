@@ -18,22 +18,23 @@ from fxlrp.evaluate.adapters import CaptumInfidelity, CaptumSensitivity, quantus
 from fxlrp.evaluate.agreement import RankCorrelation, Robustness
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.conservation import Conservation
+from fxlrp.evaluate.evaluation import Evaluation, Interval
 from fxlrp.evaluate.faithfulness import AreaBetween, Eraser, LeaveOneOut
 from fxlrp.evaluate.localisation import Segmentation, TokenF1
 from fxlrp.evaluate.perturbation import Order, Perturbation, PerturbationCurves
-from fxlrp.evaluate.protocol import Evaluation, Interval, Protocol
-from fxlrp.evaluate.published import (
+from fxlrp.evaluate.presets import (
     ali2022_activation,
     ali2022_pruning,
     black,
     chefer2021_negative,
     chefer2021_positive,
 )
+from fxlrp.evaluate.protocol import Protocol
 from fxlrp.evaluate.representative import RepresentativeWords, representative_words
 from fxlrp.evaluate.sanity import ParameterRandomisation
 from fxlrp.evaluate.units import Replacement
 from fxlrp.evaluate.words import WordDeletion
-from fxlrp.model import ConvertedModel
+from fxlrp.explain.model import ConvertedModel
 
 
 def perturbation(

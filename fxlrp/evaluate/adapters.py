@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, Explanation, Of, explain_class
+from fxlrp.evaluate.evaluation import Measured
+from fxlrp.evaluate.explanation import CLASSES, Explanation, Of, explain_class
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Measure, Measured, Protocol
-from fxlrp.model import ConvertedModel, convert
-from fxlrp.rulesets import Ruleset
+from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.explain.model import ConvertedModel, convert
+from fxlrp.spec.ruleset import Ruleset
 
 if TYPE_CHECKING:
     import numpy as np

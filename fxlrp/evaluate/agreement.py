@@ -14,12 +14,14 @@ from torch import Tensor
 
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, Explanation, Of, explain, explain_class
+from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
+from fxlrp.evaluate.explanation import CLASSES, Explanation, Of, explain, explain_class
+from fxlrp.evaluate.figures import distributions
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
+from fxlrp.evaluate.protocol import Measure, Protocol
 from fxlrp.evaluate.ranks import spearman
 from fxlrp.evaluate.units import Tokens
-from fxlrp.model import ConvertedModel
+from fxlrp.explain.model import ConvertedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +40,7 @@ class RankCorrelation(Protocol):
     Source: Wu & Ong 2021 (arXiv 2101.00196): correlation between methods, and across models of several seeds.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Agreement with other explanations",
         "How alike two explanations of one output order the parts of the input.",
     )
@@ -68,8 +70,6 @@ class RankCorrelation(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """How rho is distributed over samples, a row for each other."""
-        from fxlrp.evaluate.figures import distributions
-
         rows = {name: evaluation.measured[name] for name in self.others}
         return distributions(rows, f"{RHO} with that of {evaluation.ruleset.name}")
 
@@ -98,7 +98,7 @@ class Robustness(Protocol):
     divide the distance of two explanations by that of the inputs.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Robustness",
         "The input is changed so little that the answer stays: the explanation should stay, too.",
         {"spearman": "rank correlation of relevance before and after", "kept": "share of changes that left the answer"},
@@ -155,8 +155,6 @@ class Robustness(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """How rho is distributed over samples."""
-        from fxlrp.evaluate.figures import distributions
-
         return distributions({evaluation.ruleset.name: evaluation.measured["spearman"]}, RHO)
 
 

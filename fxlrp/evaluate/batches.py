@@ -6,16 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxlrp.errors import InputError
-from fxlrp.readout.task import as_inputs
-
-if TYPE_CHECKING:
-    from fxlrp.model import ConvertedModel
+from fxlrp.explain.model import ConvertedModel
 
 #: Keys of a mapping that are no inputs of the model.
 LABELS, TRUTH = "labels", "truth"
@@ -50,7 +47,7 @@ class Batch:
 
     def given(self, lrp: ConvertedModel) -> dict[str, Any]:
         """The inputs by name."""
-        return lrp.bind((), as_inputs(lrp, self.inputs))
+        return lrp.conversion.given(self.inputs)
 
     def __len__(self) -> int:
         values = self.inputs.values() if isinstance(self.inputs, Mapping) else (self.inputs,)

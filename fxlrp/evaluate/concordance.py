@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fxlrp.evaluate.ranks import spearman
-
-if TYPE_CHECKING:
-    from fxlrp.attribution import Attribution
+from fxlrp.results.attribution import Attribution
 
 
 def rank_agreement(results: Sequence[Attribution]) -> Tensor:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, Of, selection
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
-from fxlrp.readout.task import as_inputs
+from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
+from fxlrp.evaluate.explanation import CLASSES, Of, selection
+from fxlrp.evaluate.figures import against_diagonal
+from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.explain.model import ConvertedModel
+from fxlrp.results.attribution import Attribution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from fxlrp.attribution import Attribution
-    from fxlrp.model import ConvertedModel
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Conservation(Protocol):
     Source: Ali et al. 2022 (arXiv 2202.07304), section 4.3 and figure 3 (the scatter).
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Conservation",
         "The relevance of all inputs together is compared with the output that it explains: a method that "
         "conserves relevance keeps them equal.",
@@ -58,7 +58,7 @@ class Conservation(Protocol):
 
     def _measure(self, lrp: ConvertedModel, batch: Batch) -> Measured:
         labels = batch.needs("labels", "Conservation of labels").tolist() if self.of == "label" else None
-        result = lrp.attribute(as_inputs(lrp, batch.inputs), target=labels, ledger=self.ledger)
+        result = lrp.attribute(batch.inputs, target=labels, ledger=self.ledger)
         explained = result.explained.double().cpu()
         sums = [relevance.double().flatten(1).sum(1).cpu() for relevance in result.inputs.values()]
         total = torch.stack(sums).sum(0)
@@ -85,8 +85,6 @@ class Conservation(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """The sum against the explained value, with the diagonal, and how the gap is distributed."""
-        from fxlrp.evaluate.figures import against_diagonal
-
         measured = evaluation.measured
         return against_diagonal(
             measured["explained"],

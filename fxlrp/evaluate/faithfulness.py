@@ -14,17 +14,18 @@ from torch import Tensor
 
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, WATCHED, Explanation, Of, Watched, explain_class
+from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
+from fxlrp.evaluate.explanation import CLASSES, WATCHED, Explanation, Of, Watched, explain_class
+from fxlrp.evaluate.figures import distributions, lines
 from fxlrp.evaluate.groups import patches
 from fxlrp.evaluate.perturbation import Perturbation
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
+from fxlrp.evaluate.protocol import Measure, Protocol
 from fxlrp.evaluate.ranks import spearman
 from fxlrp.evaluate.units import Replacement
+from fxlrp.explain.model import ConvertedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from fxlrp.model import ConvertedModel
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class AreaBetween(Protocol):
     call it symmetric relevance gain.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Area between curves",
         "The parts of the input are taken away once with the least relevant and once with the most relevant "
         "first: under a good explanation the first hurts late, the second early.",
@@ -85,8 +86,6 @@ class AreaBetween(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """Both curves."""
-        from fxlrp.evaluate.figures import lines
-
         named = {f"{name} relevant first": evaluation.measured[name] for name in ("least", "most")}
         title = f"{evaluation.ruleset.name}, area {evaluation['abpc']:.3f}"
         up = f"{self.watch} (mean of {len(evaluation)} samples)"
@@ -104,7 +103,7 @@ class Eraser(Protocol):
     Source: DeYoung et al. 2020 (ERASER, arXiv 1911.03429), section 5, for graded scores: 1, 5, 10, 20 and 50 %.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Rationales",
         "The most relevant parts are taken away, and kept alone: without them the probability of the answer "
         "should fall, with them alone it should stay.",
@@ -153,8 +152,6 @@ class Eraser(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """Both over the share of units."""
-        from fxlrp.evaluate.figures import lines
-
         up = f"fall of probability (mean of {len(evaluation)} samples)"
         return lines(self.shares, evaluation.measured, "most relevant units", up, evaluation.ruleset.name)
 
@@ -169,7 +166,7 @@ class LeaveOneOut(Protocol):
     Source: Jain & Wallace 2019 (arXiv 1902.10186), section 4.1, who take Kendall's tau, for attention weights.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Leaving parts out one by one",
         "Each part of the input is replaced on its own: the order of what that changes should be the order of "
         "relevance.",
@@ -207,8 +204,6 @@ class LeaveOneOut(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """How rho is distributed over samples."""
-        from fxlrp.evaluate.figures import distributions
-
         return distributions({evaluation.ruleset.name: evaluation.measured["spearman"]}, "Spearman's rho")
 
 

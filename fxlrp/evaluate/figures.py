@@ -1,4 +1,4 @@
-"""Plots of evaluations: in go evaluations of one protocol, one a ruleset, out comes a matplotlib figure.
+"""Plots of what protocols measure: in go numbers per sample or intervals by name, out comes a matplotlib figure.
 
 Lines differ in dash and marker as well as in colour (Okabe and Ito's, which colour-blind readers tell apart), so that a
 figure can be read in black and white.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -18,12 +18,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fxlrp.evaluate.perturbation import PerturbationCurves
-    from fxlrp.evaluate.protocol import Evaluation
-
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+class Bounds(Protocol):
+    """A value and the bounds of its interval."""
+
+    @property
+    def value(self) -> float:
+        """The statistic."""
+
+    @property
+    def low(self) -> float:
+        """Its lower bound."""
+
+    @property
+    def high(self) -> float:
+        """Its upper bound."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -40,22 +53,6 @@ def plain_axes(figure: Figure) -> Axes:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return axes
-
-
-def curves(evaluations: Sequence[PerturbationCurves], draws: int = 500) -> Figure:
-    """The mean curve of each evaluation over the fractions, with the band of its 95 % bootstrap intervals."""
-    names = ["random" if e.protocol.order == "random" else e.ruleset.name for e in evaluations]
-    labelled = {f"{name} ({e.auac:.3f})": e.curves for name, e in zip(names, evaluations, strict=True)}
-    protocol = evaluations[0].protocol
-    done = "put back" if protocol.mode == "add" else "replaced"
-    return lines(
-        evaluations[0].fractions.tolist(),
-        labelled,
-        f"fraction of units {done}, {protocol.order} relevant first",
-        f"{protocol.watch} (mean of {len(evaluations[0])} samples)",
-        "area under the curve",
-        draws,
-    )
 
 
 def lines(
@@ -138,9 +135,8 @@ def band(values: torch.Tensor, draws: int, level: float = 0.95, seed: int = 0) -
     return low, high
 
 
-def bars(evaluation: Evaluation) -> Figure:
-    """The statistics of an evaluation as points with their intervals."""
-    intervals = evaluation.intervals()
+def bars(intervals: Mapping[str, Bounds], title: str) -> Figure:
+    """Statistics as points with their intervals."""
     figure = new_figure(5.6, 0.8 + 0.4 * len(intervals))
     axes = plain_axes(figure)
     for row, interval in enumerate(intervals.values()):
@@ -150,5 +146,5 @@ def bars(evaluation: Evaluation) -> Figure:
     axes.set_yticks(range(len(intervals)), list(intervals))
     axes.invert_yaxis()
     axes.margins(y=0.3)
-    axes.set_title(f"{type(evaluation.protocol).__name__} · {evaluation.ruleset.name}", fontsize=9)
+    axes.set_title(title, fontsize=9)
     return figure

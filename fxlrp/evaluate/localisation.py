@@ -14,13 +14,14 @@ from torch import Tensor
 
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, Of, explain_class
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
+from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
+from fxlrp.evaluate.explanation import CLASSES, Of, explain_class
+from fxlrp.evaluate.figures import lines
+from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.explain.model import ConvertedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from fxlrp.model import ConvertedModel
 
 #: What a map of signed relevance is made into before it is normalised.
 SIGNS = {"as-is": lambda relevance: relevance, "absolute": torch.abs, "positive": torch.relu}
@@ -40,7 +41,7 @@ class Segmentation(Protocol):
     Guillaumin et al. 2014.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Segmentation",
         "Relevance above its mean is taken for the object, and compared with where the object is.",
         {
@@ -128,7 +129,7 @@ class TokenF1(Protocol):
     2020 (ERASER, arXiv 1911.03429), section 4.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Rationales of people",
         "The most relevant tokens are compared with those that people marked.",
     )
@@ -171,7 +172,5 @@ class TokenF1(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """F1 over the number of tokens."""
-        from fxlrp.evaluate.figures import lines
-
         named = {evaluation.ruleset.name: evaluation.measured["f1"]}
         return lines(self.counts, named, "most relevant tokens taken", f"F1 (mean of {len(evaluation)} samples)", "")

@@ -6,17 +6,15 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
-
-if TYPE_CHECKING:
-    from fxlrp.evaluate.batches import Batch
-    from fxlrp.evaluate.protocol import Protocol
-    from fxlrp.model import ConvertedModel
+from fxlrp.evaluate.batches import Batch
+from fxlrp.evaluate.evaluation import Measurement
+from fxlrp.explain.model import ConvertedModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Memory:
     about: str
 
     @staticmethod
-    def of(folder: str | Path | None, protocol: Protocol, lrp: ConvertedModel) -> Memory:
+    def of(folder: str | Path | None, protocol: Measurement, lrp: ConvertedModel) -> Memory:
         """The memory of one protocol on one conversion."""
         if folder is None:
             return Memory(None, "")

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, WATCHED, Explanation, Of, Watched, at_places, explain_class
+from fxlrp.evaluate.evaluation import Evaluation, Measured
+from fxlrp.evaluate.explanation import CLASSES, WATCHED, Explanation, Of, Watched, at_places, explain_class
+from fxlrp.evaluate.figures import lines
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol
+from fxlrp.evaluate.protocol import Measure, Protocol
 from fxlrp.evaluate.units import ORDERS, Replacement
+from fxlrp.explain.model import ConvertedModel
+from fxlrp.spec.citation import RulesetInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from fxlrp.attribution import RulesetInfo
-    from fxlrp.model import ConvertedModel
 
 Order = Literal["most", "least", "absolute-most", "absolute-least", "random"]
 
@@ -177,8 +178,6 @@ class Perturbation(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """The mean curve with its 95 % bootstrap band."""
-        from fxlrp.evaluate.figures import curves
-
         assert isinstance(evaluation, PerturbationCurves)
         return curves([evaluation])
 
@@ -223,3 +222,19 @@ class PerturbationCurves(Evaluation):
     def au_mse(self) -> float:
         """The area under :attr:`mse_curve`, by the trapezoid rule."""
         return self["au_mse"]
+
+
+def curves(evaluations: Sequence[PerturbationCurves], draws: int = 500) -> Figure:
+    """The mean curve of each evaluation over the fractions, with the band of its 95 % bootstrap intervals."""
+    names = ["random" if e.protocol.order == "random" else e.ruleset.name for e in evaluations]
+    labelled = {f"{name} ({e.auac:.3f})": e.curves for name, e in zip(names, evaluations, strict=True)}
+    protocol = evaluations[0].protocol
+    done = "put back" if protocol.mode == "add" else "replaced"
+    return lines(
+        evaluations[0].fractions.tolist(),
+        labelled,
+        f"fraction of units {done}, {protocol.order} relevant first",
+        f"{protocol.watch} (mean of {len(evaluations[0])} samples)",
+        "area under the curve",
+        draws,
+    )

@@ -13,13 +13,12 @@ from rich.table import Table
 
 from fxlrp.errors import InputError, MissingExtraError, nearest
 from fxlrp.evaluate.batches import as_batches
-from fxlrp.evaluate.explained import explain
+from fxlrp.evaluate.explanation import explain
 from fxlrp.evaluate.units import Tokens
+from fxlrp.explain.model import ConvertedModel
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from fxlrp.model import ConvertedModel
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fxlrp.checkpoints import block_names
+from fxlrp.engine.conventions import block_names
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import CLASSES, Of, explain, explain_class
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
+from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
+from fxlrp.evaluate.explanation import CLASSES, Of, explain, explain_class
+from fxlrp.evaluate.figures import lines
+from fxlrp.evaluate.protocol import Measure, Protocol
 from fxlrp.evaluate.ranks import spearman
-from fxlrp.model import ConvertedModel
+from fxlrp.explain.model import ConvertedModel, convert
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +42,7 @@ class ParameterRandomisation(Protocol):
     Source: Adebayo et al. 2018 (arXiv 1810.03292), section 3.1.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Random parameters",
         "Parameters are made random, from the output down: an explanation that depends on the model becomes "
         "another one.",
@@ -88,8 +90,6 @@ class ParameterRandomisation(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """rho over the stages, from the output down."""
-        from fxlrp.evaluate.figures import lines
-
         rows = by_stage(evaluation.measured)
         named = {"relevance": rows[..., 0], "absolute relevance": rows[..., 1]}
         done = "and all above" if self.cascade else "alone"
@@ -117,7 +117,7 @@ class _Randomised:
 
     def __init__(self, lrp: ConvertedModel, cascade: bool, seed: int) -> None:
         self.model = copy.deepcopy(lrp.model)
-        self.lrp = ConvertedModel(self.model, lrp.ruleset, lrp.strict)
+        self.lrp = convert(self.model, lrp.ruleset, strict=lrp.conversion.strict)
         self.cascade = cascade
         self.original = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         generator = torch.Generator().manual_seed(seed)

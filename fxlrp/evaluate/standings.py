@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fxlrp.errors import InputError, MissingExtraError
-from fxlrp.evaluate.protocol import Evaluation, Interval, Protocol
+from fxlrp.evaluate.evaluation import Evaluation, Interval
+from fxlrp.evaluate.protocol import Protocol
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,15 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxlrp.errors import InputError
-
-if TYPE_CHECKING:
-    from fxlrp.attribution import Attribution
+from fxlrp.results.attribution import Attribution
 
 #: What a unit is replaced with: a token id or a number, or a tensor that broadcasts against the input.
 Replacement = int | float | Tensor

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fxlrp.engine.targets import logits_of
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
-from fxlrp.evaluate.explained import Explanation, explain_class
+from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
+from fxlrp.evaluate.explanation import Explanation, explain_class
+from fxlrp.evaluate.figures import lines
 from fxlrp.evaluate.groups import Grouped, words
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Evaluation, Measure, Measured, Protocol, Words
+from fxlrp.evaluate.protocol import Measure, Protocol
 from fxlrp.evaluate.units import Tokens
-from fxlrp.readout.point import point_of
-from fxlrp.readout.task import Task
-from fxlrp.targets import logits_of
+from fxlrp.explain.model import ConvertedModel
+from fxlrp.readout.inputs_at import point_of
+from fxlrp.readout.passes import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from fxlrp.model import ConvertedModel
 
 GROUPS = ("correct", "wrong")
 
@@ -48,7 +49,7 @@ class WordDeletion(Protocol):
     least 10 words); Wu & Ong 2021 (arXiv 2101.00196), for BERT.
     """
 
-    WORDS: ClassVar[Words] = Words(
+    WORDS: ClassVar[Wording] = Wording(
         "Word deletion",
         "Words are deleted one after the other: where the model was right, those that speak most for the truth, "
         "and it should go wrong; where it was wrong, those that speak most against it, and it should come right.",
@@ -128,8 +129,6 @@ class WordDeletion(Protocol):
 
     def draw(self, evaluation: Evaluation) -> Figure:
         """Both groups' accuracies over the number of words."""
-        from fxlrp.evaluate.figures import lines
-
         named = {
             f"{group}ly classified ({len(rows)})": rows
             for group, rows in _grouped(evaluation.measured).items()
@@ -146,8 +145,8 @@ def _grouped(measured: Measured) -> dict[str, Tensor]:
 
 def _without_embeddings(explanation: Explanation, gone: Tensor) -> Tensor:
     """The logits with zeros for what the ``gone`` tokens [samples, tokens] look up."""
-    task = Task(explanation.lrp, explanation.given)
-    point = point_of(explanation.lrp, task.captured, explanation.given)
+    task = Task(explanation.lrp.conversion, explanation.given)
+    point = point_of(explanation.lrp.conversion, task.captured, explanation.given)
     nodes = task.nodes_of(explanation.units.name)
     values = {
         node: value.masked_fill(gone[..., None], 0) if node in nodes else value for node, value in point.by_node.items()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from fxlrp.graph.view import module_stack
+from fxlrp.graph.nodes import module_stack
 
 
 def embedding_module(lookup: fx.Node, blocks: Iterable[fx.Node]) -> str | None:

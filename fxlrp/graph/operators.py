@@ -16,7 +16,7 @@ import torch
 import transformers.integrations.moe  # noqa: F401  (defines the grouped product of experts as an operator)
 from torch import fx
 
-from fxlrp.graph.elementwise import SLOPES, SPELLED
+from fxlrp.graph.activations import SLOPES, SPELLED
 
 aten = torch.ops.aten
 
@@ -200,6 +200,12 @@ def _parameter_names(target: Any) -> tuple[str, ...]:
 def nodes_in(node: fx.Node, slots: tuple[int, ...]) -> list[fx.Node]:
     """The nodes among the arguments in ``slots``, in order and possibly repeated."""
     return [value for value in in_slots(node, slots) if isinstance(value, fx.Node)]
+
+
+def operands_of(node: fx.Node) -> list[fx.Node]:
+    """The arguments of a node that relevance may flow to."""
+    operator = operator_of(node)
+    return node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
 
 
 def is_movement(node: fx.Node) -> bool:

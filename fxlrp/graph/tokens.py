@@ -15,13 +15,13 @@ from fxlrp.graph.operators import Kind, is_float, nodes_in, operator_of
 Roots = frozenset[fx.Node]
 
 
-def descent(graph: fx.Graph, entrances: Iterable[fx.Node], rows: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, Roots]:
-    """The roots of every float value: entrances and, where parameters are added or stand as tokens, these.
+def descent(graph: fx.Graph, attributed: Iterable[fx.Node], rows: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, Roots]:
+    """The roots of every float value: attributed and, where parameters are added or stand as tokens, these.
 
     ``rows`` tells of a node that mixes tokens which argument its rows belong to (of q k^T the queries, of A v the
     weights A); of any other node all terms and factors count, but no weights of linear maps.
     """
-    entered = set(entrances)
+    entered = set(attributed)
     found: dict[fx.Node, Roots] = {}
     for node in graph.nodes:
         if node in entered or (node.op == "placeholder" and is_float(node)):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxlrp.graph.elementwise import normal_cdf, sinc_like
+from fxlrp.graph.activations import normal_cdf, sinc_like
 from fxlrp.patterns.language import either, pattern
 
 ROOT = math.sqrt(2 / math.pi)

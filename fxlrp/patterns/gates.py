@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxlrp.graph.elementwise import spelled_activation
+from fxlrp.graph.activations import spelled_activation
 from fxlrp.patterns.language import chain, either, part, pattern
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxlrp.graph.nodes import module_path, source_line
 from fxlrp.graph.operators import Kind, is_movement, nodes_in, operator_of, packet
-from fxlrp.graph.view import module_path, source_line
 from fxlrp.patterns.language import CHAIN, EITHER, PART, PATTERNS, Pattern
 
 aten = torch.ops.aten

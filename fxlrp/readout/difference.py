@@ -7,11 +7,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from fxlrp.errors import InputError
-from fxlrp.readings import DifferenceReading
-from fxlrp.readout.answer import Answer, reader
 from fxlrp.readout.inputs import by_input
-from fxlrp.readout.task import Carried, Task
+from fxlrp.readout.passes import Carried, Task
+from fxlrp.readout.readers import Answer, reader
 from fxlrp.rewrite.call import widened
+from fxlrp.spec.readings import DifferenceReading
 
 
 @reader(DifferenceReading)
@@ -29,7 +29,7 @@ def by_difference(task: Task, reading: DifferenceReading) -> Answer:
     propagated = task.propagate(task.taps)
     there, values, tapped = task.forward(task.reference, task.taps)
     sign = -1.0 if patching else 1.0
-    pairs = zip(propagated.entrances, values, strict=True)
+    pairs = zip(propagated.attributed, values, strict=True)
     answer = by_input(task, reading, propagated, [sign * _changed(carried, value) for carried, value in pairs])
     at = {
         name: sign * _changed(carried, value)

@@ -5,21 +5,19 @@ What a head moves are the values v of its tokens, so the relevance of v says whi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from fxlrp.engine.conversion import Conversion
+from fxlrp.engine.targets import Target
 from fxlrp.errors import InputError
-from fxlrp.readout.maps import sites
-from fxlrp.readout.task import Task, as_inputs
-from fxlrp.targets import Target
-
-if TYPE_CHECKING:
-    from fxlrp.model import ConvertedModel
+from fxlrp.readout.attentions import sites
+from fxlrp.readout.passes import Task
 
 
 def head_relevance(
-    lrp: ConvertedModel,
+    lrp: Conversion,
     inputs: Any,
     *,
     target: Target = None,
@@ -35,7 +33,7 @@ def head_relevance(
     """
     if of not in ("values", "outputs"):
         raise InputError(f"of='{of}' is neither 'values', which heads take from tokens, nor 'outputs'.")
-    task = Task(lrp, lrp.bind((), as_inputs(lrp, inputs)), target, contrast)
+    task = Task(lrp, lrp.given(inputs), target, contrast)
     found = sites(task)
     propagated = task.propagate(tuple(site.values if of == "values" else site.output for site in found))
     batch = len(propagated.explained)

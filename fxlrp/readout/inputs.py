@@ -6,10 +6,10 @@ from torch import Tensor, fx
 
 from fxlrp.errors import RulesetError
 from fxlrp.graph.embedding import embedding_module
-from fxlrp.readings import FeatureReading, InputReading
-from fxlrp.readout.answer import Answer, reader
-from fxlrp.readout.task import Carried, Propagated, Task
+from fxlrp.readout.passes import Carried, Propagated, Task
+from fxlrp.readout.readers import Answer, reader
 from fxlrp.rules.rule import Message
+from fxlrp.spec.readings import FeatureReading, InputReading
 
 #: The labels of what blocks are made of.
 BLOCKS = frozenset({"attention", "residual"})
@@ -21,7 +21,7 @@ def at_inputs(task: Task, reading: InputReading) -> Answer:
     places = embedded(task) if reading.at == "embeddings" else {}
     propagated = task.propagate((*task.taps, *places.values()))
     behind = dict(zip(places, propagated.taps[len(task.taps) :], strict=True))
-    carried = [behind.get(index, own) for index, own in enumerate(propagated.entrances)]
+    carried = [behind.get(index, own) for index, own in enumerate(propagated.attributed)]
     return by_input(task, reading, propagated, [score(each, reading.score) for each in carried])
 
 
@@ -33,8 +33,8 @@ def embedded(task: Task) -> dict[int, fx.Node]:
     structure = task.captured.structure
     blocks = [node for node, labels in structure.labels.items() if not BLOCKS.isdisjoint(labels)]
     found: dict[int, fx.Node] = {}
-    for index, entrance in enumerate(structure.entrances):
-        module = embedding_module(entrance.node, blocks) if entrance.lookup else None
+    for index, each in enumerate(structure.attributed):
+        module = embedding_module(each.node, blocks) if each.lookup else None
         if module is not None:
             (node,) = task.lrp.taps(task.captured, [module]).values()
             if node not in found.values():
@@ -45,8 +45,8 @@ def embedded(task: Task) -> dict[int, fx.Node]:
 def by_input(task: Task, reading: FeatureReading, propagated: Propagated, scores: list[Tensor]) -> Answer:
     """Scores of the attributed values as an answer by input name; look-ups of one input are added up."""
     features: dict[str, Tensor] = {}
-    lookups = dict(task.entrances)
-    for (name, _), score in zip(task.entrances, scores, strict=True):
+    lookups = dict(task.attributed)
+    for (name, _), score in zip(task.attributed, scores, strict=True):
         features[name] = features[name] + score if name in features else score
     summed = {name: _reduced(score, reading, lookups[name]) for name, score in features.items()}
     return Answer(summed, features, propagated)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import InputError
-from fxlrp.readings import IntegratedReading, SmoothReading
-from fxlrp.readout.answer import Answer, reader
 from fxlrp.readout.inputs import by_input, score
-from fxlrp.readout.point import Point, point_of
-from fxlrp.readout.task import Task
+from fxlrp.readout.inputs_at import Point, point_of
+from fxlrp.readout.passes import Task
+from fxlrp.readout.readers import Answer, reader
 from fxlrp.rewrite.call import widened
 from fxlrp.rules.rescale import gauss_legendre
+from fxlrp.spec.readings import IntegratedReading, SmoothReading
 
 
 @reader(IntegratedReading)
@@ -34,7 +34,7 @@ def along_path(task: Task, reading: IntegratedReading) -> Answer:
     means = [torch.zeros_like(widened(value)) for value in here.values]
     for place, weight in gauss_legendre(reading.steps):
         values = tuple(b + place * (a - b) for a, b in zip(here.values, there.values, strict=True))
-        carried = task.propagate(at=here.moved(values)).entrances
+        carried = task.propagate(at=here.moved(values)).attributed
         means = [mean + weight * c.gradient for mean, c in zip(means, carried, strict=True)]
     steps = (widened(a) - widened(b) for a, b in zip(here.values, there.values, strict=True))
     explained, *_ = task.forward(there)
@@ -50,10 +50,10 @@ def under_noise(task: Task, reading: SmoothReading) -> Answer:
     totals: list[Tensor] = []
     for _ in range(reading.samples):
         noisy = task.propagate(task.taps, at=_noisy(here, reading.sigma, generator))
-        found = [score(carried, reading.score) for carried in (*noisy.entrances, *noisy.taps)]
+        found = [score(carried, reading.score) for carried in (*noisy.attributed, *noisy.taps)]
         totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
     means = [total / reading.samples for total in totals]
-    count = len(propagated.entrances)
+    count = len(propagated.attributed)
     answer = by_input(task, reading, propagated, means[:count])
     return replace(answer, at=dict(zip(task.tapped, means[count:], strict=True)))
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
+from fxlrp.engine.ledger import describe
 from fxlrp.errors import InputError
+from fxlrp.graph.nodes import module_path, tensor_value
 from fxlrp.graph.operators import is_float
-from fxlrp.graph.view import module_path, tensor_value
-from fxlrp.ledger import describe
-from fxlrp.plan import Plan
-from fxlrp.readings import PositionReading
-from fxlrp.readout.answer import Answer, reader
+from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs import by_input
-from fxlrp.readout.task import Carried, Task
+from fxlrp.readout.passes import Carried, Task
+from fxlrp.readout.readers import Answer, reader
 from fxlrp.rewrite.call import widened
 from fxlrp.rewrite.graph import Source
 from fxlrp.rules.elementary import sink
+from fxlrp.spec.readings import PositionReading
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def with_positions(task: Task, reading: PositionReading) -> Answer:
     sinks = list(_sinks(task.lrp.rewritten(task.captured)[0]))
     taps = [node for one in sinks for node in (one.node, one.constant)]
     propagated = task.propagate((*task.taps, *taps))
-    answer = by_input(task, reading, propagated, [c.relevance for c in propagated.entrances])
+    answer = by_input(task, reading, propagated, [c.relevance for c in propagated.attributed])
     main = task.main_input
     tokens = answer.summed[main]
-    if not dict(task.entrances)[main]:
+    if not dict(task.attributed)[main]:
         raise InputError(f"'{task.lrp.ruleset.name}' scores tokens, but '{main}' is no input of token ids.")
     carried = propagated.taps[len(task.taps) :]
     groups: dict[tuple[str, ...], Tensor] = {}

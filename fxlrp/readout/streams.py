@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import InputError
+from fxlrp.graph.nodes import module_path
 from fxlrp.graph.tokens import Roots, descent
-from fxlrp.graph.view import module_path
-from fxlrp.readings import StreamsReading
-from fxlrp.readout.answer import Answer, reader
-from fxlrp.readout.maps import Map, Site, attention_maps, given_tokens, made_of, rows_read, sites
-from fxlrp.readout.task import Task
+from fxlrp.readout.attentions import AttentionSite, Map, attention_maps, given_tokens, made_of, rows_read, sites
+from fxlrp.readout.passes import Task
+from fxlrp.readout.readers import Answer, reader
 from fxlrp.rules.primitives import ratio
+from fxlrp.spec.readings import StreamsReading
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,41 +30,41 @@ class Stream:
     size: str
     entered: Roots
 
-    def holds(self, roots: Roots, size: str, entrances: Iterable[fx.Node]) -> bool:
+    def holds(self, roots: Roots, size: str, attributed: Iterable[fx.Node]) -> bool:
         """Whether tokens of these roots and this number are those of the stream: they share an attributed value or,
         where neither has one, a parameter.
         """
-        entered = roots.intersection(entrances)
+        entered = roots.intersection(attributed)
         common = self.entered & entered if self.entered or entered else self.roots & roots
         return bool(common) and size == self.size
 
 
 @dataclass(frozen=True)
-class Step:
+class Transfer:
     """One attention: the streams of its queries and keys, and the attentions that its keys have been through."""
 
-    site: Site
+    site: AttentionSite
     queries: Stream
     keys: Stream
     behind: frozenset[fx.Node]
 
 
-def steps(task: Task) -> list[Step]:
+def steps(task: Task) -> list[Transfer]:
     """Every attention of the model with the streams between which it moves relevance, in the order of the graph.
 
     Raises :class:`InputError` for keys made of the same tokens as the queries, but of another number (pooled keys).
     """
     graph, found = task.captured.program.graph, sites(task)
-    entrances = [entrance.node for entrance in task.captured.structure.entrances]
+    attributed = [each.node for each in task.captured.structure.attributed]
     rows = {site.scores: site.queries for site in found} | {site.output: site.weights for site in found}
-    roots = descent(graph, entrances, rows)
+    roots = descent(graph, attributed, rows)
     behind = _attentions_behind(graph, found)
     streams: list[Stream] = []
 
     def stream(of: Roots, size: str) -> Stream:
-        known = next((s for s in streams if s.holds(of, size, entrances)), None)
+        known = next((s for s in streams if s.holds(of, size, attributed)), None)
         if known is None:
-            streams.append(known := Stream(of, size, of.intersection(entrances)))
+            streams.append(known := Stream(of, size, of.intersection(attributed)))
         return known
 
     made = []
@@ -78,11 +78,11 @@ def steps(task: Task) -> list[Step]:
                 "made of the same input (pooled or extended keys): relevance between them is not defined. Take a "
                 "ruleset that reads relevance at the inputs."
             )
-        made.append(Step(site, queries, keys, behind[site.values]))
+        made.append(Transfer(site, queries, keys, behind[site.values]))
     return made
 
 
-def _attentions_behind(graph: fx.Graph, found: Sequence[Site]) -> dict[fx.Node, frozenset[fx.Node]]:
+def _attentions_behind(graph: fx.Graph, found: Sequence[AttentionSite]) -> dict[fx.Node, frozenset[fx.Node]]:
     """For every value the weights of all attentions that it has been computed from."""
     weights = {site.weights for site in found}
     behind: dict[fx.Node, frozenset[fx.Node]] = {}
@@ -93,7 +93,7 @@ def _attentions_behind(graph: fx.Graph, found: Sequence[Site]) -> dict[fx.Node, 
 
 
 @dataclass
-class Relevance:
+class StreamRelevance:
     """The matrices R_st, by the attentions after which they hold: rows of stream s over the tokens of t."""
 
     rows: dict[Stream, list[tuple[fx.Node | None, dict[Stream, Tensor]]]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Relevance:
         """The matrices of a stream as of the latest of the attentions ``behind``."""
         return next(made for place, made in reversed(self.rows[stream]) if place is None or place in behind)
 
-    def move(self, step: Step, matrix: Tensor, normalise: bool) -> None:
+    def move(self, step: Transfer, matrix: Tensor, normalise: bool) -> None:
         """One attention with matrix M [batch, queries, keys].
 
         Self: R_st += M R_st. Cross, from s to q: R_sq += N(R_ss)^T M N(R_qq), and R_st += M R_qt for every other t.
@@ -137,10 +137,10 @@ def normalised(relevance: Tensor) -> Tensor:
 
 @reader(StreamsReading)
 def by_streams(task: Task, reading: StreamsReading) -> Answer:
-    """Relevance of the tokens of every attributed input, [batch, tokens], by input name."""
+    """StreamRelevance of the tokens of every attributed input, [batch, tokens], by input name."""
     found = steps(task)
     maps, propagated = attention_maps(task, relevance="relevance" in reading.matrix, gradient=True)
-    state, chosen = Relevance(), _chosen(found, reading.start_layer)
+    state, chosen = StreamRelevance(), _chosen(found, reading.start_layer)
     for step, seen in zip(found, maps, strict=True):
         for stream, count in zip((step.queries, step.keys), seen.weights.shape[-2:], strict=True):
             state.begin(stream, seen.weights, count)
@@ -156,9 +156,9 @@ def by_streams(task: Task, reading: StreamsReading) -> Answer:
     return Answer(summed, summed, propagated)
 
 
-def _chosen(found: Sequence[Step], start: int) -> list[Step]:
+def _chosen(found: Sequence[Transfer], start: int) -> list[Transfer]:
     """The attentions of each stream from ``start`` on."""
-    by_stream: dict[Stream, list[Step]] = {}
+    by_stream: dict[Stream, list[Transfer]] = {}
     for step in found:
         by_stream.setdefault(step.queries, []).append(step)
     longest = max(map(len, by_stream.values()))
@@ -167,25 +167,25 @@ def _chosen(found: Sequence[Step], start: int) -> list[Step]:
     return [step for group in by_stream.values() for step in group[start:]]
 
 
-def _read(task: Task, found: Sequence[Step], maps: Sequence[Map], outputs: Sequence[fx.Node]) -> dict[Stream, Map]:
+def _read(task: Task, found: Sequence[Transfer], maps: Sequence[Map], outputs: Sequence[fx.Node]) -> dict[Stream, Map]:
     """The streams that the explained outputs are computed from token by token, with the last attention of each; but
     none whose tokens became tokens of another of them (an image's, written among a text's).
     """
-    graph, entrances = task.captured.program.graph, [e.node for e in task.captured.structure.entrances]
+    graph, attributed = task.captured.program.graph, [e.node for e in task.captured.structure.attributed]
     rows = {s.site.scores: s.site.queries for s in found} | {s.site.output: s.site.weights for s in found}
     last = {step.queries: seen for step, seen in zip(found, maps, strict=True)}
-    marked = descent(graph, [*entrances, *(seen.site.weights for seen in last.values())], rows)
+    marked = descent(graph, [*attributed, *(seen.site.weights for seen in last.values())], rows)
     reached = frozenset[fx.Node]().union(*(marked.get(node, frozenset()) for node in outputs))
     read = {stream: seen for stream, seen in last.items() if seen.site.weights in reached}
     return {s: seen for s, seen in read.items() if not any(s.entered < other.entered for other in read)}
 
 
 def _by_input(
-    task: Task, reading: StreamsReading, found: Sequence[Step], totals: Mapping[Stream, Tensor]
+    task: Task, reading: StreamsReading, found: Sequence[Transfer], totals: Mapping[Stream, Tensor]
 ) -> dict[str, Tensor]:
-    """Relevance by the input that a stream's tokens are made of."""
+    """StreamRelevance by the input that a stream's tokens are made of."""
     summed: dict[str, Tensor] = {}
-    for name in dict(task.entrances):
+    for name in dict(task.attributed):
         nodes = set(task.nodes_of(name))
         for stream, total in totals.items():
             if stream.entered & nodes:

@@ -18,18 +18,18 @@ from rich.table import Table
 from rich.text import Text
 
 from fxlrp.errors import InputError, MissingExtraError
-from fxlrp.report.digest import Array
-from fxlrp.report.figure import colours, plain
+from fxlrp.report.figures import colours, plain
 from fxlrp.report.html import _environment
 from fxlrp.report.numbers import signed
-from fxlrp.report.pieces import Piece, readable
+from fxlrp.report.panels import Array
 from fxlrp.report.terminal import _style
+from fxlrp.report.tokens import Piece, readable
+from fxlrp.results.generation import GenerationAttribution
+from fxlrp.results.views import view
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-    from fxlrp.generated import GenerationAttribution
 
 STRONGEST = 3
 """So many tokens before are named for each generated token in the terminal."""
@@ -107,6 +107,7 @@ def _matrix(result: GenerationAttribution, name: str, sample: int, kept: list[in
     return Matrix(name, rows, tuple(int(p) for p in places), values[places], seen)
 
 
+@view("show", GenerationAttribution)
 def show_generation(result: GenerationAttribution, console: Console | None = None) -> None:
     """Print, for each generated token, its explained logit and the tokens before with the largest ``|R|``."""
     console = console or Console()
@@ -130,6 +131,7 @@ def _strongest(matrix: Matrix, column: int) -> Text:
     return Text(" ").join(parts)
 
 
+@view("to_html", GenerationAttribution)
 def generation_html(
     result: GenerationAttribution, path: str | Path | None = None, title: str = "What each generated token rests on"
 ) -> str:
@@ -146,6 +148,7 @@ def generation_html(
     return page
 
 
+@view("plot", GenerationAttribution)
 def draw_generation(result: GenerationAttribution) -> Figure:
     """A matplotlib figure: one picture per sample and input, tokens before by generated tokens, colours centred at 0.
 
@@ -174,6 +177,7 @@ def draw_generation(result: GenerationAttribution) -> Figure:
     return figure
 
 
+@view("to_dataframe", GenerationAttribution)
 def tabulate_generation(result: GenerationAttribution) -> pd.DataFrame:
     """One row per sample, input, token before and generated token that sees it, with the columns ``COLUMNS``.
 

@@ -10,21 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxlrp.report.bars import Chart, from_zero, waterfall
-from fxlrp.report.digest import LayerMap, LedgerGroup, LedgerSheet, Panel, SampleView, digest, union
 from fxlrp.report.methods import Methods, whiskers
 from fxlrp.report.numbers import correlation, share, signed, statistic
-from fxlrp.report.pieces import Piece
+from fxlrp.report.panels import LayerMap, LedgerGroup, LedgerSheet, Panel, SampleView, digest, union
 from fxlrp.report.pixels import overlay_data_uri, png_data_uri
-
-if TYPE_CHECKING:
-    from fxlrp.attribution import Attribution
+from fxlrp.report.tokens import Piece
+from fxlrp.results.attribution import Attribution
 
 NUMBERED_TOKENS = 40
 """Up to this many tokens, each shows its value below it; longer texts show it on hover and in the value

@@ -1,5 +1,5 @@
-"""How rulesets compare: in goes a :class:`~fxlrp.comparison.Comparison`, out come plain frozen values for the last
-sections of the page, the terminal and JSON.
+"""How rulesets compare: in goes a comparison, out come plain frozen values for the last sections of the page, the
+terminal and JSON.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fxlrp.errors import MissingExtraError
-from fxlrp.evaluate.perturbation import PerturbationCurves
-
-if TYPE_CHECKING:
-    from fxlrp.comparison import Comparison
-    from fxlrp.evaluate import Evaluation
-    from fxlrp.evaluate.standings import Standing
+from fxlrp.evaluate.comparison import Comparison
+from fxlrp.evaluate.evaluation import Evaluation
+from fxlrp.evaluate.perturbation import PerturbationCurves, curves
+from fxlrp.evaluate.standings import Standing
 
 RESOLUTION = 170
 
@@ -49,7 +47,7 @@ class Whisker:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredProtocol:
     """The statistics of one protocol, and the picture of its curves as a ``data:`` address where it has some."""
 
     standings: tuple[Standing, ...]
@@ -71,7 +69,7 @@ class Methods:
     """What there is to say about the rulesets as such."""
 
     agreement: Agreement
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasuredProtocol, ...]
 
 
 def methods_of(comparison: Comparison, *, pictures: bool = True) -> Methods | None:
@@ -83,7 +81,7 @@ def methods_of(comparison: Comparison, *, pictures: bool = True) -> Methods | No
     by_protocol = list(zip(*comparison.evaluations.values(), strict=True))
     groups = [tuple(group) for _, group in groupby(comparison.standings, key=lambda s: id(s.protocol))]
     measured = (
-        Measured(_telling(standings), _picture(one) if pictures else None)
+        MeasuredProtocol(_telling(standings), _picture(one) if pictures else None)
         for standings, one in zip(groups, by_protocol, strict=True)
     )
     return Methods(agreement, tuple(measured))
@@ -110,13 +108,11 @@ def whiskers(standing: Standing) -> dict[str, Whisker | None]:
 
 def _picture(evaluations: Sequence[Evaluation]) -> str | None:
     """Curves as a PNG, where the protocol has curves and matplotlib is there to draw them."""
-    curves = [each for each in evaluations if isinstance(each, PerturbationCurves)]
-    if len(curves) < len(evaluations):
+    found = [each for each in evaluations if isinstance(each, PerturbationCurves)]
+    if len(found) < len(evaluations):
         return None
-    from fxlrp.evaluate import figures
-
     try:
-        figure = figures.curves(curves)
+        figure = curves(found)
     except MissingExtraError:
         return None
     file = io.BytesIO()

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fxlrp.report.library import Description, override
+from fxlrp.report.descriptions import Description, override
 
 #: The width at which running text is easy to read.
 WIDEST = 110

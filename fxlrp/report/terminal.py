@@ -8,7 +8,6 @@ shows no colours, the numbers printed for short inputs still tell the whole stor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -17,11 +16,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from fxlrp.report.digest import LayerMap, Layout, LedgerSheet, Panel, SampleView, digest, union
 from fxlrp.report.numbers import share, signed
-
-if TYPE_CHECKING:
-    from fxlrp.attribution import Attribution
+from fxlrp.report.panels import LayerMap, Layout, LedgerSheet, Panel, SampleView, digest, union
+from fxlrp.results.attribution import Attribution
 
 NEUTRAL = (88, 88, 94)
 POSITIVE = (200, 62, 36)

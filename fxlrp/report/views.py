@@ -1,8 +1,4 @@
-"""The views as an :class:`~fxlrp.attribution.Attribution` and a :class:`~fxlrp.comparison.Comparison` offer
-them.
-
-In goes either of the two; both are a sequence of attributions to the functions that draw.
-"""
+"""The views of an attribution and of a comparison, both of which are a sequence of attributions to what draws them."""
 
 from __future__ import annotations
 
@@ -11,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fxlrp.attribution import Attribution
-from fxlrp.comparison import Comparison
-from fxlrp.report.figure import draw
-from fxlrp.report.frame import tabulate
+from fxlrp.evaluate.comparison import Comparison
+from fxlrp.report.dataframe import tabulate
+from fxlrp.report.figures import draw
 from fxlrp.report.html import render_fragment, render_html
+from fxlrp.report.json import as_plain
 from fxlrp.report.methods import Methods, methods_of
 from fxlrp.report.methods import as_plain as methods_as_plain
-from fxlrp.report.plain import as_plain
 from fxlrp.report.terminal import render_terminal
 from fxlrp.report.verdicts import print_methods
+from fxlrp.results.attribution import Attribution
+from fxlrp.results.views import view
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +34,7 @@ def _methods(result: Result) -> Methods | None:
     return methods_of(result) if isinstance(result, Comparison) else None
 
 
+@view("show", Attribution, Comparison)
 def show(result: Result) -> None:
     """Print the heat map, the ledger if there is one, and how rulesets compare, to the terminal."""
     if isinstance(result, Comparison):
@@ -62,6 +60,7 @@ def comparison_as_plain(comparison: Comparison) -> dict[str, Any]:
     return {**shown, **methods_as_plain(methods)} if methods else shown
 
 
+@view("to_html", Attribution, Comparison)
 def to_html(result: Result, path: str | Path | None = None, title: str = "Relevance report") -> str:
     """Return the report as a self-contained HTML page, and write it to ``path`` if one is given.
 
@@ -74,11 +73,13 @@ def to_html(result: Result, path: str | Path | None = None, title: str = "Releva
     return page
 
 
+@view("to_notebook", Attribution, Comparison)
 def to_notebook(result: Result) -> str:
     """Return the report as one ``<div>`` with its own style, for a notebook's cell."""
     return render_fragment(_side_by_side(result), methods=_methods(result))
 
 
+@view("plot", Attribution, Comparison)
 def plot(result: Result) -> Figure:
     """Return a matplotlib figure of the main input's relevance: a row per sample, a column per ruleset.
 
@@ -88,9 +89,10 @@ def plot(result: Result) -> Figure:
     return draw(_side_by_side(result))
 
 
+@view("to_dataframe", Attribution, Comparison)
 def to_dataframe(result: Result) -> pd.DataFrame:
     """Return one row per ruleset, sample, attributed input and position; see
-    :func:`fxlrp.report.frame.tabulate`.
+    :func:`fxlrp.report.dataframe.tabulate`.
 
     Raises:
         MissingExtraError: pandas is not installed.

@@ -13,12 +13,12 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.graph.operators import is_continuous
 from fxlrp.rules import Operation, Post, Rule
-from fxlrp.rules.affine import AFFINE
 from fxlrp.rules.operation import Reference
 from fxlrp.rules.post import posted
 from fxlrp.rules.primitives import as_relevance, received
 from fxlrp.rules.rule import Message
 from fxlrp.rules.shares import ShareRule, shared
+from fxlrp.rules.spread import AFFINE
 
 
 @dataclass(frozen=True, eq=False)

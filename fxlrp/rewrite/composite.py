@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxlrp.entries import Scope
 from fxlrp.errors import RulesetError
+from fxlrp.graph.nodes import module_path
 from fxlrp.graph.operators import Kind, Operator, is_float, is_movement
 from fxlrp.graph.residual import unmoved
-from fxlrp.graph.view import module_path
-from fxlrp.plan import Plan
+from fxlrp.planning.plan import Plan
 from fxlrp.rules import Operation, take_apart
 from fxlrp.rules.operation import Hole, Site
 from fxlrp.rules.primitives import send_twice
+from fxlrp.spec.lines import Scope
 
 
 def site_of(plan: Plan, node: fx.Node) -> Site:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxlrp.graph.operators import is_float, operator_of, packet
-from fxlrp.plan import Decision, Plan, operands_of
+from fxlrp.graph.operators import is_float, operands_of, operator_of, packet
+from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rewrite import kernels
-from fxlrp.rewrite.affine import Layers
 from fxlrp.rewrite.call import RuleCall, SumCall, source_leaf
 from fxlrp.rewrite.composite import site_of
+from fxlrp.rewrite.linear_sums import Layers
 from fxlrp.rules import find_rule
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import as_relevance
@@ -101,8 +101,8 @@ class _Rewriting:
         self.prepared: dict[fx.Node, fx.Node] = {}
         # In the plain gradient a tapped value that depends on no input is a leaf, so that its gradient is known.
         self.watched = {n for n in taps if plan.plain and n not in plan.carrying and n.op == "call_function"}
-        self.lookups = {e.node for e in plan.structure.entrances if e.lookup}
-        self.attributed = {e.node for e in plan.structure.entrances}
+        self.lookups = {e.node for e in plan.structure.attributed if e.lookup}
+        self.attributed = {e.node for e in plan.structure.attributed}
         self.tables = {node.args[0] for node in self.lookups}
         self.lookup_weights: dict[Any, fx.Node] = {}
         self.entered: dict[fx.Node, fx.Node] = {}
@@ -138,9 +138,9 @@ class _Rewriting:
             if node in self.plan.forks and node in self.plan.carrying:
                 self.values[node] = self._forked(node)
         outputs: Any = fx.map_arg(self.plan.program.graph.output_node().args[0], self._returned)
-        entrances = tuple(self.returned[e.node] for e in self.plan.structure.entrances)
+        attributed = tuple(self.returned[e.node] for e in self.plan.structure.attributed)
         extra = (tuple(self.leaves), tuple(self.operands)) if self.ledger else ()
-        self.graph.output((tuple(outputs), entrances, tuple(self.returned[n] for n in taps), *extra))
+        self.graph.output((tuple(outputs), attributed, tuple(self.returned[n] for n in taps), *extra))
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
         self.graph.lint()
         return Rewritten(

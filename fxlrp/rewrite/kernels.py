@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fxlrp.capture.canonical import Fused
 from fxlrp.graph.operators import Kind, nodes_in, operator_of, packet
-from fxlrp.plan import Plan
+from fxlrp.planning.plan import Plan
 from fxlrp.rules.primitives import scale_message
 from fxlrp.rules.rule import Message
 

@@ -2,7 +2,7 @@
 beside it.
 """
 
-from fxlrp.rules import affine, elementary, gamma, linear, product, relevance, rescale
+from fxlrp.rules import elementary, gamma, linear, product, relevance, rescale, spread
 from fxlrp.rules.operation import Operation, take_apart
 from fxlrp.rules.post import Post
 from fxlrp.rules.rule import RULES, Cite, Conserves, Rule, find_rule, rule
@@ -14,7 +14,6 @@ __all__ = [
     "Operation",
     "Post",
     "Rule",
-    "affine",
     "elementary",
     "find_rule",
     "gamma",
@@ -23,5 +22,6 @@ __all__ = [
     "relevance",
     "rescale",
     "rule",
+    "spread",
     "take_apart",
 ]

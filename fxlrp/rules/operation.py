@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.graph.elementwise import slope_of
+from fxlrp.graph.activations import slope_of
 from fxlrp.graph.operators import OPERATORS, Operator, operator_of
 
 

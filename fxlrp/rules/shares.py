@@ -33,7 +33,7 @@ def shared(z: Tensor, shares: Iterable[tuple[Tensor, Tensor]], amount: Tensor | 
 @dataclass(frozen=True)
 class ShareRule(Rule):
     """A rule made of ``shares(op, *operands, **parameters)``. One for sums stands on *affine* sums as well:
-    :data:`fxlrp.rules.affine.AFFINE`; ``whole`` tells whether it then asks for more operands than their value.
+    :data:`fxlrp.rules.spread.AFFINE`; ``whole`` tells whether it then asks for more operands than their value.
     """
 
     shares: Callable[..., Shares] = field(default=list, compare=False)

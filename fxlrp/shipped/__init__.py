@@ -9,13 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxlrp.checkpoints import CheckpointError, load_demo
+from fxlrp.shipped.bilstm import SentimentLSTM
 from fxlrp.shipped.canvases import Digits, digits
+from fxlrp.shipped.checkpoints import CheckpointError, load_demo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from fxlrp.shipped.bilstm import SentimentLSTM
 
 __all__ = ["Digits", "digits", "digits_vit", "sentiment_bert", "sentiment_bilstm"]
 

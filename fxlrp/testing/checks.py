@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxlrp.engine.ledger import Ledger
+from fxlrp.engine.targets import Target
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.view import tensor_value
-from fxlrp.ledger import Ledger
-from fxlrp.model import ConvertedModel, convert
-from fxlrp.plan import Plan
-from fxlrp.readings import InputReading
-from fxlrp.readout.task import as_inputs
-from fxlrp.rulesets import Ruleset
-from fxlrp.rulesets import ruleset as load
-from fxlrp.targets import Target
+from fxlrp.explain.model import ConvertedModel, convert
+from fxlrp.graph.nodes import tensor_value
+from fxlrp.planning.plan import Plan
+from fxlrp.spec.readings import InputReading
+from fxlrp.spec.ruleset import Ruleset
+from fxlrp.spec.ruleset import ruleset as load
 
 EXACT, ROUNDED = 1e-9, 1e-5
 VALUE_EXACT = 1e-12  # an operation that had to be re-associated
@@ -89,7 +88,7 @@ def check_conservation(
     rules = read_at_inputs(ruleset)
     lrp = model.with_ruleset(rules) if isinstance(model, ConvertedModel) else convert(model, rules)
     with torch.no_grad():
-        expected = lrp.model(**as_inputs(lrp, inputs))
+        expected = lrp.model(**lrp.conversion.given(inputs))
     result = lrp.attribute(inputs, target=target, ledger=True)
     assert result.ledger is not None
     exact = all(map(is_double, carried_types(lrp.plan)))

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture import Program
+from fxlrp.engine.targets import Target, resolve
+from fxlrp.explain.model import ConvertedModel
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
-from fxlrp.model import ConvertedModel
-from fxlrp.plan import Decision, Plan
-from fxlrp.readout.task import as_inputs
+from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rules import Conserves, Rule, take_apart
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import ratio
-from fxlrp.targets import Target, resolve
 
 #: Two numbers that agree but for rounding: relative to the largest relevance.
 AGREEMENT = 1e-8
@@ -40,8 +39,8 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
     contributions vanish with its value (products, ReLU, masks, maxima); it supposes that no sum of nonzero terms is
     exactly 0, true of random weights. Raises :class:`fxlrp.FxlrpError` for whatever attribution refuses.
     """
-    given = lrp.bind((), as_inputs(lrp, inputs))
-    captured = lrp.captured(given)
+    given = lrp.conversion.given(inputs)
+    captured = lrp.conversion.captured(given)
     plan = lrp.plan
     values = run(lrp, captured.program, given)
     arrived: dict[tuple[fx.Node, int], Tensor] = {}
@@ -49,17 +48,17 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
     for node, relevance in zip(returned, _seed(lrp, plan, values, given, target), strict=True):
         if relevance is not None and isinstance(node, fx.Node):
             _arrive(arrived, node, 0, relevance)
-    entrances = {entrance.node for entrance in plan.structure.entrances}
+    attributed = {each.node for each in plan.structure.attributed}
     for node in reversed(plan.program.graph.nodes):
         if node in plan.forks and (node, 0) in arrived:
             arrived[node, 0] = _at_fork(plan.forks[node], values[node], arrived[node, 0])
-        if node.op == "call_function" and node in plan.carrying and node not in entrances:
+        if node.op == "call_function" and node in plan.carrying and node not in attributed:
             _step(plan, node, values, arrived)
     result: dict[str, Tensor] = {}
-    for entrance in plan.structure.entrances:
-        value = arrived.get((entrance.node, 0), torch.zeros_like(values[entrance.node]))
-        value = value.sum(-1) if entrance.lookup else value
-        result[entrance.name] = result[entrance.name] + value if entrance.name in result else value
+    for each in plan.structure.attributed:
+        value = arrived.get((each.node, 0), torch.zeros_like(values[each.node]))
+        value = value.sum(-1) if each.lookup else value
+        result[each.name] = result[each.name] + value if each.name in result else value
     return result
 
 
@@ -110,10 +109,8 @@ def _seed(
     flat = [values[node] if isinstance(node, fx.Node) else node for node in returned]
     cut = [y.clone().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in flat]
     outputs = plan.program.unpack(tuple(cut))
-    decoder = given.get("decoder_attention_mask")
-    mask = decoder if decoder is not None or "decoder_input_ids" in given else given.get("attention_mask")
-    can_generate = getattr(lrp.model, "can_generate", None)
-    chosen = resolve(target, outputs, mask, bool(can_generate and can_generate()))
+    conventions = lrp.conversion.conventions
+    chosen = resolve(target, outputs, conventions.mask_of_outputs(given), conventions.generates)
     leaves = [y for y in cut if isinstance(y, Tensor) and y.requires_grad]
     rules = lrp.ruleset
     with torch.enable_grad():

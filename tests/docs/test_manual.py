@@ -6,13 +6,13 @@ import importlib.util
 import re
 from types import ModuleType
 
-import pages
 import pytest
 
 import fxlrp
 from fxlrp.graph.operators import OPERATORS
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import RULES
+from tests.docs import pages
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pages
 import pytest
 
 import fxlrp
-from fxlrp.entries import labels
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import RULES
+from fxlrp.spec.lines import labels
+from tests.docs import pages
 
 PAGES = [
     "README.md",

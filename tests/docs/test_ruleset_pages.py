@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-import pages
 import pytest
 
 import fxlrp
-from fxlrp.report.library import describe
+from fxlrp.report.descriptions import describe
+from tests.docs import pages
 
 
 @pytest.fixture(scope="module")

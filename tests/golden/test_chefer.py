@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from golden.test_golden import DTYPES, GOLDEN, build, close, pytestmark, read
 from torch import Tensor
 
 import fxlrp
-from fxlrp.readout import attention
-from fxlrp.readout.maps import Map, attention_maps
-from fxlrp.readout.task import Task
+from fxlrp.engine.conversion import Conversion
+from fxlrp.readout import rollout
+from fxlrp.readout.attentions import Map, attention_maps
+from fxlrp.readout.passes import Task
+from tests.golden.test_golden import DTYPES, GOLDEN, build, close, pytestmark, read
 
 __all__ = ["pytestmark"]
 CASE = "chefer_vit"
@@ -116,7 +117,7 @@ def test_skip_connections_take_what_their_branches_leave() -> None:
 
 
 def maps(dtype: str, attention: str = "sdpa") -> list[Map]:
-    task = Task(converted(dtype, attention), {"pixel_values": pixels(dtype)}, 0, None)
+    task = Task(converted(dtype, attention).conversion, {"pixel_values": pixels(dtype)}, 0, None)
     return attention_maps(task, relevance=True, gradient=True)[0]
 
 
@@ -147,14 +148,14 @@ def _clamped_last(found: Map, reading: Any, weights: Tensor | None = None) -> Te
 def _first_leftmost(maps: Any, reading: Any, start: Tensor, counted: Tensor) -> Tensor:
     row = start[:, None, None]
     for found in maps:
-        row = row @ attention.layer_matrix(found, reading)
+        row = row @ rollout.layer_matrix(found, reading)
     return row.sum(1)[:, 0]
 
 
 BROKEN = {
-    "clamped after the mean": (attention, "layer_matrix", _clamped_last),
-    "product in the other order": (attention, "_row", _first_leftmost),
-    "gradient of the rewritten graph": (fxlrp.ConvertedModel, "plain", property(lambda self: self)),
+    "clamped after the mean": (rollout, "layer_matrix", _clamped_last),
+    "product in the other order": (rollout, "_row", _first_leftmost),
+    "gradient of the rewritten graph": (Conversion, "plain", property(lambda self: self)),
 }
 
 

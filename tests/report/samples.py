@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxlrp.attribution import Attribution, RulesetInfo
-from fxlrp.ledger import Entry, Ledger
+from fxlrp.engine.ledger import Entry, Ledger
+from fxlrp.results.attribution import Attribution, RulesetInfo
 
 CITATION = "Achtibat et al. 2024, AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers"
 URL = "https://arxiv.org/abs/2402.05602"

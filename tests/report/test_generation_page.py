@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import torch
 
-from fxlrp.attribution import RulesetInfo
-from fxlrp.generated import GenerationAttribution
 from fxlrp.report.generation import generation_as_plain, generation_html
+from fxlrp.results.attribution import RulesetInfo
+from fxlrp.results.generation import GenerationAttribution
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from fxlrp.attribution import RulesetInfo
-from fxlrp.comparison import Comparison
 from fxlrp.evaluate import Evaluation, Perturbation, PerturbationCurves, Protocol
+from fxlrp.evaluate.comparison import Comparison
 from fxlrp.report import print_comparison, to_html
 from fxlrp.report.methods import methods_of, whiskers
+from fxlrp.results.attribution import RulesetInfo
 from tests.report.samples import EVIL, SENTENCE, text_attribution
 from tests.report.test_html import Elements
 

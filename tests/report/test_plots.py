@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import fxlrp
-from fxlrp.checkpoints import load_checkpoint
 from fxlrp.readout import heads as heads_module
 from fxlrp.readout.heads import head_relevance
 from fxlrp.report.pixels import overlay_data_uri
+from fxlrp.shipped.checkpoints import load_checkpoint
 from tests.report.samples import SENTENCE, float_attribution, text_attribution
 
 pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
@@ -109,7 +109,7 @@ def test_heads_take_what_they_give(classifier: Path, ruleset: str, share: float)
     model, tokenizer = load_checkpoint(classifier)
     lrp = fxlrp.convert(model.double(), ruleset)
     inputs = tokenizer(["an unforgettable film", "a bad film in"], return_tensors="pt", padding=True)
-    taken, given = (head_relevance(lrp, inputs, target=1, of=of) for of in ("values", "outputs"))
+    taken, given = (head_relevance(lrp.conversion, inputs, target=1, of=of) for of in ("values", "outputs"))
     assert list(taken) == [f"bert.encoder.layer.{n}.attention.self" for n in range(2)]
     for place, values in taken.items():
         assert values.shape == given[place].shape == (2, 2, inputs["input_ids"].shape[1])
@@ -120,7 +120,7 @@ def test_heads_take_what_they_give(classifier: Path, ruleset: str, share: float)
 def test_heads_of_the_last_layer_give_to_the_token_that_is_read(classifier: Path) -> None:
     model, tokenizer = load_checkpoint(classifier)
     lrp = fxlrp.convert(model.double(), "cp-lrp")
-    *_, last = head_relevance(lrp, tokenizer("a film", return_tensors="pt"), of="outputs").values()
+    *_, last = head_relevance(lrp.conversion, tokenizer("a film", return_tensors="pt"), of="outputs").values()
     assert float(last[..., 1:].abs().max()) == 0
     assert float(last[..., 0].abs().min()) > 0
 
@@ -138,9 +138,9 @@ def test_heads_are_drawn_and_refused(classifier: Path) -> None:
     figure = plots.heads_by_tokens(fxlrp.convert(model, "attnlrp"), inputs, 1, tokenizer=tokenizer)
     assert [np.asarray(axes.images[0].get_array()).shape for axes in figure.axes[:2]] == [(2, 3), (2, 3)]
     with pytest.raises(fxlrp.InputError, match="of='keys'"):
-        head_relevance(fxlrp.convert(model, "attnlrp"), inputs, of="keys")
+        head_relevance(fxlrp.convert(model, "attnlrp").conversion, inputs, of="keys")
     with pytest.raises(fxlrp.InputError, match="no attention"):
-        head_relevance(fxlrp.convert(torch.nn.Sequential(torch.nn.Linear(3, 2)).eval()), torch.ones(1, 3))
+        head_relevance(fxlrp.convert(torch.nn.Sequential(torch.nn.Linear(3, 2)).eval()).conversion, torch.ones(1, 3))
 
 
 def test_negative_pixels_are_striped_and_the_picture_is_kept() -> None:

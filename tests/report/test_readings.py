@@ -13,10 +13,10 @@ import transformers
 from rich.console import Console
 
 import fxlrp
-from fxlrp.attribution import Attribution
-from fxlrp.comparison import Comparison
+from fxlrp.evaluate.comparison import Comparison
 from fxlrp.report import as_plain, render_terminal
-from fxlrp.report.digest import Layout, digest
+from fxlrp.report.panels import Layout, digest
+from fxlrp.results.attribution import Attribution
 from tests.report.samples import text_attribution
 
 ROLLOUT = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fxlrp.comparison import Comparison
 from fxlrp.errors import MissingExtraError
+from fxlrp.evaluate.comparison import Comparison
 from fxlrp.report import as_plain, plot, show, to_dataframe, to_html, to_notebook
 from tests.report.samples import SENTENCE, float_attribution, text_attribution
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from cuts import worst_cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fxlrp
 from fxlrp.testing import KINDS, RandomGraph, graphs
 from fxlrp.testing.graphs import Step
+from tests.support.cuts import worst_cut
 
 
 @given(graphs(max_blocks=5), st.sampled_from(["conservative", "conservative-residual", "attnlrp", "gradient"]))
@@ -28,7 +28,7 @@ def test_every_kind(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
 def test_models(name: str) -> None:
-    from zoo import ZOO
+    from tests.support.zoo import ZOO
 
     inputs = ZOO[name].inputs(length=5, padding=None)
     model = ZOO[name].build()

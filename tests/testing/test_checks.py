@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp import FxlrpError
-from fxlrp.ledger import Entry, Ledger
+from fxlrp.engine.ledger import Entry, Ledger
 from fxlrp.testing import check_conservation, realistic
 from fxlrp.testing.checks import relative_gap
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_properties import METHODS
 
 import fxlrp
 from fxlrp.testing import KINDS, RandomGraph, graphs, largest_difference, propagate, realistic
 from fxlrp.testing.graphs import Step
 from fxlrp.testing.oracle import AGREEMENT
+from tests.properties.test_properties import METHODS
 
 #: Rulesets that differ in what they do; the others combine the same rules.
 RULESETS = (
@@ -62,7 +62,7 @@ def test_rules_of_linear_layers(linear: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
 def test_models(name: str) -> None:
-    from zoo import ZOO
+    from tests.support.zoo import ZOO
 
     model, inputs = ZOO[name].build(), ZOO[name].inputs(length=3)
     lrp = fxlrp.convert(model, "conservative")

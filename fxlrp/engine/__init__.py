@@ -1,0 +1,1 @@
+"""What runs a conversion: the graphs of a model, the rewritten graph, what is explained, and the ledger."""

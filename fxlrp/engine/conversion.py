@@ -1,0 +1,240 @@
+"""A model under a ruleset, ready to run: its graphs, the plan for each, and the rewritten modules.
+
+In: a model and a ruleset. Out: :class:`Conversion`, which turns inputs into a captured program, a plan and a module
+whose backward pass carries relevance. Readers stand above it; what a user holds is
+:class:`fxlrp.explain.model.ConvertedModel`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxlrp.capture import Program
+from fxlrp.capture.export import check_runs
+from fxlrp.capture.program import device_of, flatten
+from fxlrp.engine.conventions import Conventions
+from fxlrp.engine.graphs import Captured, Graphs
+from fxlrp.errors import InputError, TrainingModeError, nearest
+from fxlrp.graph.nodes import module_outputs
+from fxlrp.planning.decide import make_plan
+from fxlrp.planning.plan import Plan
+from fxlrp.rewrite import Rewritten, rewrite
+from fxlrp.spec.lines import glob
+from fxlrp.spec.ruleset import Ruleset, ruleset
+
+
+class Conversion:
+    """The engine of one model under one ruleset.
+
+    Conversions of one model share its ``graphs``. Nothing is captured before the first inputs arrive.
+    """
+
+    def __init__(self, model: nn.Module, rules: Ruleset, strict: bool = True, graphs: Graphs | None = None) -> None:
+        self.model = model
+        self.ruleset = rules
+        self.strict = strict
+        self.graphs = graphs or Graphs()
+        self.last: Captured | None = None
+        self._rewrites: dict[Any, tuple[Plan, Rewritten]] = {}
+        self._owners: dict[str, tuple[nn.Module, str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or what a file brings back, captures anew: graphs hold values of the tracer that cannot be copied.
+        kept = {name: getattr(self, name) for name in ("model", "ruleset", "strict")}
+        return {**kept, "graphs": Graphs(), "last": None, "_rewrites": {}, "_owners": {}}
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, None if it has none."""
+        return getattr(self.model, "config", None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the model's weights."""
+        return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return device_of(self.model)
+
+    @property
+    def conventions(self) -> Conventions:
+        """What the model's family agrees on: its main input, masks, whether it generates text."""
+        return Conventions.of(self.model)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the graph captured last. Raises :class:`InputError` before the first call."""
+        if self.last is None:
+            raise InputError(
+                "There is no plan before the first call: pass example_inputs to convert, or call the model once."
+            )
+        return self.rewritten(self.last.folded(self.ruleset.fold))[0]
+
+    @cached_property
+    def plain(self) -> Conversion:
+        """The same model with the plain gradient: for readings that need values and gradients alone."""
+        return self.with_ruleset("gradient")
+
+    def with_ruleset(self, rules: str | Path | Mapping[str, Any] | Ruleset) -> Conversion:
+        """The same model under another ruleset, without capturing it again."""
+        other = Conversion(self.model, ruleset(rules), self.strict, self.graphs)
+        other.last = self.last
+        return other
+
+    # --- from inputs to a program ---------------------------------------------------------------------------
+
+    def given(self, inputs: Any) -> dict[str, Any]:
+        """A user's inputs by name: a mapping as it is, one tensor as the model's main input.
+
+        Raises :class:`InputError` for anything else, and as :meth:`bind` does.
+        """
+        if isinstance(inputs, Tensor):
+            return self.bind((), {self.conventions.first_input: inputs})
+        if isinstance(inputs, Mapping):
+            return self.bind((), inputs)
+        raise InputError(f"Inputs are a dict of tensors, a BatchEncoding or one tensor, not {type(inputs).__name__}.")
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments by name. Raises :class:`InputError` for names the model does not take, NaN and mixed devices."""
+        self.check_mode()
+        parameters = inspect.signature(self.model.forward).parameters
+        if len(args) > len(parameters):
+            raise InputError(f"{type(self.model).__name__} takes {len(parameters)} inputs, {len(args)} were given.")
+        inputs = dict(zip(parameters, args, strict=False)) | dict(kwargs)
+        open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        named = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        for name in inputs:
+            if name not in named and not (open_ended and name in _KNOWN_EXTRAS):
+                raise InputError(f"{type(self.model).__name__} has no input '{name}'.{nearest(name, named)}")
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        self._check_values(inputs)
+        return inputs
+
+    def check_mode(self) -> None:
+        """Raise :class:`TrainingModeError` where a module is in training mode."""
+        training = next((name or type(m).__name__ for name, m in self.model.named_modules() if m.training), None)
+        if training is not None:
+            raise TrainingModeError(
+                f"The model is in training mode (module '{training}'): dropout would make relevance random. "
+                "Call model.eval() first."
+            )
+
+    def _check_values(self, inputs: Mapping[str, Any]) -> None:
+        places = {self.device.type: "the model's weights"}
+        for name, value in flatten(inputs).items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.ndim and len(value) == 0:
+                raise InputError(f"Input '{name}' of shape {tuple(value.shape)} holds no sample.")
+            if value.is_floating_point() and not value.is_meta and bool(torch.isnan(value).any()):
+                raise InputError(
+                    f"Input '{name}' contains NaN: relevance would be NaN everywhere. Clean the input first."
+                )
+            if value.ndim and value.device.type not in places:
+                other, where = next(iter(places.items()))
+                raise InputError(
+                    f"Input '{name}' is on '{value.device}' but {where} are on '{other}'. "
+                    "Move them together with .to(device)."
+                )
+
+    def captured(self, inputs: Mapping[str, Any]) -> Captured:
+        """The program that stands for the model on these inputs, captured now if there is none yet."""
+        self.last = self.graphs.serve(self.model, (self.dtype, self.device), inputs)
+        return self.last.folded(self.ruleset.fold)
+
+    def arguments(
+        self,
+        program: Program,
+        rewritten: Rewritten,
+        inputs: Mapping[str, Any],
+        replaced: Mapping[str, Tensor] | None = None,
+        named: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """The values of the rewritten module's arguments: weights (cut off), constants, inputs, weights of look-ups;
+        and those that are ``named``.
+        """
+        leaves = {**flatten(inputs), **(replaced or {})}
+        tables = {f"{name}_lookup": name for name in rewritten.lookups}
+        values: list[Any] = []
+        for name in rewritten.arguments:
+            if named and name in named:
+                values.append(named[name])
+            elif name in tables:
+                weight = self._weight(program.weights[tables[name]])
+                values.append(weight if replaced is None else weight.detach().requires_grad_())
+            elif name in program.weights:
+                values.append(self._weight(program.weights[name]).detach())
+            elif name in program.constants:
+                values.append(program.constants[name].to(self.device))
+            else:
+                values.append(leaves[program.inputs[name]])
+        return values
+
+    def _weight(self, target: str) -> Tensor:
+        if target not in self._owners:
+            owner, _, name = target.rpartition(".")
+            self._owners[target] = (self.model.get_submodule(owner), name)
+        weight: Tensor = getattr(*self._owners[target])
+        return weight
+
+    def rewritten(
+        self, captured: Captured, taps: tuple[fx.Node, ...] = (), ledger: bool = False, entered: bool = False
+    ) -> tuple[Plan, Rewritten]:
+        """The plan of a captured program under this ruleset, and its rewritten graph that returns ``taps`` as well.
+
+        With ``entered`` the values of look-ups are arguments.
+        """
+        key = (captured, taps, ledger, entered)
+        if key not in self._rewrites:
+            self._rewrites = {k: made for k, made in self._rewrites.items() if self.graphs.holds(k[0])}
+            known = (plan for (of, *_), (plan, _) in self._rewrites.items() if of is captured)
+            plan = next(known, None) or make_plan(captured.program, captured.structure, self.ruleset, self.strict)
+            self._rewrites[key] = (plan, rewrite(plan, taps, ledger=ledger, entered=entered))
+        return self._rewrites[key]
+
+    def taps(self, captured: Captured, globs: Sequence[str]) -> dict[str, fx.Node]:
+        """The output node of every module whose path fits a glob, in the order of the graph.
+
+        Raises :class:`InputError` for a glob that fits no module that carries relevance.
+        """
+        outputs = module_outputs(captured.program.graph)
+        plan, _ = self.rewritten(captured)
+        carried = {path: node for path, node in outputs.items() if node in plan.carrying}
+        chosen: dict[str, fx.Node] = {}
+        for pattern in globs:
+            fitting = {path: node for path, node in carried.items() if glob(pattern).fullmatch(path)}
+            if not fitting:
+                known = nearest(pattern, list(carried)[:40])
+                raise InputError(f"at='{pattern}' fits no module whose output carries relevance.{known}")
+            chosen |= fitting
+        return chosen
+
+    def run(self, rewritten: Rewritten, arguments: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
+        """Call the rewritten module; where it fails because the model would, say so in the model's own words."""
+        try:
+            return rewritten.module(*arguments)
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            check_runs(self.model, inputs)
+            raise
+
+
+_KNOWN_EXTRAS = frozenset(
+    {
+        "position_ids",
+        "token_type_ids",
+        "cache_position",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_cache",
+    }
+)

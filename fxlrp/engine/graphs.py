@@ -1,0 +1,153 @@
+"""The graphs that stand for a model: traced on demand, found again by the inputs' names, types, ranks and sizes.
+
+In: a model and inputs. Out: :class:`Captured`. One cache is shared by all conversions of a model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from fxlrp.capture import Program, capture
+from fxlrp.capture.attributed import attributed_values
+from fxlrp.capture.export import check_runs
+from fxlrp.capture.program import device_of, flatten
+from fxlrp.errors import CaptureError, RetraceWarning
+from fxlrp.patterns.fold_activations import fold_activations
+from fxlrp.patterns.fold_linear import fold_affine
+from fxlrp.patterns.structure import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A program with its structure, as shared by every ruleset, and the forms that rulesets asked to fold it into."""
+
+    program: Program
+    structure: Structure
+    forms: dict[tuple[str, ...], Captured] = field(default_factory=dict, repr=False)
+
+    def folded(self, folds: tuple[str, ...]) -> Captured:
+        """The program with these folds applied (see :attr:`fxlrp.spec.ruleset.Ruleset.fold`), made once."""
+        if folds not in self.forms:
+            program, attributed = self.program, self.structure.attributed
+            for name in folds:
+                program, moved = FOLDS[name](program)
+                attributed = tuple(replace(each, node=moved[each.node]) for each in attributed)
+            self.forms[folds] = Captured(program, Structure.of(program, attributed)) if folds else self
+        return self.forms[folds]
+
+
+#: What a ruleset may ask to be folded before its rules are chosen: a program to another and the new nodes of the old.
+FOLDS = {"affine": fold_affine}
+
+
+_OTHER_BRANCH = (
+    "decides by the values of its inputs, and its exported graph decides otherwise than the model does on these. It is "
+    "recorded as it runs, anew on each input, which takes its time."
+)
+
+_NOT_FOLLOWED = (
+    "gives other values than the graph that was made of it, also where its operators were recorded as they ran. It may "
+    "keep state from one call to the next, or change tensors in a way that leaves no trace: make its forward a "
+    "function of its inputs."
+)
+
+
+def _captured(model: nn.Module, inputs: Mapping[str, Any], record_only: bool) -> Captured:
+    program = fold_activations(capture(model, inputs, record_only=record_only))
+    return Captured(program, Structure.of(program, attributed_values(program, model)))
+
+
+def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bool:
+    """Whether a new graph gives what the model gives on the inputs that it was captured on."""
+    if device_of(model).type == "meta":
+        return True
+    arguments = program.arguments(model, inputs).values()
+    # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+        torch.default_generator.manual_seed(0)  # a model that draws numbers in eval mode draws the same ones
+        expected = check_runs(model, inputs)
+        torch.default_generator.manual_seed(0)
+        found = program.unpack(fx.Interpreter(nn.Module(), graph=program.graph).run(*arguments))
+    return _same_outputs(expected, found)
+
+
+def _same_outputs(expected: Any, found: Any) -> bool:
+    """Whether two output objects hold float tensors of equal shapes and, but for rounding of any type, equal values."""
+    ours, theirs = (
+        [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+        for outputs in (expected, found)
+    )
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=0.1, atol=0.1 * _size(a), equal_nan=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _size(x: Tensor) -> float:
+    finite = x[torch.isfinite(x)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+@dataclass
+class Graphs:
+    """Programs by input signature: a signature may need several, for shapes that one graph does not stand for.
+
+    ``traced`` counts all graphs made so far. Of recorded ones, good for one input each, the last is kept.
+    """
+
+    programs: dict[Any, list[Captured]] = field(default_factory=dict)
+    traced: int = 0
+    warned: bool = False
+
+    def serve(self, model: nn.Module, context: tuple[Any, ...], inputs: Mapping[str, Any]) -> Captured:
+        """The program that stands for ``model`` on these inputs, captured now if there is none yet.
+
+        ``context`` is what besides the inputs a graph depends on: the weights' type and device. An exported graph
+        that does not agree with the model, because the exporter took another branch of it, is recorded instead.
+        """
+        leaves = flatten(inputs)
+        known = self.programs.setdefault((*context, *((name, _kind(leaf)) for name, leaf in leaves.items())), [])
+        found = next((c for c in known if c.program.accepts(leaves)), None)
+        if found is None:
+            self._warn(model, known, leaves)
+            recorded = [c for c in known if c.program.recorded is not None]
+            found = _captured(model, inputs, record_only=bool(recorded))
+            agrees = _agrees(model, found.program, inputs)
+            if not agrees and found.program.recorded is None:
+                warnings.warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning, stacklevel=4)
+                found = _captured(model, inputs, record_only=True)
+                agrees = _agrees(model, found.program, inputs)
+            if not agrees:
+                raise CaptureError(f"{type(model).__name__} {_NOT_FOLLOWED}")
+            self.traced += 1
+            known[:] = [c for c in known if c not in recorded] + [found]
+        return found
+
+    def holds(self, captured: Captured) -> bool:
+        """Whether the graph is still one of the cache's."""
+        forms = (form for known in self.programs.values() for c in known for form in (c, *c.forms.values()))
+        return any(form is captured for form in forms)
+
+    def _warn(self, model: nn.Module, known: Sequence[Captured], leaves: Mapping[str, Any]) -> None:
+        """Say once what it is that keeps the graphs traced so far from standing for these inputs."""
+        fixed = known[-1].program.fixed(leaves) if known else ()
+        if fixed and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{type(model).__name__} has fixed {', '.join(fixed)} in its graph: inputs of other sizes are "
+                "traced anew, once for each. Pad them to a few sizes to save that time.",
+                RetraceWarning,
+                stacklevel=4,
+            )
+
+
+def _kind(value: Any) -> Any:
+    return (value.dtype, value.ndim, value.device.type) if isinstance(value, Tensor) else value

@@ -1,0 +1,236 @@
+"""The ledger: where every unit of relevance went, source by source and leak by leak, and the gap that should be none.
+
+In: a plan, the model's arguments, the explained scalars. Out: a :class:`Ledger`. The rewritten graph is run
+once more with each additive constant as a leaf of its own; sums are in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.graph.nodes import ancestors, module_path, module_stack
+from fxlrp.graph.operators import operator_of, packet
+from fxlrp.planning.plan import Plan
+from fxlrp.rewrite.call import total, widened
+from fxlrp.rewrite.graph import Leak, Rewritten, Source
+from fxlrp.rules.primitives import received
+from fxlrp.rules.rule import Message
+
+aten = torch.ops.aten
+_NEAR = 64  # how many values behind a constant are looked at to name it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: ``source`` is a module path (or input name), ``amount`` [batch] its relevance in float64.
+
+    ``leak`` tells a leak that a rule declares from an input or an additive constant.
+    """
+
+    source: str
+    kind: str
+    amount: Tensor
+    leak: bool = False
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Entries whose sum is the explained output: ``gap`` = explained - sum of entries, [batch]."""
+
+    entries: tuple[Entry, ...]
+    explained: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all entries, [batch]."""
+        return torch.stack([entry.amount for entry in self.entries]).sum(0)
+
+    @property
+    def gap(self) -> Tensor:
+        """Explained output less the sum of all entries, [batch]: rounding, if every rule keeps its promise."""
+        return self.explained - self.total
+
+    def by_kind(self) -> dict[str, Tensor]:
+        """Sums by kind of entry, [batch] each, in the order of first appearance."""
+        sums: dict[str, Tensor] = {}
+        for entry in self.entries:
+            sums[entry.kind] = sums[entry.kind] + entry.amount if entry.kind in sums else entry.amount
+        return sums
+
+
+def compute_ledger(
+    plan: Plan, rewritten: Rewritten, arguments: Sequence[Any], explain: Callable[[tuple[Any, ...]], Tensor]
+) -> Ledger:
+    """Run the ledger graph and one backward pass per sample, so that an entry is exact whatever the model mixes.
+
+    ``explain`` gives the scalars whose relevance is themselves: what is explained, times its seed.
+    """
+    with torch.enable_grad():
+        outputs, attributed, _, leaves, sites = rewritten.module(*arguments)
+        explained = explain(outputs)
+    constant = [node not in plan.carrying for node in plan.program.graph.output_node().args[0]]  # type: ignore[union-attr]
+    held, outside = _not_carried(outputs, constant, explain)
+    watched = [*attributed, *leaves, *(site[0] for site in sites)]
+    names = (
+        [each.name for each in plan.structure.attributed],
+        [describe(plan, source) for source in rewritten.sources],
+        [_describe_leak(plan, leak) for leak in rewritten.leaks],
+    )
+    rows = [_one_sample(plan, names, rewritten, scalar, watched, attributed, leaves, sites) for scalar in explained]
+    for row, constants, rest in zip(rows, held, outside, strict=True):
+        if abs(constants) > 0:
+            row["output", "value held constant", False] = constants
+        if abs(rest) > 0:
+            row["target", "target function", True] = rest
+    merged: dict[tuple[str, str, bool], list[Tensor]] = {}
+    for index, row in enumerate(rows):
+        for key, amount in row.items():
+            merged.setdefault(key, [torch.zeros((), dtype=torch.float64)] * len(rows))[index] = amount
+    entries = tuple(Entry(source, kind, torch.stack(amounts), leak) for (source, kind, leak), amounts in merged.items())
+    return Ledger(entries, explained.detach().double())
+
+
+def _one_sample(
+    plan: Plan,
+    names: tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]],
+    rewritten: Rewritten,
+    scalar: Tensor,
+    watched: Sequence[Tensor],
+    attributed: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    sites: Sequence[Any],
+) -> dict[tuple[str, str, bool], Tensor]:
+    wanted = [tensor for tensor in watched if tensor.requires_grad]
+    grads = (
+        torch.autograd.grad(scalar, wanted, retain_graph=True, allow_unused=True)
+        if scalar.requires_grad
+        else [None] * len(wanted)
+    )
+    found = dict(zip(map(id, wanted), grads, strict=True))
+    row: dict[tuple[str, str, bool], Tensor] = {}
+
+    def enter(source: str, kind: str, leak: bool, amount: Tensor) -> None:
+        key = (source, kind, leak)
+        row[key] = row[key] + amount if key in row else amount
+
+    for name, tensor in zip(names[0], attributed, strict=True):
+        enter(name, "input", False, amount_of(plan.message, tensor, found.get(id(tensor))))
+    for (path, kind), source, leaf in zip(names[1], rewritten.sources, leaves, strict=True):
+        enter(path, kind, False, amount_of(source.message, leaf, found.get(id(leaf))))
+    for (path, kind), leak, (value, operands, extras) in zip(names[2], rewritten.leaks, sites, strict=True):
+        message = found.get(id(value))
+        nothing = torch.zeros((), dtype=torch.float64)
+        amount = nothing if message is None else leak.call.leak(value, message, *operands, *extras)
+        enter(path, kind, True, amount)
+    return row
+
+
+def _not_carried(
+    outputs: Sequence[Any], constant: Sequence[bool], explain: Callable[[tuple[Any, ...]], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What of each scalar e no relevance flows from, [batch] each.
+
+    First sum of y de/dy over the outputs y that the rules made constant, then e - sum of y de/dy over all
+    outputs: zero for a logit, not so for a probability.
+    """
+    cut = [y.detach().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in outputs]
+    leaves = {i: y for i, y in enumerate(cut) if isinstance(y, Tensor) and y.requires_grad}
+    with torch.enable_grad():
+        scalars = explain(tuple(cut))
+    held, rest = [], []
+    for scalar in scalars:
+        grads = torch.autograd.grad(scalar, list(leaves.values()), retain_graph=True, allow_unused=True)
+        parts = {i: product_sum(y, g) for (i, y), g in zip(leaves.items(), grads, strict=True)}
+        rest.append(scalar.detach().double() - torch.stack(list(parts.values())).sum())
+        held.append(sum((part for i, part in parts.items() if constant[i]), torch.zeros_like(rest[-1])))
+    return torch.stack(held), torch.stack(rest)
+
+
+def amount_of(kind: Message, value: Tensor, message: Tensor | None) -> Tensor:
+    """The relevance that a value received, summed in float64, from either message."""
+    if kind is Message.GRADIENT or message is None:
+        return product_sum(value, message)
+    return total(widened(message.detach()))
+
+
+def product_sum(value: Tensor, message: Tensor | None) -> Tensor:
+    """sum of value x message in float64, where a zero message makes the product zero (also with an infinite mask)."""
+    if message is None:
+        return torch.zeros((), dtype=torch.float64)
+    value, message = widened(value.detach()), widened(message.detach())
+    return total(received(value, message))
+
+
+def describe(plan: Plan, source: Source) -> tuple[str, str]:
+    """Where an additive constant comes from, and its kind in the field's words."""
+    node, user = source.value, source.user
+    if not isinstance(node, fx.Node):
+        return module_path(user) or user.name, "scalar"
+    weights = _weights_behind(plan, node)
+    depends = node in plan.structure.dependent
+    labels = plan.structure.labels.get(user, ())
+    path = ", ".join(weights[:2]) or module_path(node) or module_path(user) or node.name
+    if node in plan.states:
+        return path, "initial state"
+    return path, _kind(plan, node, user, weights, depends, labels)
+
+
+def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends: bool, labels: tuple[str, ...]) -> str:
+    name = weights[0].lower() if len(weights) == 1 else ""
+    if packet(node.target) is aten.embedding and _counts_positions(node.args[1]):
+        return "position embedding"
+    words = {"position": "position embedding", "token_type": "token-type embedding", "cls_token": "class token"}
+    for word, kind in words.items():
+        if word in name:
+            return kind
+    if "bias" in name.rsplit(".", 1)[-1]:
+        inner = [kind for _, kind in module_stack(user)][-1:]
+        return "norm shift" if inner and "norm" in inner[0].lower() else "bias"
+    operator = operator_of(user)
+    if weights and not depends and operator is not None and operator.category in ("linear", "convolution"):
+        return "bias"
+    if any(label.startswith("norm") for label in labels) and not depends:
+        return "norm constant"
+    if depends:
+        cut = any(n in plan.decisions for n in _chain(node))
+        return "mask" if not cut and not _from_relevance(plan, node) else "value held constant"
+    return "embedding" if packet(node.target) is aten.embedding else "parameter" if weights else "constant"
+
+
+def _chain(node: fx.Node) -> list[fx.Node]:
+    return [node, *node.all_input_nodes]
+
+
+def _from_relevance(plan: Plan, node: fx.Node) -> bool:
+    """Whether the value was computed from one that carries relevance (and was then held constant)."""
+    return any(current in plan.carrying for current in ancestors(node))
+
+
+def _weights_behind(plan: Plan, node: fx.Node) -> list[str]:
+    """The parameters and buffers that a constant is made of, nearest first."""
+    near = islice(ancestors(node, beyond=plan.carrying), _NEAR)
+    weights = plan.program.weights
+    return [weights[str(n.target)] for n in near if n.op == "placeholder" and n.target in weights]
+
+
+def _describe_leak(plan: Plan, leak: Leak) -> tuple[str, str]:
+    """Where a rule keeps relevance, and what the ledger calls it: a plain gradient by what it goes through."""
+    node, kind = leak.node, leak.call.rule.leak_kind or "not passed on"
+    if kind == "plain gradient":
+        labels = plan.structure.labels.get(node, ())
+        pattern = next((label.split(".")[0] for label in labels if label != "residual"), "")
+        decision = plan.decisions.get(node)
+        kind = f"{pattern or decision.category} gradient" if decision else "not passed on"
+    return module_path(node) or node.name, kind
+
+
+def _counts_positions(ids: Any) -> bool:
+    """Whether the rows of a look-up are chosen by counting."""
+    near = islice(ancestors(ids), _NEAR) if isinstance(ids, fx.Node) else ()
+    return any(packet(node.target) in (aten.arange, aten.cumsum) for node in near)

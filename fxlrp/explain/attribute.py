@@ -1,0 +1,115 @@
+"""From a converted model, inputs and a target to an :class:`Attribution`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxlrp.engine.conversion import Conversion
+from fxlrp.engine.explained import Explained
+from fxlrp.engine.ledger import Ledger, compute_ledger
+from fxlrp.engine.targets import Target
+from fxlrp.errors import InputError
+from fxlrp.readout import read
+from fxlrp.readout.passes import Task
+from fxlrp.results.attribution import Attribution
+from fxlrp.spec.readings import SmoothReading
+
+
+def attribute(
+    lrp: Conversion,
+    inputs: Any,
+    target: Target,
+    contrast: Target,
+    at: Sequence[str],
+    ledger: bool,
+    tokenizer: Any,
+    reference: Any = None,
+) -> Attribution:
+    """The passes that the ruleset's reading asks for (and, for a ledger, one more backward pass per sample)."""
+    given = lrp.given(inputs)
+    other = None if reference is None else _reference(lrp, reference)
+    task = Task(lrp, given, target, contrast, other)
+    if ledger:
+        _check_ledger(task)
+    if at:
+        task.tap(at)
+    answer = read(task, lrp.ruleset.readout)
+    propagated, main = answer.propagated, task.main_input
+    assert task.explain is not None
+    mask = given.get("attention_mask")
+    tapped = zip(task.tapped, propagated.taps, strict=False)
+    return Attribution(
+        relevance=answer.summed[main],
+        inputs=dict(answer.summed),
+        features=answer.features[main],
+        outputs=pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, propagated.outputs),
+        target=task.explain.resolved,
+        explained=propagated.explained,
+        ruleset=lrp.ruleset.info,
+        label=task.explain.labels(tokenizer or getattr(inputs, "tokenizer", None)),
+        tokens=_tokens(inputs, given.get(main), tokenizer),
+        at=dict(answer.at) or {name: carried.relevance for name, carried in tapped},
+        ledger=_ledger(task, task.explain) if ledger else None,
+        attention_mask=mask.detach() if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+        image_size=_image_size(given.get(main)),
+        of_ids=_are_ids(given.get(main)),
+        picture=None if _image_size(given.get(main)) is None else given[main].detach(),
+    )
+
+
+def _reference(lrp: Conversion, reference: Any) -> dict[str, Any]:
+    """The reference inputs by name. Raises :class:`InputError` for a ruleset that compares nothing."""
+    if not lrp.ruleset.compares:
+        raise InputError(
+            f"'{lrp.ruleset.name}' compares with no reference, so reference= would change nothing: leave it out, or "
+            "use a ruleset that does (deeplift-rescale, relp, integrated-gradients)."
+        )
+    return lrp.given(reference)
+
+
+def _check_ledger(task: Task) -> None:
+    """Raise :class:`InputError` where the answer is no account of one backward pass from f(x)."""
+    rules = task.lrp.ruleset
+    if not rules.compares and not isinstance(rules.readout, SmoothReading):
+        return
+    compares = task.lrp.rewritten(task.captured)[0].compares
+    remedy = (
+        "That the differences add up is result.relevance.sum() == result.explained."
+        if compares
+        else "Override readout with {'kind': 'input'} to see the account of one pass."
+    )
+    raise InputError(
+        f"A ledger accounts for f(x) as x g of one pass, which is not what '{rules.name}' reads out. {remedy}"
+    )
+
+
+def _ledger(task: Task, explain: Explained) -> Ledger:
+    lrp, program = task.lrp, task.captured.program
+    plan, accounted = lrp.rewritten(task.captured, (), ledger=True)
+    arguments = lrp.arguments(program, accounted, task.given, task.leaves())
+    return compute_ledger(plan, accounted, arguments, lambda values: explain.relevance(program.unpack(values)))
+
+
+def _image_size(value: Any) -> tuple[int, int] | None:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 4:
+        return None
+    return value.shape[-2], value.shape[-1]
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == 2
+
+
+def _tokens(inputs: Any, ids: Any, tokenizer: Any) -> list[list[str]] | None:
+    if not _are_ids(ids):
+        return None
+    if tokenizer is not None:
+        return [list(tokenizer.convert_ids_to_tokens(row.tolist())) for row in ids]
+    encodings = getattr(inputs, "encodings", None)
+    if encodings:
+        return [list(encoding.tokens) for encoding in encodings]
+    return None

@@ -1,0 +1,178 @@
+"""The converted model: the original's signature, outputs and weights, with a backward pass that carries relevance.
+
+In: a model and a ruleset. Out: :class:`ConvertedModel`, a module around a :class:`~fxlrp.engine.conversion.Conversion`.
+Capture is lazy and cached by input signature; graphs are shared between conversions of one model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.engine.conversion import Conversion
+from fxlrp.engine.targets import Target
+from fxlrp.errors import InputError, TrainingModeError
+from fxlrp.explain.attribute import attribute
+from fxlrp.explain.generation import Contrast, attribute_generation
+from fxlrp.planning.plan import Plan
+from fxlrp.readout.inputs_at import point_of
+from fxlrp.results.attribution import Attribution
+from fxlrp.results.generation import GenerationAttribution
+from fxlrp.spec.ruleset import Ruleset
+from fxlrp.spec.ruleset import ruleset as load
+
+
+class ConvertedModel(nn.Module):
+    """The model with a backward pass that computes relevance.
+
+    Call it like the original; ``(x * x.grad).sum(-1)`` after an ordinary backward pass is the relevance of a
+    float input x (``x.grad.sum(-1)`` where :attr:`message` is ``"relevance"``). :meth:`attribute` does that and more.
+    """
+
+    def __init__(self, conversion: Conversion) -> None:
+        super().__init__()
+        self.model = conversion.model
+        self.conversion = conversion
+        self.training = False
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """The ruleset that the model is converted under."""
+        return self.conversion.ruleset
+
+    @property
+    def config(self) -> Any:
+        """The original model's configuration, None if it has none."""
+        return self.conversion.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the model's weights."""
+        return self.conversion.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.conversion.device
+
+    @property
+    def message(self) -> str:
+        """What ``x.grad`` holds at the inputs: ``"gradient"`` (relevance is x * x.grad) or ``"relevance"`` itself.
+
+        Before the first call, when it is not known which rules the model needs, it is what the ruleset declares.
+        """
+        return self.ruleset.message if self.conversion.last is None else self.plan.message.value
+
+    @property
+    def captures(self) -> int:
+        """How many graphs of the model have been traced so far, by this conversion and those that share its graphs.
+
+        One graph serves every batch and length where the model allows it; see :class:`fxlrp.errors.RetraceWarning`.
+        """
+        return self.conversion.graphs.traced
+
+    @property
+    def plan(self) -> Plan:
+        """The rules chosen for the graph captured last. Needs a first call, or ``example_inputs`` at conversion."""
+        return self.conversion.plan
+
+    def with_ruleset(self, rules: str | Path | Mapping[str, Any] | Ruleset) -> ConvertedModel:
+        """The same model under another ruleset, without capturing it again."""
+        return ConvertedModel(self.conversion.with_ruleset(rules))
+
+    def train(self, mode: bool = True) -> ConvertedModel:
+        """Relevance is defined in eval mode only: ``train()`` is an error."""
+        if mode:
+            raise TrainingModeError("A converted model has no training mode; train the original model.")
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ConvertedModel:
+        # Moving the conversion must not move the user's model, whose weights it shares until then.
+        self.model = copy.deepcopy(self.model)
+        self.conversion = Conversion(self.model, self.ruleset, self.conversion.strict)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's output, connected for a backward pass that carries relevance."""
+        conversion = self.conversion
+        inputs = conversion.bind(args, kwargs)
+        captured = conversion.captured(inputs)
+        _, rewritten = conversion.rewritten(captured)
+        named = point_of(conversion, captured, inputs).zeros().arguments(rewritten) if rewritten.references else {}
+        arguments = conversion.arguments(captured.program, rewritten, inputs, named=named)
+        return captured.program.unpack(conversion.run(rewritten, arguments, inputs)[0])
+
+    def attribute(
+        self,
+        inputs: Any,
+        *,
+        target: Target = None,
+        contrast: Target = None,
+        at: Sequence[str] = (),
+        ledger: bool = False,
+        tokenizer: Any = None,
+        reference: Any = None,
+    ) -> Attribution:
+        """The relevance of every input to one output per sample.
+
+        inputs: as the model takes them, a dict, a BatchEncoding, or one tensor. target: see
+        :mod:`fxlrp.engine.targets`; ``contrast`` is a second one, and target - contrast is explained. at: globs of
+        module paths whose outputs' relevance is wanted as well (``"model.layers.*"``). ledger: account for
+        every unit of relevance. tokenizer: names the tokens of integer inputs. reference: inputs to compare with, for
+        rulesets that do (``deeplift-rescale``, ``relp``, ``integrated-gradients``): like ``inputs``, what is left out
+        being the same; one sample may stand for all. Raises :class:`fxlrp.FxlrpError` for anything that does not fit.
+        """
+        globs = (at,) if isinstance(at, str) else tuple(at)
+        return attribute(self.conversion, inputs, target, contrast, globs, ledger, tokenizer, reference)
+
+    def attribute_generation(
+        self,
+        inputs: Any,
+        max_new_tokens: int | None = None,
+        *,
+        generated: Tensor | None = None,
+        contrast: Contrast = None,
+        tokenizer: Any = None,
+        chunk: int | None = None,
+    ) -> GenerationAttribution:
+        """The relevance of every token before to each of the tokens that a language model generates.
+
+        One forward pass over prompt and generated tokens serves them all; column k is what :meth:`attribute` gives for
+        the k-th generated token after the prompt and the generated tokens before it. inputs: the prompt (of an
+        encoder-decoder the encoder's inputs), padded on the left. max_new_tokens: how many tokens the original model
+        generates, greedily. generated: token ids [batch, tokens] to explain instead. contrast: another token whose
+        logit is subtracted, an id, ids [batch, tokens] or ``"runner-up"``, the best of the other tokens at each step.
+        chunk: how many tokens go back in one pass, at most; memory grows with it. Raises :class:`fxlrp.FxlrpError` for
+        a model that generates nothing, prompts padded on the right, and rulesets that need passes at other inputs.
+        """
+        return attribute_generation(self.conversion, inputs, max_new_tokens, generated, contrast, tokenizer, chunk)
+
+
+def convert(
+    model: nn.Module,
+    ruleset: str | Path | Mapping[str, Any] | Ruleset = "attnlrp",
+    *,
+    example_inputs: Any = None,
+    strict: bool = True,
+) -> ConvertedModel:
+    """``model`` with a backward pass that computes relevance under ``ruleset``.
+
+    The model stays as it is; weights are shared. Capture happens at the first call, or now on
+    ``example_inputs``. With ``strict=False`` an operation that no rule covers takes the ruleset's fallback, and
+    the plan says so. Raises :class:`fxlrp.FxlrpError`: unknown ruleset, training mode, a model that cannot be
+    exported, an uncovered operation.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"convert takes a torch.nn.Module, not {type(model).__name__}; load the model first.")
+    conversion = Conversion(model, load(ruleset), strict)
+    conversion.check_mode()
+    if example_inputs is not None:
+        conversion.captured(conversion.given(example_inputs))
+        _ = conversion.plan
+    return ConvertedModel(conversion)

@@ -1,0 +1,86 @@
+"""Read-only questions about a captured graph: where a node stands in the model, and how the graph hangs together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Iterator
+
+import networkx as nx
+import torch
+from torch import fx
+
+
+def module_stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
+    """The (module path, class name) pairs that enclose ``node``, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    pairs = []
+    for path, kind in stack.values():
+        name = kind if isinstance(kind, str) else kind.__qualname__
+        pairs.append((_plain_path(path), name.rsplit(".", 1)[-1]))
+    return tuple(pairs)
+
+
+def _plain_path(path: str) -> str:
+    """``L['self'].a.b`` and ``a.b@1`` (a module's second call) both become ``a.b``."""
+    path = re.sub(r"^L\['self'\]\.?", "", path)
+    return re.sub(r"@\d+", "", path)
+
+
+def module_path(node: fx.Node) -> str:
+    """The innermost module path of ``node`` ('' at the top)."""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line`` of the model's code that produced ``node``, or '' when the capture recorded none."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{places[-1][0]}:{places[-1][1]}" if places else ""
+
+
+def ancestors(node: fx.Node, beyond: Container[fx.Node] = ()) -> Iterator[fx.Node]:
+    """``node`` and what it is computed from, nearest first; nodes in ``beyond`` are neither given nor passed."""
+    queue, seen = [node], set[fx.Node]()
+    while queue:
+        current = queue.pop(0)
+        if current not in seen and current not in beyond:
+            seen.add(current)
+            yield current
+            queue.extend(current.all_input_nodes)
+
+
+def tensor_value(node: fx.Node) -> torch.Tensor | None:
+    """The fake tensor that stands for the node's value, None if it is not a single tensor."""
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def module_outputs(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The last float value computed inside each module, by module path: its output."""
+    outputs: dict[str, fx.Node] = {}
+    last_use = {node: index for index, node in enumerate(graph.nodes)}
+    inside: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        for path, _ in module_stack(node):
+            if path:
+                inside.setdefault(path, []).append(node)
+    for path, nodes in inside.items():
+        members = set(nodes)
+        leaving = [
+            n
+            for n in nodes
+            if any(user not in members for user in n.users) and isinstance(n.meta.get("val"), torch.Tensor)
+        ]
+        floats = [n for n in leaving if n.meta["val"].is_floating_point()]
+        if floats:
+            outputs[path] = max(floats, key=last_use.__getitem__)
+    return outputs
+
+
+def to_networkx(graph: fx.Graph, nodes: Iterable[fx.Node] | None = None) -> nx.DiGraph[fx.Node]:
+    """The (sub)graph as a networkx digraph of nodes, for cuts, dominators and paths."""
+    kept = set(graph.nodes if nodes is None else nodes)
+    drawn: nx.DiGraph[fx.Node] = nx.DiGraph()
+    drawn.add_nodes_from(node for node in graph.nodes if node in kept)
+    drawn.add_edges_from((source, node) for node in drawn for source in node.all_input_nodes if source in kept)
+    return drawn

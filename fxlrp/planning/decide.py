@@ -1,0 +1,227 @@
+"""Deciding: from a captured program, its structure and a ruleset to a :class:`~fxlrp.planning.plan.Plan`.
+
+One pass in the order of the graph decides at once which rule stands where and which values carry relevance: a rule
+that makes a value constant ends the life of what only it fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from fxlrp.capture import Program
+from fxlrp.errors import UncoveredOperatorError
+from fxlrp.graph.linear_sums import affine_sums
+from fxlrp.graph.nodes import module_path, module_stack, source_line
+from fxlrp.graph.operators import Kind, Operator, is_float, nodes_in, operands_of, operator_of, packet
+from fxlrp.graph.order import Ends
+from fxlrp.patterns.structure import Structure
+from fxlrp.planning.plan import Decision, Plan
+from fxlrp.rules import Conserves, find_rule
+from fxlrp.rules.elementary import value_at_zero
+from fxlrp.rules.operation import take_apart
+from fxlrp.rules.rule import WIDER, Message
+from fxlrp.rules.shares import ShareRule
+from fxlrp.spec.lines import Scope
+from fxlrp.spec.ruleset import Ruleset
+
+aten = torch.ops.aten
+#: Classes whose plain gradient keeps relevance by itself: linear maps, sums and homogeneous selections.
+KEEPING = frozenset(
+    {"linear", "convolution", "mixing", "scale", "sum", "add", "shift", "movement", "index", "selection", "rectifier"}
+)
+
+#: Classes of which a sum of linear maps is made: a rule for *affine* is offered to each, and stands on their sum once.
+AFFINE = frozenset({"linear", "add", "shift"})
+
+#: Movements that choose some entries of an axis, as pooling by one token does.
+INDEXING = frozenset({aten.select, aten.index_select, aten.index})
+
+
+def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: bool = True) -> Plan:
+    """Choose a rule for every operation that needs one.
+
+    Raises :class:`UncoveredOperatorError` for a live operation that does not keep relevance by itself and that
+    no rule covers; with ``strict=False`` the ruleset's fallback takes it and the plan says so.
+    """
+    plan, refused = _draft(program, structure, ruleset, strict, Ends())
+    if ruleset.positional:
+        plan, refused = _draft(program, structure, ruleset, strict, _ends(plan))
+    for refusal in refused:
+        raise refusal
+    return replace(plan, relevant=_relevant(plan))
+
+
+def _draft(
+    program: Program, structure: Structure, ruleset: Ruleset, strict: bool, ends: Ends
+) -> tuple[Plan, list[UncoveredOperatorError]]:
+    """The plan without its messages, and what it leaves uncovered."""
+    decisions: dict[fx.Node, Decision] = {}
+    refused: dict[fx.Node, UncoveredOperatorError] = {}
+    carrying: set[fx.Node] = {each.node for each in structure.attributed}
+    if "affine" in ruleset.mentions:
+        carrying |= structure.states
+    for node in program.graph.nodes:
+        if node in carrying or node.op != "call_function" or not is_float(node):
+            continue
+        operator = operator_of(node)
+        if not any(n in carrying for n in operands_of(node)) or (
+            operator is not None and operator.kind is Kind.CONSTANT
+        ):
+            continue  # nothing arrives, or only as a condition or an index
+        try:
+            decision = _decide(node, operator, carrying, ruleset, structure, strict, ends)
+        except UncoveredOperatorError as error:
+            decision, refused[node] = None, error
+        if decision is not None:
+            decisions[node] = decision
+        if decision is None or decision.rule.conserves is not Conserves.NOTHING:
+            carrying.add(node)
+    useful = _useful(program.graph, carrying)
+    kept = {node: decision for node, decision in decisions.items() if node in useful or node not in carrying}
+    plan = Plan(program, structure, ruleset, kept, frozenset(carrying & useful), forks=_forks(structure, ruleset))
+    plan = _joined(plan)
+    return plan, [refusal for node, refusal in refused.items() if node in useful]
+
+
+def _ends(plan: Plan) -> Ends:
+    """The first and last operations of every class and part, along the ways that relevance takes under ``plan``."""
+    kinds: dict[fx.Node, frozenset[str]] = {}
+    for node in plan.program.graph.nodes:
+        operator = operator_of(node)
+        if node in plan.carrying and operator is not None:
+            category = classify(node, operator, plan.carrying, plan.structure.dependent)
+            alike = ("linear", "convolution") if category in ("linear", "convolution") else (category,)
+            kinds[node] = frozenset((*plan.structure.labels.get(node, ()), *alike, *WIDER.get(category, ())))
+    return Ends.of(kinds, operands_of)
+
+
+def _joined(plan: Plan) -> Plan:
+    """The plan in which a rule for affine sums stands once on each, at its root."""
+    groups = {
+        node: (decision.rule.name, tuple(decision.params.items()))
+        for node, decision in plan.decisions.items()
+        if decision.label == "affine" and isinstance(decision.rule, ShareRule)
+    }
+    if not groups:
+        return plan
+    watched = {each.node for each in plan.structure.attributed} | plan.structure.states
+    apart = (
+        watched | {*plan.forks} | {*plan.decisions} - {*groups} | {*plan.program.graph.output_node().all_input_nodes}
+    )
+    sums = affine_sums(plan.program.graph, plan.carrying, groups, apart)
+    decisions = {node: decision for node, decision in plan.decisions.items() if node not in sums.inner}
+    return replace(plan, decisions=decisions, sums=sums)
+
+
+def _forks(structure: Structure, ruleset: Ruleset) -> dict[fx.Node, Decision]:
+    """The rule, if any, for what arrives where a skip connection begins, from both of its ways."""
+    chosen = {node: ruleset.choose(("fork",), module_stack(node), "fork") for node in structure.forks}
+    return {node: Decision.of(entry, "fork", "fork") for node, entry in chosen.items() if entry is not None}
+
+
+def _relevant(plan: Plan) -> frozenset[fx.Node]:
+    """The values at which relevance arrives: some user hands on relevance, or the ruleset asks for it throughout.
+
+    All attributed values get the same message, so that a caller knows what it holds.
+    """
+    everywhere = plan.ruleset.message == Message.RELEVANCE.value
+    found: set[fx.Node] = set()
+    inside: set[fx.Node] = set()  # of sums whose terms receive relevance: what lies in between takes gradients
+    for node in reversed(plan.program.graph.nodes):
+        if node not in plan.carrying:
+            continue
+        users = (user for user in node.users if user in plan.carrying and node in operands_of(user))
+        if any(u in found or u in inside or plan.native(u) is Message.RELEVANCE for u in users):
+            (inside if node in plan.sums.inner else found).add(node)
+        elif everywhere and node not in plan.sums.inner:
+            found.add(node)
+    attributed = {each.node for each in plan.structure.attributed} & plan.carrying
+    return frozenset(found | attributed if found & attributed else found)
+
+
+def _useful(graph: fx.Graph, carrying: set[fx.Node]) -> set[fx.Node]:
+    """The carrying values from which a path of carrying values leads to the output."""
+    useful = {node for node in graph.output_node().all_input_nodes if node in carrying}
+    for node in reversed(graph.nodes):
+        if node in useful and node.op == "call_function":
+            useful.update(n for n in operands_of(node) if n in carrying)
+    return useful
+
+
+def classify(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> str:
+    """The operator class of a node, given which of its arguments carry relevance."""
+    if operator.kind is Kind.FACTORS:
+        factors = nodes_in(node, operator.factors)
+        if sum(n in carrying for n in factors) > 1:
+            return "product"
+        if operator.category == "product":
+            return "scale"
+        if any(n in inside and n not in carrying for n in factors):
+            return "mixing"
+        return "convolution" if operator.category == "convolution" else "linear"
+    if operator.kind is Kind.QUOTIENT:
+        numerator = any(n in carrying for n in nodes_in(node, operator.factors[:1]))
+        denominator = any(n in carrying for n in nodes_in(node, operator.factors[1:]))
+        return "scale" if not denominator else "quotient" if numerator else "singular"
+    if operator.kind is Kind.ACTIVATION:
+        site = take_apart(node, carrying.__contains__)
+        if site.extras or any(isinstance(a, fx.Node) for a in [*node.args[1:], *node.kwargs.values()]):
+            return "general"  # the exponent of a power is itself a value
+        at_zero = value_at_zero(site.operation)
+        return "activation" if abs(at_zero) < float("inf") else "singular"
+    if operator.category == "add" and len([n for n in nodes_in(node, operator.terms) if n in carrying]) == 1:
+        return "shift"
+    return "index" if operator.category == "movement" and packet(node.target) in INDEXING else operator.category
+
+
+def _decide(
+    node: fx.Node,
+    operator: Operator | None,
+    carrying: set[fx.Node],
+    ruleset: Ruleset,
+    structure: Structure,
+    strict: bool,
+    ends: Ends,
+) -> Decision | None:
+    if operator is None:
+        return _uncovered(node, "unknown operator", ruleset, structure, strict)
+    category = classify(node, operator, carrying, structure.dependent)
+    offered = ("affine",) if category in AFFINE else ()
+    labels = (*structure.labels.get(node, ()), *offered, category, *WIDER.get(category, ()), "any")
+    if not ruleset.mentions.isdisjoint(labels):
+        entry = ruleset.choose(labels, module_stack(node), category, ends.at(node))
+        if entry is not None:
+            decision = Decision.of(entry, category, entry.match if entry.match != "any" else category)
+            plain = decision.rule.name == "gradient" and not decision.post and decision.scope is Scope.OPERATION
+            return None if plain and category in KEEPING else decision
+    if ruleset.bias == "distribute" and category in ("linear", "convolution"):
+        rule = find_rule("distribute")
+        return Decision(rule, rule.bind({}), category, category)
+    if category in KEEPING:
+        return None
+    return _uncovered(node, category, ruleset, structure, strict)
+
+
+def _uncovered(node: fx.Node, category: str, ruleset: Ruleset, structure: Structure, strict: bool) -> Decision:
+    if not strict and operator_of(node) is not None:
+        rule = find_rule(ruleset.fallback)
+        return Decision(rule, rule.bind({}), category, category, note="fallback: no rule of the ruleset covers it")
+    place = module_path(node) or "the top level"
+    nearest_rule = next((e for e in ruleset.rules if e.match.split(".")[0] == category), None)
+    hint = f" Its nearest rule is '{nearest_rule.rule}' for '{nearest_rule.match}'." if nearest_rule else ""
+    misses = "".join(f"\n  {miss}" for miss in structure.misses[:2])
+    remedy = (
+        f"Add a rule for '{category}' to the ruleset (for example "
+        f"ruleset('{ruleset.name}').override({category}='gradient')), or convert with strict=False."
+        if operator_of(node) is not None
+        else "fxlrp does not know this operator: tell it with fxlrp.graph.operators.register(operator, Operator(kind, "
+        "category, slots))."
+    )
+    raise UncoveredOperatorError(
+        f"No rule of '{ruleset.name}' covers {packet(node.target)} ({category}) in module '{place}' "
+        f"({source_line(node) or 'no source line'}).{hint}\n{remedy}{misses}"
+    )

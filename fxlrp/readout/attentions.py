@@ -1,0 +1,182 @@
+"""The attentions of a model and what a pass leaves at their weights: values, relevance, plain gradient.
+
+In: a task. Out: one :class:`Map` an attention, in the order of the graph, and which tokens the input is made into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.errors import InputError
+from fxlrp.graph.nodes import ancestors, module_path
+from fxlrp.graph.operators import nodes_in, operator_of
+from fxlrp.readout.passes import Propagated, Task
+from fxlrp.rewrite.call import widened
+
+ATTENTION = "attention"
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """Where a graph has attention: its weights A, the queries whose tokens are the rows of A, and the product A v."""
+
+    scores: fx.Node
+    weights: fx.Node
+    output: fx.Node
+
+    @property
+    def queries(self) -> fx.Node:
+        """The first factor of the scores."""
+        return _factors(self.scores)[0]
+
+    @property
+    def place(self) -> str:
+        """The module that the attention is in."""
+        return module_path(self.weights)
+
+    @property
+    def values(self) -> fx.Node:
+        """The second factor of the output, whose tokens are the columns of A."""
+        return _factors(self.output)[-1]
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    operator = operator_of(node)
+    assert operator is not None
+    return nodes_in(node, operator.factors)
+
+
+@dataclass(frozen=True)
+class Map:
+    """One attention [batch, heads, queries, keys]: weights and, where they were asked for, their relevance and their
+    gradient in the model as it is.
+    """
+
+    site: AttentionSite
+    weights: Tensor
+    relevance: Tensor | None = None
+    gradient: Tensor | None = None
+
+    @property
+    def place(self) -> str:
+        """The module that the attention is in."""
+        return self.site.place
+
+    def score(self, matrix: str) -> Tensor:
+        """The matrix that a reading asks for: weights or relevance, by itself or times the gradient."""
+        score = self.relevance if "relevance" in matrix else self.weights
+        assert score is not None
+        return score * self.gradient if self.gradient is not None and matrix.startswith("gradient") else score
+
+
+def sites(task: Task) -> list[AttentionSite]:
+    """Every attention of the captured program, in the order of the graph.
+
+    Raises :class:`InputError` for a model without attention.
+    """
+    matches = [m for m in task.captured.structure.matches if m.pattern.name == ATTENTION]
+    found = {
+        m.parts["weights"]: AttentionSite(*(m.parts[part] for part in ("scores", "weights", "output"))) for m in matches
+    }
+    if not found:
+        near = next((f" {miss}." for miss in task.captured.structure.misses if miss.pattern == ATTENTION), "")
+        raise InputError(
+            f"{type(task.lrp.model).__name__} has no attention that the pattern '{ATTENTION}' recognises, and the "
+            f"reading of '{task.lrp.ruleset.name}' needs its weights.{near} Take a ruleset that reads relevance at the "
+            "inputs, such as 'attnlrp'."
+        )
+    return [found[node] for node in task.captured.program.graph.nodes if node in found]
+
+
+def attention_maps(task: Task, *, relevance: bool, gradient: bool) -> tuple[list[Map], Propagated]:
+    """Every attention of the model. Relevance takes a backward pass, gradients one through the model as it is; with
+    neither (and no module's relevance asked for) there is but a forward pass.
+    """
+    found = sites(task)
+    nodes = tuple(site.weights for site in found)
+    carried = task.propagate((*task.taps, *nodes)) if relevance or task.taps else None
+    plain = task.propagate(nodes, task.lrp.plain) if gradient else None
+    seen = carried or plain or task.observe(nodes)
+    batch = len(seen.explained)
+
+    def by_head(x: Tensor, site: AttentionSite) -> Tensor:
+        # Half precision, and a softmax in less precision than the model's, are no reason to multiply maps in it.
+        x = widened(x)
+        return _by_head(x.to(torch.promote_types(x.dtype, task.lrp.dtype)), batch, module_path(site.weights))
+
+    maps = [
+        Map(
+            site,
+            by_head(seen.taps[i - len(found)].value, site),
+            by_head(carried.taps[i - len(found)].relevance, site) if carried else None,
+            by_head(plain.taps[i].message, site) if plain else None,
+        )
+        for i, site in enumerate(found)
+    ]
+    return maps, seen
+
+
+def _by_head(x: Tensor, batch: int, place: str) -> Tensor:
+    """[batch, heads, queries, keys] from that, from [batch x heads, ...] or from heads in groups."""
+    if len(x) % batch or (x.ndim > 3 and len(x) != batch):
+        raise InputError(
+            f"The attention of '{place}' has the shape {tuple(x.shape)} for {batch} samples: it is among parts of a "
+            "sample (windows, frames, choices), so it has no matrix over all tokens."
+        )
+    return x if x.ndim == 4 else x.reshape(batch, -1, *x.shape[-2:])
+
+
+def made_of(task: Task, attributed: Collection[fx.Node], site: AttentionSite) -> Tensor:
+    """Which tokens of an attention's queries are made of the attributed values ``attributed``: bool [tokens].
+
+    These are found by NaN: it is put in for the attributed, and the graph is computed up to the queries.
+    """
+    program, model = task.captured.program, task.lrp.model
+    arguments = program.arguments(model, task.given)
+    needed = set(ancestors(site.queries))
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in (n for n in program.graph.nodes if n in needed):
+            if node.op == "placeholder":
+                value = arguments[str(node.target)]
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                function: Any = node.target
+                value = function(*args, **kwargs)
+            values[node] = torch.full_like(value, torch.nan) if node in attributed else value
+    queries: Tensor = values[site.queries]
+    return queries.isnan().any(-1).flatten(0, -2).any(0)
+
+
+def given_tokens(task: Task, name: str, row: Tensor, kept: Tensor) -> Tensor:
+    """Of a row [batch, tokens] the tokens that the input ``name`` was made into, ``kept`` [tokens]: [batch, patches] of
+    a float input; of ids all stay, with 0 where something else was written in their place.
+    """
+    return row.masked_fill(~kept, 0.0) if dict(task.attributed)[name] else row[:, kept]
+
+
+def rows_read(found: Map, row: int | str) -> Tensor:
+    """How much of each row of an attention is read, [batch, queries]: one row, or equal parts of those at which the
+    gradient of the explained output arrives (``target``).
+    """
+    batch, _, count, _ = found.weights.shape
+    if isinstance(row, int):
+        if not -count <= row < count:
+            raise InputError(f"row={row} is out of range: the attention of '{found.place}' has {count} rows.")
+        chosen = torch.zeros(batch, count, dtype=found.weights.dtype, device=found.weights.device)
+        chosen[:, row] = 1
+        return chosen
+    assert found.gradient is not None
+    reached = (found.gradient != 0).any(-1).any(1).to(found.weights.dtype)
+    return reached / reached.sum(-1, keepdim=True).clamp(min=1)
+
+
+def real_tokens(task: Task, count: int) -> Tensor | None:
+    """Which tokens are no padding, bool [batch, tokens], where an attention mask of that many tokens says so."""
+    masks = (task.given.get(name) for name in ("attention_mask", "decoder_attention_mask"))
+    return next((m.bool() for m in masks if isinstance(m, Tensor) and m.ndim == 2 and m.shape[1] == count), None)

@@ -1,0 +1,210 @@
+"""One thing to explain: a converted model, inputs and a target, and the passes that readers ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.engine.conversion import Conversion
+from fxlrp.engine.explained import Explained
+from fxlrp.engine.graphs import Captured
+from fxlrp.engine.targets import Target
+from fxlrp.graph.operators import is_continuous
+from fxlrp.planning.plan import Plan
+from fxlrp.readout.inputs_at import Point, point_of, reference_point
+from fxlrp.rewrite import Rewritten
+from fxlrp.rewrite.call import widened
+from fxlrp.rules.primitives import ratio, received
+from fxlrp.rules.rule import Message
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A value and the message that arrived at it, which is a gradient or relevance."""
+
+    value: Tensor
+    message: Tensor
+    kind: Message
+
+    @property
+    def relevance(self) -> Tensor:
+        """R = x g; half precision is widened first, as sums over hundreds of features follow."""
+        message = widened(self.message)
+        return message if self.kind is Message.RELEVANCE else received(widened(self.value), message)
+
+    @property
+    def gradient(self) -> Tensor:
+        """g, from relevance as g = R / x (0 where x is 0)."""
+        message = widened(self.message)
+        return message if self.kind is Message.GRADIENT else ratio(message, widened(self.value))
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """What one forward and one backward pass gave: the output object, the explained scalars, what was watched, and the
+    flat outputs of the graph.
+    """
+
+    outputs: Any
+    explained: Tensor
+    attributed: tuple[Carried, ...]
+    taps: tuple[Carried, ...]
+    flat: tuple[Any, ...] = ()
+
+
+class Task:
+    """What is explained: ``given`` inputs of ``lrp``, and per sample the target (less a contrast); for what compares,
+    the user's ``reference`` inputs.
+    """
+
+    def __init__(
+        self,
+        lrp: Conversion,
+        given: Mapping[str, Any],
+        target: Target = None,
+        contrast: Target = None,
+        reference: Mapping[str, Any] | None = None,
+        captured: Captured | None = None,
+    ) -> None:
+        self.lrp = lrp
+        self.given = given
+        self.wanted = (target, contrast)
+        self.chosen = reference
+        self.captured: Captured = captured or lrp.captured(given)
+        self.explain: Explained | None = None
+        self.tapped: dict[str, fx.Node] = {}
+
+    def tap(self, globs: Sequence[str]) -> None:
+        """Ask for the relevance of the outputs of modules as well."""
+        self.tapped = self.lrp.taps(self.captured, globs)
+
+    @property
+    def taps(self) -> tuple[fx.Node, ...]:
+        """The nodes whose relevance the caller wants as well."""
+        return tuple(self.tapped.values())
+
+    @property
+    def attributed(self) -> list[tuple[str, bool]]:
+        """Name of each attributed value, and whether it is a look-up of ids."""
+        return [(each.name, each.lookup) for each in self.captured.structure.attributed]
+
+    def nodes_of(self, name: str) -> list[fx.Node]:
+        """The attributed values of one input."""
+        return [each.node for each in self.captured.structure.attributed if each.name == name]
+
+    def observe(self, taps: Sequence[fx.Node]) -> Propagated:
+        """A forward pass alone: the values of ``taps``, whose messages are zero."""
+        lrp, program = self.lrp.plain, self.captured.program
+        _, rewritten = lrp.rewritten(self.captured, tuple(taps))
+        with torch.no_grad():
+            flat, _, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten), self.given)
+        carried = tuple(Carried(value, value.new_zeros(()).expand_as(value), Message.GRADIENT) for value in tapped)
+        return Propagated(program.unpack(flat), self._explained_at(flat, lrp), (), carried, tuple(flat))
+
+    def _explained(self, outputs: Any, lrp: Conversion) -> tuple[list[Tensor], list[Tensor]]:
+        if self.explain is None:
+            self.explain = Explained.of(self.lrp, self.given, *self.wanted, outputs)
+        with torch.enable_grad():
+            return self.explain(outputs, lrp.ruleset)
+
+    def _explained_at(self, flat: Sequence[Any], lrp: Conversion) -> Tensor:
+        """The explained scalars [batch] of flat outputs."""
+        scalars, _ = self._explained(self.captured.program.unpack(_leaves(flat)), lrp)
+        return sum(scalars, torch.zeros(())).detach()
+
+    def explained_outputs(self, propagated: Propagated) -> list[fx.Node]:
+        """The outputs of the graph that the explained scalars are computed from."""
+        leaves = _leaves(propagated.flat)
+        scalars, _ = self._explained(self.captured.program.unpack(leaves), self.lrp.plain)
+        nodes: Any = self.captured.program.graph.output_node().args[0]
+        floats = [(node, v) for node, v in zip(nodes, leaves, strict=True) if isinstance(v, Tensor) and v.requires_grad]
+        grads = torch.autograd.grad([s.sum() for s in scalars], [v for _, v in floats], allow_unused=True)
+        return [node for (node, _), g in zip(floats, grads, strict=True) if g is not None]
+
+    @cached_property
+    def reference(self) -> Point:
+        """What the inputs are compared with: the user's reference inputs, else zeros for every attributed value."""
+        if self.chosen is None:
+            return point_of(self.lrp, self.captured, self.given).zeros()
+        return reference_point(self.lrp, self.captured, self.given, self.chosen)
+
+    def arguments(self, lrp: Conversion, rewritten: Rewritten, at: Point | None = None) -> list[Any]:
+        """The arguments of a rewritten module; ``at`` gives other values of what is attributed."""
+        named: dict[str, Any] = {}
+        leaves = self.leaves() if at is None else at.leaves()
+        if at is not None:
+            named |= {name: at.by_node[node].detach().requires_grad_() for name, node in rewritten.entered.items()}
+        if rewritten.references:
+            named |= self.reference.arguments(rewritten)
+        return lrp.arguments(self.captured.program, rewritten, self.given if at is None else at.given, leaves, named)
+
+    def forward(self, at: Point, taps: Sequence[fx.Node] = ()) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """A forward pass alone at other inputs: the explained scalars, the attributed values, those of ``taps``."""
+        flat, values, tapped = self._entered(at, taps)
+        explained = self._explained_at(flat, self.lrp)
+        return explained, tuple(v.detach() for v in values), tuple(v.detach() for v in tapped)
+
+    def outputs(self, at: Point) -> Any:
+        """The model's output object at other inputs."""
+        return self.captured.program.unpack(self._entered(at)[0])
+
+    def _entered(self, at: Point, taps: Sequence[fx.Node] = ()) -> Any:
+        rewritten = self.lrp.rewritten(self.captured, tuple(taps), entered=True)[1]
+        with torch.no_grad():
+            return self.lrp.run(rewritten, self.arguments(self.lrp, rewritten, at), at.given)
+
+    def propagate(
+        self, taps: Sequence[fx.Node] = (), lrp: Conversion | None = None, at: Point | None = None
+    ) -> Propagated:
+        """One forward and one backward pass, under another conversion of the model, or at other inputs, if given."""
+        lrp = lrp or self.lrp
+        plan, rewritten = lrp.rewritten(self.captured, tuple(taps), entered=at is not None)
+        program = self.captured.program
+        with torch.enable_grad():
+            flat, values, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten, at), self.given)
+            outputs = program.unpack(flat)
+            scalars, seeds = self._explained(outputs, lrp)
+            explained = sum(scalars, torch.zeros(()))
+        watched = (*values, *tapped)
+        wanted = [value for value in watched if value.requires_grad]  # a tapped constant has no message
+        starts = [s for s in zip(scalars, seeds, strict=True) if s[0].requires_grad]
+        messages: Sequence[Tensor | None] = (
+            torch.autograd.grad([s for s, _ in starts], wanted, [seed for _, seed in starts], allow_unused=True)
+            if starts
+            else [None] * len(wanted)
+        )
+        carried = self.carried(plan, taps, watched, messages)
+        return Propagated(outputs, explained.detach(), carried[: len(values)], carried[len(values) :], tuple(flat))
+
+    @staticmethod
+    def carried(
+        plan: Plan, taps: Sequence[fx.Node], watched: Sequence[Tensor], messages: Sequence[Tensor | None]
+    ) -> tuple[Carried, ...]:
+        """Attributed and tapped values with their messages, which are given for those that can have one."""
+        wanted = [value for value in watched if value.requires_grad]
+        by_value = dict(zip(map(id, wanted), messages, strict=True))
+        kinds = [plan.message] * (len(watched) - len(taps)) + [plan.takes(node) for node in taps]
+        return tuple(
+            Carried(value.detach(), torch.zeros_like(value) if message is None else message, kind)
+            for value, message, kind in zip(watched, [by_value.get(id(v)) for v in watched], kinds, strict=True)
+        )
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The float inputs that are attributed, as leaves of a backward pass."""
+        named = [e.name for e in self.captured.structure.attributed if not e.lookup and e.name in self.given]
+        return {name: self.given[name].detach().clone().requires_grad_() for name in named}
+
+    @cached_property
+    def main_input(self) -> str:
+        """The input whose relevance is the answer: the model's own choice, else the first that is attributed."""
+        return self.lrp.conventions.main_input((name for name, _ in self.attributed), self.given)
+
+
+def _leaves(flat: Sequence[Any]) -> tuple[Any, ...]:
+    """Flat outputs cut off from the model, from which scalars can be computed as if they were its own."""
+    return tuple(v.detach().requires_grad_(is_continuous(v)) if isinstance(v, Tensor) else v for v in flat)

@@ -1,0 +1,114 @@
+"""Reads a row of the product of attention maps: rollout, its relevance-weighted forms, layer-wise attention tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import InputError
+from fxlrp.readout.attentions import Map, attention_maps, given_tokens, made_of, real_tokens, rows_read
+from fxlrp.readout.passes import Task
+from fxlrp.readout.readers import Answer, reader
+from fxlrp.rules.primitives import ratio
+from fxlrp.spec.readings import AttentionReading
+
+
+@reader(AttentionReading)
+def by_attention(task: Task, reading: AttentionReading) -> Answer:
+    """The row that ``reading`` asks for: [batch, tokens], or [batch, patches] of those that the input is made into."""
+    gradient = reading.matrix.startswith("gradient") or reading.heads.startswith("gradient") or reading.row == "target"
+    maps, propagated = attention_maps(task, relevance="relevance" in reading.matrix, gradient=gradient)
+    chosen = _layers(maps, reading)
+    _same_tokens(chosen)
+    name, start = task.main_input, rows_read(chosen[-1], reading.row)
+    kept = torch.ones_like(start[0], dtype=torch.bool)
+    if reading.tokens == "input":
+        kept = made_of(task, task.nodes_of(name), maps[0].site)
+    real = real_tokens(task, len(kept))
+    real = torch.ones_like(start, dtype=torch.bool) if real is None else real
+    counted = kept & real if reading.heads == "gradient_row" else real
+    row = _own_entry(_row(chosen, reading, start, counted), reading, start, real)
+    row = _rescaled(row, kept & real) if reading.rescale else row
+    row = given_tokens(task, name, row, kept)
+    return Answer({name: row}, {name: row}, propagated)
+
+
+def _layers(maps: Sequence[Map], reading: AttentionReading) -> Sequence[Map]:
+    for name, bound in (("start_layer", reading.start_layer), ("end_layer", reading.end_layer)):
+        if bound is not None and not -len(maps) <= bound <= len(maps) - (name == "start_layer"):
+            raise InputError(
+                f"{name}={bound} is out of range: there are {len(maps)} layers of attention (0 to {len(maps) - 1}, "
+                "or negative from the end)."
+            )
+    chosen = maps[reading.start_layer : reading.end_layer]
+    if not chosen:
+        raise InputError(
+            f"start_layer={reading.start_layer} and end_layer={reading.end_layer} leave none of {len(maps)} layers of "
+            "attention."
+        )
+    return chosen
+
+
+def _same_tokens(maps: Sequence[Map]) -> None:
+    """Raise :class:`InputError` unless all maps are square and of one size, so that their product has a meaning."""
+    size = maps[0].weights.shape[-1]
+    for found in maps:
+        if found.weights.shape[-2:] != (size, size):
+            rows, columns = found.weights.shape[-2:]
+            raise InputError(
+                f"The attention of '{found.place}' is {rows} x {columns}, that of '{maps[0].place}' "
+                f"{maps[0].weights.shape[-2]} x {size}: only self-attention over the same tokens in every layer can be "
+                "multiplied. For cross-attention use 'chefer2021-generic'."
+            )
+
+
+def layer_matrix(found: Map, reading: AttentionReading, weights: Tensor | None = None) -> Tensor:
+    """The matrix of one layer, [batch, heads, tokens, tokens] for 'each' head, else its mean [batch, 1, ...];
+    ``weights`` [batch, heads, 1, 1] are those of heads, if these are weighed.
+    """
+    score = found.score(reading.matrix)
+    if weights is not None:
+        score = (weights * score).mean(1, keepdim=True).clamp(min=0)
+    else:
+        score = score.clamp(min=0) if reading.positive else score
+        score = score if reading.heads == "each" else score.mean(1, keepdim=True)
+    if reading.identity:
+        score = score + torch.eye(score.shape[-1], dtype=score.dtype, device=score.device)
+    return score / score.sum(-1, keepdim=True) if reading.normalise else score
+
+
+def _row(maps: Sequence[Map], reading: AttentionReading, start: Tensor, counted: Tensor) -> Tensor:
+    """``start`` [batch, tokens] times the product of the layers' matrices; heads are weighed by tokens ``counted``."""
+    row = start[:, None, None]
+    for found in reversed(maps):
+        row = row @ layer_matrix(found, reading, _of_heads(found, reading, start, counted))
+    return row.sum(1)[:, 0]
+
+
+def _of_heads(found: Map, reading: AttentionReading, start: Tensor, counted: Tensor) -> Tensor | None:
+    """One weight a head, the mean of its gradient over tokens that count: those of the row that is read, or those of
+    all rows.
+    """
+    if not reading.heads.startswith("gradient"):
+        return None
+    assert found.gradient is not None
+    columns = counted.to(start) / counted.sum(-1, keepdim=True)
+    rows = start if reading.heads == "gradient_row" else columns
+    return torch.einsum("bq,bhqk,bk->bh", rows, found.gradient, columns)[..., None, None]
+
+
+def _own_entry(row: Tensor, reading: AttentionReading, start: Tensor, real: Tensor) -> Tensor:
+    """The row with 0, or its smallest entry that is no padding, in place of its own tokens'."""
+    if reading.row_token == "keep":
+        return row
+    least = row.masked_fill(~real, torch.inf).amin(-1, keepdim=True)
+    return torch.where(start > 0, least if reading.row_token == "minimum" else torch.zeros_like(least), row)
+
+
+def _rescaled(row: Tensor, counted: Tensor) -> Tensor:
+    """(row - minimum) / (maximum - minimum) of the entries that count, 0 elsewhere and where all are the same."""
+    low = row.masked_fill(~counted, torch.inf).amin(-1, keepdim=True)
+    high = row.masked_fill(~counted, -torch.inf).amax(-1, keepdim=True)
+    return ratio(row - low, (high - low).expand_as(row)).masked_fill(~counted, 0.0)

@@ -1,0 +1,48 @@
+"""Attributions as a pandas data frame, one row per position: the form statistics and plotting libraries
+take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fxlrp.errors import MissingExtraError
+from fxlrp.report.panels import digest
+from fxlrp.results.attribution import Attribution
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("ruleset", "sample", "label", "explained", "input", "position", "token", "relevance")
+
+
+def tabulate(attributions: Sequence[Attribution]) -> pd.DataFrame:
+    """Return one row per ruleset, sample, attributed input and position, with the columns ``COLUMNS``.
+
+    ``position`` is the place of a token or feature in the input (padding is left out), or ``(row, column)``
+    of a pixel or patch; ``token`` is the tokenizer's own spelling, empty for those.
+
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtraError("pandas", "data") from error
+    return pd.DataFrame(_rows(attributions), columns=list(COLUMNS))
+
+
+def _rows(attributions: Sequence[Attribution]) -> Iterator[tuple[Any, ...]]:
+    for attribution in attributions:
+        for view in digest(attribution):
+            for panel in view.panels:
+                for position, value in np.ndenumerate(panel.values):
+                    token = panel.pieces[position[0]].raw if panel.pieces else ""
+                    place = panel.places[position[0]] if panel.places else position
+                    yield (
+                        *(view.ruleset, view.index, view.label, view.explained),
+                        *(panel.name, place, token, float(value)),
+                    )

@@ -1,0 +1,144 @@
+"""What an attribution is: relevance by input, what was explained, where it went; saved, loaded and shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxlrp.engine.ledger import Entry, Ledger
+from fxlrp.errors import FxlrpError, InputError
+from fxlrp.results.views import Viewed
+from fxlrp.spec.citation import RulesetInfo
+
+
+@dataclass(frozen=True)
+class Attribution(Viewed):
+    """Relevance of the inputs to one output per sample.
+
+    ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs``
+    holds every attributed input. ``features`` is unsummed ([batch, tokens, hidden] for ids). ``explained``
+    [batch] is the scalar that was explained. Relevance has the unit of the explained output. ``image_size`` is height
+    and width where the main input is an image [batch, channels, height, width], ``picture``, which is drawn below its
+    relevance; ``of_ids`` says that it is token ids.
+
+    A ruleset that reads attention gives [batch, tokens], or [batch, patches] of an image.
+    """
+
+    relevance: Tensor
+    inputs: dict[str, Tensor]
+    features: Tensor
+    outputs: Any
+    target: Any
+    explained: Tensor
+    ruleset: RulesetInfo
+    label: list[str]
+    tokens: list[list[str]] | None = None
+    at: dict[str, Tensor] = field(default_factory=dict)
+    ledger: Ledger | None = None
+    attention_mask: Tensor | None = None
+    image_size: tuple[int, int] | None = None
+    of_ids: bool = False
+    picture: Tensor | None = None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the image where relevance is by patch, [batch, patches], or by pixel without channels."""
+        if self.image_size is None or self.relevance.ndim not in (2, 3):
+            return None
+        if self.relevance.ndim == 3:
+            return self.image_size if tuple(self.relevance.shape[1:]) == self.image_size else None
+        height, width = self.image_size
+        rows = round((self.relevance.shape[1] * height / width) ** 0.5)
+        columns = round(rows * width / height)
+        return (rows, columns) if rows * columns == self.relevance.shape[1] else None
+
+    def map(self, size: int | tuple[int, int]) -> Tensor:
+        """The relevance of an image as a map [batch, height, width] of the wanted size, patches enlarged bilinearly.
+
+        Takes relevance by patch [batch, patches] of a grid with the proportions of the image, by pixel [batch, height,
+        width], or by channel and pixel, which are summed over channels. Raises :class:`InputError` for anything else.
+        """
+        relevance = self.relevance
+        if relevance.ndim == 4:
+            relevance = relevance.sum(1)
+        if relevance.ndim == 2 and self.grid is not None:
+            relevance = relevance.unflatten(1, self.grid)
+        if relevance.ndim != 3:
+            raise InputError(
+                f"Relevance of shape {tuple(self.relevance.shape)} is no image: a map needs an image as input, and "
+                "relevance by patch (all patches of a grid and no other token, which readings of attention give with "
+                "override(readout={'tokens': 'input'})), by pixel [batch, height, width] or by channel "
+                "[batch, channels, height, width]."
+            )
+        wanted = (size, size) if isinstance(size, int) else tuple(size)
+        return F.interpolate(relevance[:, None], size=wanted, mode="bilinear", align_corners=False)[:, 0]
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the model's output object to one safetensors file."""
+        from safetensors.torch import save_file
+
+        tensors = {"relevance": self.relevance, "features": self.features, "explained": self.explained}
+        tensors |= {f"inputs/{name}": value for name, value in self.inputs.items()}
+        tensors |= {f"at/{name}": value for name, value in self.at.items()}
+        if self.attention_mask is not None:
+            tensors["attention_mask"] = self.attention_mask
+        if self.picture is not None:
+            tensors["picture"] = self.picture
+        if self.ledger is not None:
+            tensors["ledger/explained"] = self.ledger.explained
+            tensors |= {f"ledger/{i}": entry.amount for i, entry in enumerate(self.ledger.entries)}
+        about = {
+            "ruleset": {f.name: getattr(self.ruleset, f.name) for f in fields(self.ruleset)},
+            "target": self.target if isinstance(self.target, (int, list, type(None))) else str(self.target),
+            "label": self.label,
+            "tokens": self.tokens,
+            "image_size": self.image_size,
+            "of_ids": self.of_ids,
+            "entries": [[e.source, e.kind, e.leak] for e in self.ledger.entries] if self.ledger else None,
+        }
+        # Clones: two names may not share memory in the file.
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            str(path),
+            {"fxlrp": json.dumps(about)},
+        )
+
+    @staticmethod
+    def load(path: str | Path) -> Attribution:
+        """Read what :meth:`save` wrote; ``outputs`` is None. Raises :class:`fxlrp.FxlrpError` for any other file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                about = json.loads((file.metadata() or {})["fxlrp"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError, OSError) as error:
+            raise FxlrpError(f"'{path}' is not an attribution saved by fxlrp: {error}.") from error
+        ledger = None
+        if about["entries"] is not None:
+            entries = tuple(
+                Entry(s, k, tensors[f"ledger/{i}"], bool(leak)) for i, (s, k, leak) in enumerate(about["entries"])
+            )
+            ledger = Ledger(entries, tensors["ledger/explained"])
+        return Attribution(
+            relevance=tensors["relevance"],
+            inputs={k.removeprefix("inputs/"): v for k, v in tensors.items() if k.startswith("inputs/")},
+            features=tensors["features"],
+            outputs=None,
+            target=about["target"],
+            explained=tensors["explained"],
+            ruleset=RulesetInfo(**about["ruleset"]),
+            label=about["label"],
+            tokens=about["tokens"],
+            at={k.removeprefix("at/"): v for k, v in tensors.items() if k.startswith("at/")},
+            ledger=ledger,
+            attention_mask=tensors.get("attention_mask"),
+            image_size=tuple(about["image_size"]) if about.get("image_size") else None,
+            of_ids=bool(about.get("of_ids")),
+            picture=tensors.get("picture"),
+        )

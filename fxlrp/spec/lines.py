@@ -1,0 +1,132 @@
+"""The lines of a ruleset: what each matches, where, which rule it gives and what that stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence, Set
+from enum import Enum
+from functools import cached_property, lru_cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fxlrp.patterns import PATTERNS, Pattern
+from fxlrp.patterns.language import PART
+from fxlrp.rules import Post, Rule, find_rule
+
+#: Operator classes, as rulesets name them.
+CLASSES = (
+    "linear",
+    "convolution",
+    "mixing",
+    "scale",
+    "product",
+    "quotient",
+    "activation",
+    "singular",
+    "softmax",
+    "selection",
+    "rectifier",
+    "sum",
+    "add",
+    "shift",
+    "affine",
+    "movement",
+    "index",
+    "general",
+    "fork",
+    "any",
+)
+CLASS_ALIASES = {"conv": "convolution", "act": "activation", "matmul": "product"}
+
+
+class Scope(Enum):
+    """What a rule stands for.
+
+    The ``operation`` that is matched; the whole ``pattern`` that ends in the matched part, as one operation of the
+    pattern's inputs; of a *residual* sum the whole ``sublayer``: the skip connection receives what the rule makes of
+    the sub-layer as one operation of its input, skip and branch, and the branch its own part as well.
+    """
+
+    OPERATION = "operation"
+    PATTERN = "pattern"
+    SUBLAYER = "sublayer"
+
+
+class Where(BaseModel):
+    """A restriction to modules: ``module`` is a glob over module paths, ``class`` one over class names.
+
+    ``first`` (``last``): only operations that no other of the class or part of a pattern that the entry matches comes
+    before on a way from an input (after on a way to an output) that relevance takes. Linear layers and convolutions
+    count as one class. Where ways branch, as in a model with two inputs, there may be several.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    module: str | None = None
+    class_: str | None = Field(default=None, alias="class")
+    first: bool = False
+    last: bool = False
+
+    def accepts(self, match: str, stack: Sequence[tuple[str, str]], ends: tuple[Set[str], Set[str]]) -> bool:
+        """Whether any module that encloses the node fits, and, if asked, it is a first (last) ``match``.
+
+        ``ends`` are the labels of which the node is a first, and a last one.
+        """
+        if (self.first and match not in ends[0]) or (self.last and match not in ends[1]):
+            return False
+        paths = [path for path, _ in stack]
+        kinds = [kind for _, kind in stack]
+        return (self.module is None or any(glob(self.module).fullmatch(p) for p in paths)) and (
+            self.class_ is None or any(glob(self.class_).fullmatch(k) for k in kinds)
+        )
+
+
+@lru_cache(maxsize=4096)
+def glob(pattern: str) -> re.Pattern[str]:
+    """A module-path glob: ``*`` is one segment (any number at the very front), ``**`` any number of segments."""
+    front = pattern.startswith("*.")
+    body = re.escape(pattern[2:] if front else pattern)
+    body = body.replace(r"\*\*", "\0").replace(r"\*", "[^.]*").replace("\0", ".*").replace(r"\?", "[^.]")
+    return re.compile((r"(?:.*\.)?" if front else "") + body)
+
+
+class Line(BaseModel):
+    """One line of a ruleset: what it matches, where, which rule it gives, with which parameters.
+
+    ``post`` are operations on the relevance that the rule hands on. ``scope`` is what the rule stands for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: str
+    rule: str
+    where: Where = Where()
+    params: dict[str, float | int | bool | str] = {}
+    post: tuple[Post, ...] = ()
+    scope: Scope = Scope.OPERATION
+
+    @cached_property
+    def bound(self) -> tuple[Rule, dict[str, Any]]:
+        """The rule and its complete parameters."""
+        found = find_rule(self.rule)
+        return found, found.bind(self.params)
+
+    def fits(self, category: str) -> bool:
+        """Whether its rule can take an operation of this class; a whole pattern is of none."""
+        return self.bound[0].fits("general" if self.scope is Scope.PATTERN else category)
+
+
+def labels() -> frozenset[str]:
+    """Everything that an entry can match: operator classes, patterns and their parts."""
+    return _labels_of(tuple((name, tuple(group)) for name, group in PATTERNS.items()))
+
+
+@lru_cache(maxsize=8)
+def _labels_of(patterns: tuple[tuple[str, tuple[Pattern, ...]], ...]) -> frozenset[str]:
+    found = {*CLASSES, "residual"}
+    for name, group in patterns:
+        found.add(name)
+        for pattern in group:
+            found.update(f"{name}.{node.args[1]}" for node in pattern.graph.nodes if node.target is PART)
+    return frozenset(found)

@@ -1,0 +1,348 @@
+"""Rulesets: which rule for which pattern or operator class, as validated YAML.
+
+In: a packaged name, a path, a dictionary. Out: a frozen :class:`Ruleset`. Errors give file, line, column and
+the nearest name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fxlrp.errors import RulesetError, nearest
+from fxlrp.patterns import PATTERNS
+from fxlrp.rules import find_rule
+from fxlrp.rules.rule import ALIASES, RULES
+from fxlrp.spec.citation import Citation, RulesetInfo, Switch
+from fxlrp.spec.lines import CLASS_ALIASES, CLASSES, Line, Scope, labels
+from fxlrp.spec.readings import AnyReading, InputReading
+
+#: What a ruleset takes from the one that it extends unless it says otherwise, besides rules.
+INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "fold")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a ruleset file, for editors; ``rulesets/ruleset.schema.json`` holds it."""
+    return Ruleset.model_json_schema(by_alias=True)
+
+
+class Ruleset(BaseModel):
+    """A published method as data: ordered rules (the first that matches wins), seed, bias policy, citation.
+
+    ``conserves`` states in one sentence which conservation law holds, ``switches`` where paper and code differ,
+    ``domain`` what kind of model the method was made for.
+    ``fold: [affine]``: scales and shifts by one constant a channel behind a linear map, such as a batch norm, are
+    merged into its weight and bias before rules are chosen.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fxlrp: Literal[1] = 1
+    name: str
+    version: str = "1"
+    title: str = ""
+    description: str = ""
+    citation: Citation | None = None
+    extends: str | None = None
+    rules: tuple[Line, ...] = ()
+    message: Literal["gradient", "relevance"] = "gradient"
+    bias: Literal["source", "distribute"] = "source"
+    seed: Literal["logit", "one", "probability", "contrastive"] = "logit"
+    temperature: float = Field(default=1.0, gt=0)
+    readout: AnyReading = InputReading()
+    fold: tuple[Literal["affine"], ...] = ()
+    fallback: str = "gradient"
+    conserves: str = ""
+    switches: tuple[Switch, ...] = ()
+    domain: Literal["any", "text", "images"] = "any"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits of the ruleset's content."""
+        return hashlib.sha256(
+            json.dumps(self.model_dump(by_alias=True, mode="json"), sort_keys=True).encode()
+        ).hexdigest()[:12]
+
+    @property
+    def info(self) -> RulesetInfo:
+        """The identity of the ruleset, as results keep it."""
+        cite = self.citation
+        return RulesetInfo(self.name, self.version, self.hash, self.title, str(cite or ""), cite.url if cite else None)
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares inputs with a reference, in a rule or in its read-out."""
+        return self.readout.compares or any(entry.bound[0].compares for entry in self.rules)
+
+    @cached_property
+    def mentions(self) -> frozenset[str]:
+        """Everything that some entry matches."""
+        return frozenset(entry.match for entry in self.rules)
+
+    @cached_property
+    def positional(self) -> bool:
+        """Whether some entry is for the first or the last of its class."""
+        return any(entry.where.first or entry.where.last for entry in self.rules)
+
+    def choose(
+        self,
+        labels: Iterable[str],
+        stack: Sequence[tuple[str, str]],
+        category: str,
+        ends: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset()),
+    ) -> Line | None:
+        """The first entry that matches one of a node's labels in its enclosing modules with a rule for its
+        operator class. ``ends`` are the labels of which the node is first, and last.
+
+        A rule for products is thus passed over where a product turned out linear, one factor being constant.
+        """
+        names = set(labels)
+        return next(
+            (e for e in self.rules if e.match in names and e.fits(category) and e.where.accepts(e.match, stack, ends)),
+            None,
+        )
+
+    def override(self, where: str | Mapping[str, str | bool] | None = None, **changes: Any) -> Ruleset:
+        """A copy with some choices changed.
+
+        Each keyword is a field of the ruleset (``bias="distribute"``), a pattern or operator class with its new
+        rule (``linear={"rule": "gamma", "gamma": 0.05}``, ``activation="gradient"``; write ``**{"norm.mean":
+        "constant"}`` for a part), or a parameter's name, set on all rules that take it (``epsilon=0.1``).
+        A mapping without a rule changes parameters of the entries that match it (``linear={"epsilon": 0.1}``).
+        ``where`` limits new rules: ``"*.mlp.*"``, ``{"module": ..., "class": ...}`` or ``{"first": True}``. Raises
+        :class:`RulesetError` for unknown names.
+        """
+        place = {"module": where} if isinstance(where, str) else dict(where or {})
+        fields = {k: v for k, v in changes.items() if k in type(self).model_fields and k not in ("rules", "name")}
+        new: list[dict[str, Any]] = []
+        rules = [entry.model_dump(by_alias=True) for entry in self.rules]
+        for key, value in changes.items():
+            if key in fields:
+                continue
+            if CLASS_ALIASES.get(key, key) in labels():
+                if isinstance(value, Mapping) and "rule" not in value:
+                    _amend(rules, CLASS_ALIASES.get(key, key), value, self.name)
+                else:
+                    new.append(_entry(key, value, place))
+            elif any(key in r.parameters for r in RULES.values()):
+                for entry in rules:
+                    if key in find_rule(entry["rule"]).parameters:
+                        entry["params"] = {**entry["params"], key: value}
+            else:
+                raise RulesetError(f"Ruleset '{self.name}' cannot override '{key}'.{nearest(key, labels())}")
+        if isinstance(fields.get("readout"), Mapping):
+            known = (
+                self.readout.model_dump()
+                if fields["readout"].get("kind", self.readout.kind) == self.readout.kind
+                else {}
+            )
+            fields["readout"] = {**known, **fields["readout"]}
+        content = {**self.model_dump(by_alias=True), **fields, "rules": new + rules, "extends": None}
+        return _validated(content, f"override of '{self.name}'", None)
+
+    def switch(self, *names: str) -> Ruleset:
+        """A copy that follows the other of paper and code at each of the named ``switches``.
+
+        Raises :class:`RulesetError` for a name that the ruleset does not have.
+        """
+        known = {switch.name: switch for switch in self.switches}
+        changed = self
+        for name in names:
+            if name not in known:
+                raise RulesetError(f"Ruleset '{self.name}' has no switch '{name}'.{nearest(name, known)}")
+            changed = changed.override(**known[name].override)
+        return changed
+
+
+def _amend(rules: list[dict[str, Any]], match: str, params: Mapping[str, Any], name: str) -> None:
+    """Set parameters of every entry for ``match`` whose rule takes one of them."""
+    fitting = [entry for entry in rules if entry["match"] == match]
+    takers = [entry for entry in fitting if set(params) & set(find_rule(entry["rule"]).parameters)]
+    if not takers:
+        raise RulesetError(
+            f"Ruleset '{name}' has no rule for '{match}' that takes {', '.join(params)}: give one, as in "
+            f'{match}={{"rule": ..., ...}}.'
+        )
+    for entry in takers:
+        entry["params"] = {**entry["params"], **params}
+
+
+def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = {"rule": value} if isinstance(value, str) else dict(value)
+    known = {key: spec.pop(key) for key in ("rule", "params", "where", "post", "scope") if key in spec}
+    return {
+        "match": CLASS_ALIASES.get(match, match),
+        "rule": known.get("rule", ""),
+        "where": known.get("where", place),
+        "params": {**known.get("params", {}), **spec},
+        **{key: known[key] for key in ("post", "scope") if key in known},
+    }
+
+
+def folder() -> Path:
+    """Where the packaged rulesets lie: inside the installed package, or beside it in a source checkout."""
+    here = Path(__file__).parent
+    packaged = here / "_rulesets"
+    return packaged if packaged.is_dir() else here.parents[1] / "rulesets"
+
+
+def rulesets() -> list[str]:
+    """The names of the packaged rulesets."""
+    return sorted(path.stem for path in folder().glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def ruleset(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
+    """A ruleset by packaged name, path to a YAML file, dictionary, or as it is.
+
+    Raises :class:`RulesetError` with file, line, column and the nearest valid name.
+    """
+    if isinstance(source, Ruleset):
+        return source
+    if isinstance(source, Mapping):
+        return _complete(dict(source), "the given dictionary", None, Path.cwd())
+    if not isinstance(source, (str, Path)):
+        raise RulesetError(f"A ruleset is a name, a path, a dictionary or a Ruleset, not {type(source).__name__}.")
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise RulesetError(f"There is no ruleset file '{path}'.")
+        return _load(path)
+    packaged = folder() / f"{source}.yaml"
+    if not packaged.is_file():
+        raise RulesetError(f"There is no ruleset '{source}'.{nearest(str(source), rulesets())}")
+    return _load(packaged)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, changed: float) -> tuple[dict[str, Any], yaml.Node | None]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path.name}:{mark.line + 1}:{mark.column + 1}" if mark else path.name
+        raise RulesetError(f"{place}: not valid YAML: {error.problem}.") from error
+    if not isinstance(content, dict):
+        raise RulesetError(
+            f"{path.name}:1:1: a ruleset is a mapping with 'name' and 'rules', not {type(content).__name__}."
+        )
+    return content, node
+
+
+def _load(path: Path) -> Ruleset:
+    content, node = _read(path, path.stat().st_mtime)
+    return _complete(dict(content), path.name, node, path.parent)
+
+
+def _complete(content: dict[str, Any], origin: str, node: yaml.Node | None, beside: Path) -> Ruleset:
+    """Validate, then put the rules of the ruleset it extends behind its own."""
+    own = _validated(content, origin, node)
+    if own.extends is None:
+        return own
+    path = _extended(own.extends, beside)
+    if not path.is_file():
+        place = _position(node, ("extends",))
+        raise RulesetError(
+            f"{origin}{place}: extends unknown ruleset '{own.extends}'.{nearest(own.extends, rulesets())}"
+        )
+    base = _load(path)
+    unset = {f: getattr(base, f) for f in INHERITED if f not in own.model_fields_set}
+    return own.model_copy(update={"rules": own.rules + base.rules, "extends": None, **unset})
+
+
+def _extended(name: str, beside: Path) -> Path:
+    """The file of a ruleset that another extends: beside that one, or a packaged one."""
+    near = beside / f"{name}.yaml"
+    return near if near.is_file() else folder() / f"{name}.yaml"
+
+
+def origins(source: str | Path | Mapping[str, Any] | Ruleset) -> tuple[str, ...]:
+    """For each of a ruleset's rules the name of the ruleset that it is written in: itself, or one that it extends."""
+    whole = ruleset(source)
+    if isinstance(source, Ruleset):
+        return (whole.name,) * len(whole.rules)
+    beside = Path.cwd()
+    if isinstance(source, Mapping):
+        content = dict(source)
+    else:
+        path = Path(source) if Path(source).is_file() else folder() / f"{source}.yaml"
+        content, beside = _read(path, path.stat().st_mtime)[0], path.parent
+    own = (whole.name,) * len(content.get("rules") or ())
+    return own + (origins(_extended(content["extends"], beside)) if content.get("extends") else ())
+
+
+def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> Ruleset:
+    try:
+        made = Ruleset.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = tuple(first["loc"])
+        key = str(path[-1])
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            fields = Line.model_fields if len(path) == 3 else Ruleset.model_fields
+            hint = nearest(key, fields)
+        message = f"{origin}{_position(node, path)}: {'.'.join(map(str, path))}: {first['msg']}.{hint}"
+        raise RulesetError(message) from None
+    for index, entry in enumerate(made.rules):
+        _check_entry(entry, index, origin, node)
+    find_rule(made.fallback)
+    return made
+
+
+def _check_entry(entry: Line, index: int, origin: str, node: yaml.Node | None) -> None:
+    if entry.match not in labels():
+        place = _position(node, ("rules", index, "match"))
+        raise RulesetError(f"{origin}{place}: nothing is called '{entry.match}'.{nearest(entry.match, labels())}")
+    try:
+        chosen, _ = entry.bound
+    except RulesetError as error:
+        key = "params" if ALIASES.get(entry.rule, entry.rule) in RULES else "rule"
+        raise RulesetError(f"{origin}{_position(node, ('rules', index, key))}: {error}") from None
+    if (entry.where.first or entry.where.last) and (entry.match in PATTERNS or entry.match in ("any", "fork")):
+        raise RulesetError(
+            f"{origin}{_position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "
+            f"a class or the parts of a pattern; '{entry.match}' is neither."
+        )
+    fitting = {Scope.SUBLAYER: entry.match == "residual", Scope.PATTERN: "." in entry.match}
+    if not fitting.get(entry.scope, True):
+        place = _position(node, ("rules", index, "scope"))
+        wanted = (
+            "'residual'" if entry.scope is Scope.SUBLAYER else "the part in which a pattern ends (attention.output)"
+        )
+        raise RulesetError(f"{origin}{place}: the scope '{entry.scope.value}' is for {wanted}, not '{entry.match}'.")
+    classes = {*CLASSES, "residual"}
+    category = "add" if entry.match == "residual" else entry.match
+    if entry.match in classes and entry.match != "any" and not chosen.fits(category):
+        place = _position(node, ("rules", index, "rule"))
+        valid = sorted(r.name for r in RULES.values() if r.fits(category))
+        raise RulesetError(
+            f"{origin}{place}: rule '{chosen.name}' is for {', '.join(chosen.on)}, not for '{entry.match}'. "
+            f"Rules for it: {', '.join(valid)}."
+        )
+
+
+def _position(node: yaml.Node | None, path: Sequence[Any]) -> str:
+    """``:line:column`` of the deepest part of ``path`` that the file has."""
+    if node is None:
+        return ""
+    place = node.start_mark
+    for key in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if pair is None:
+                break
+            place, node = pair[0].start_mark, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            place = node.start_mark
+    return f":{place.line + 1}:{place.column + 1}"

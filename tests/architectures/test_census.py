@@ -1,0 +1,126 @@
+"""A fixed sample of the census: architectures chosen so that together they use all operators that it met.
+
+The whole is ``make census``; what it found last is in ``docs/coverage.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fxlrp
+from benchmarks.architectures import Architecture
+from benchmarks.coverage import counts, page
+from benchmarks.examine import STEPS, Record, examine, operators
+from fxlrp.testing import KINDS, RandomGraph
+from fxlrp.testing.graphs import Step
+
+SAMPLE: dict[str, tuple[str, ...]] = {
+    "sequence classification": (
+        "big_bird",
+        "canine",
+        "convbert",
+        "fnet",
+        "funnel",
+        "longformer",
+        "squeezebert",
+        "tapas",
+        "yoso",
+    ),
+    "causal LM": (
+        "apertus",
+        "dbrx",
+        "deepseek_v3",
+        "diffllama",
+        "falcon_mamba",
+        "gpt_oss",
+        "jetmoe",
+        "lfm2",
+        "llama4_text",
+        "mamba2",
+        "recurrent_gemma",
+        "rwkv",
+        "xlnet",
+    ),
+    "image classification": (
+        "cvt",
+        "efficientnet",
+        "focalnet",
+        "levit",
+        "mobilevit",
+        "poolformer",
+        "segformer",
+        "swinv2",
+    ),
+    "seq2seq": ("fsmt", "switch_transformers"),
+    "audio classification": ("wav2vec2", "whisper"),
+    "image-text to text": ("llava", "qwen2_vl"),
+    "zero-shot image classification": ("clip", "siglip"),
+    "object detection": ("yolos",),
+    "depth": ("glpn",),
+    "time series regression": ("patchtst",),
+}
+
+
+#: These take longest; what is rare in them has tests of its own.
+SLOW = frozenset(
+    (
+        *("big_bird", "canine", "convbert", "deepseek_v3", "fsmt", "funnel", "glpn", "llama4_text", "longformer"),
+        *("mamba2", "mobilevit", "qwen2_vl", "recurrent_gemma", "rwkv", "wav2vec2"),
+    )
+)
+
+
+@pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
+@pytest.mark.parametrize(
+    ("task", "model_type"),
+    [
+        pytest.param(task, name, marks=pytest.mark.slow if name in SLOW else ())
+        for task, names in SAMPLE.items()
+        for name in names
+    ],
+)
+def test_a_sample_of_all_architectures_passes(task: str, model_type: str) -> None:
+    record = Record(task, model_type)
+    examine(record, lambda _: None)
+    assert record.passes, f"{record.reached}: {record.reason}"
+
+
+def test_a_step_that_fails_is_recorded_with_its_reason() -> None:
+    record = Record("causal LM", "no_such_model")
+    examine(record, lambda _: None)
+    assert not record.runs
+    assert "no_such_model" in record.reason
+
+
+def test_every_architecture_of_the_sample_is_listed_for_its_task() -> None:
+    for task, names in SAMPLE.items():
+        assert all(Architecture(task, name).model_class for name in names)
+
+
+def test_the_page_counts_each_step_and_gives_reasons() -> None:
+    done = Record("causal LM", "a", reached=STEPS[-1], export_s=2.0, convert_s=1.0, gaps={"attnlrp": 1e-12})
+    open_ = Record("causal LM", "b", reached="values", reason="ledger open: attnlrp 1.0e-02")
+    broken = Record("causal LM", "c", reason="ImportError: no timm")
+    assert counts([done, open_, broken]) == [3, 2, 2, 2, 2, 2, 1]
+    text = page([done, open_, broken])
+    assert "50.0 %" in text
+    assert "ledger open" in text
+    assert "no timm" in text
+
+
+def test_every_operator_that_the_census_met_occurs_in_random_graphs() -> None:
+    text = (Path(__file__).parents[2] / "docs/coverage.md").read_text()
+    met = set(re.findall(r"`(\w+)`", text.split("## Operators")[1]))
+    assert len(met) > 90
+    found = {"embedding"}  # of tokens, where relevance arrives: a random graph takes floats
+    # Captured otherwise, or beside operators that are decomposed spelled otherwise.
+    apart = ["checked", "lstm", "gru", "cast_float32", "reordered"]
+    others = [kind for kind in KINDS if kind not in apart]
+    for kinds in [*(others[start : start + 24] for start in range(0, len(others), 24)), *([kind] for kind in apart)]:
+        steps = [Step(kind, ("x", "x")[: KINDS[kind].arity], option=i % 3) for i, kind in enumerate(kinds)]
+        graph = RandomGraph(tuple(steps))
+        found.update(operators(fxlrp.convert(graph.module(), "conservative", example_inputs=graph.inputs()).plan))
+    assert met <= found, f"no kind has {sorted(met - found)}"

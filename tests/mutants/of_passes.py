@@ -1,0 +1,241 @@
+"""Mutants of the passes: capture, patterns, plan, rewriting, ledger, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxlrp.engine.conversion
+import fxlrp.engine.ledger
+import fxlrp.engine.targets
+import fxlrp.graph.nodes
+import fxlrp.patterns.structure
+import fxlrp.planning.plan
+from fxlrp.capture.canonical import REPLACEMENTS
+from fxlrp.capture.program import Program
+from fxlrp.engine.targets import Selection
+from fxlrp.patterns import matcher
+from fxlrp.rewrite import graph as rewriting
+from tests.mutants.mutant import Mutant, Patch, agrees, attribute, closes, entry, found, kernel
+from tests.patterns import test_structure
+from tests.properties import test_regressions
+
+aten = torch.ops.aten
+
+
+def _attention(
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    original: Any = REPLACEMENTS[aten.scaled_dot_product_attention],
+) -> Patch:
+    def mutant(
+        q: Any,
+        k: Any,
+        v: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> Any:
+        return original(q, k, v, **change({"attn_mask": attn_mask, "is_causal": is_causal, **options}))
+
+    return entry(REPLACEMENTS, aten.scaled_dot_product_attention, mutant)
+
+
+def _late_diagonal(patch: pytest.MonkeyPatch) -> None:
+    tril = aten.tril.default
+
+    class Shifted:
+        default = staticmethod(lambda everything: tril(everything, 1))
+
+    class Operators:
+        tril = Shifted
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(aten, name)
+
+    from fxlrp.capture import expansions
+
+    patch.setattr(expansions, "aten", Operators())
+
+
+def _every_add(graph: Any, inside: Any) -> Any:
+    return [(n, n.args[0]) for n in graph.nodes if matcher.packet(n.target) is aten.add]
+
+
+def _same_root(a: Any, b: Any) -> bool:
+    return matcher._steps(a)[0] is matcher._steps(b)[0]
+
+
+def _first_program(self: Any, inputs: Any, original: Any = fxlrp.engine.conversion.Conversion.captured) -> Any:
+    if self.last is not None:
+        return self.last
+    return original(self, inputs)
+
+
+PASS_MUTANTS = (
+    Mutant(
+        "subtraction from a number swapped",
+        entry(REPLACEMENTS, aten.rsub, lambda a, b, alpha=1: aten.sub.Tensor(a, b)),
+        closes("v1 = subtract_from_scalar(x)"),
+    ),
+    Mutant(
+        "scale of attention dropped",
+        _attention(lambda given: {**given, "scale": 1.0}),
+        kernel("sdpa_scale", "attnlrp"),
+    ),
+    Mutant(
+        "causal flag dropped",
+        _attention(lambda given: {**given, "is_causal": False}),
+        kernel("sdpa_causal", "attnlrp"),
+    ),
+    Mutant("causal mask off by one", _late_diagonal, kernel("sdpa_causal", "attnlrp")),
+    Mutant(
+        "sums match in one order only",
+        attribute(matcher, "COMMUTATIVE", set()),
+        test_structure.test_the_operands_of_a_sum_may_stand_in_either_order,
+    ),
+    Mutant(
+        "two slices of one value are the same",
+        attribute(matcher, "_same_entries", _same_root),
+        found("halves of a gate"),
+    ),
+    Mutant(
+        "every sum is a skip connection",
+        attribute(fxlrp.patterns.structure, "skip_connections", _every_add),
+        lambda: test_structure.test_skip_connections("v1 = linear(x)\nv2 = linear(y)\nv3 = add(v1, v2)", 0),
+    ),
+    Mutant(
+        "no sum is a skip connection",
+        attribute(fxlrp.patterns.structure, "skip_connections", lambda graph, inside: []),
+        lambda: test_structure.test_skip_connections("v1 = residual(x)\nv2 = residual(v1)", 2),
+    ),
+    Mutant(
+        "one program for every call",
+        attribute(fxlrp.engine.conversion.Conversion, "captured", _first_program),
+        test_structure.test_one_conversion_serves_calls_with_and_without_a_mask,
+    ),
+    Mutant(
+        "a program accepts any shape",
+        attribute(Program, "accepts", lambda self, inputs: True),
+        test_structure.test_a_branch_on_the_length_is_captured_anew,
+    ),
+)
+
+
+def _no_tuple_detach(self: Any, node: Any, original: Any = rewriting._Rewriting._emit) -> Any:
+    made = original(self, node)
+    cut = node not in self.plan.carrying and made.target is aten.detach.default
+    return made.args[0] if cut else made
+
+
+def _attributes_nothing(self: Any, *arguments: Any, original: Any = rewriting._Rewriting.__init__) -> None:
+    original(self, *arguments)
+    self.attributed = set()
+
+
+def _no_leaf_for_weights(
+    self: Any, user: Any, value: Any, like: Any, original: Any = rewriting._Rewriting._leaf
+) -> Any:
+    if hasattr(value, "op") and value.op == "placeholder":
+        return self.values[value]
+    return original(self, user, value, like)
+
+
+def _unused_leaf(self: Any, user: Any, value: Any, like: Any, original: Any = rewriting._Rewriting._leaf) -> Any:
+    original(self, user, value, like)
+    return self.values[value] if hasattr(value, "op") else value
+
+
+def _with_infinities(value: Tensor, message: Tensor | None) -> Tensor:
+    return torch.zeros((), dtype=torch.float64) if message is None else (value * message).detach().double().sum()
+
+
+def _next_class(*arguments: Any, original: Any = fxlrp.engine.targets.resolve) -> Any:
+    chosen = original(*arguments)
+    return Selection(tuple((*place[:-1], place[-1] - 1) for place in chosen.index))
+
+
+def _first_value(program: Any, original: Any = fxlrp.graph.nodes.module_outputs) -> Any:
+    paths = original(program)
+    inside = {
+        path: [n for n in program.graph.nodes if path in [p for p, _ in fxlrp.graph.nodes.module_stack(n)]]
+        for path in paths
+    }
+    return {path: inside[path][0] for path in paths} | {"v2": paths["v1"], "v1": program.placeholders["x"]}
+
+
+def _logit_for_probability(self: Selection, outputs: Any, seed: str, original: Any = Selection.__call__) -> Tensor:
+    return original(self, outputs, "logit")
+
+
+def _nothing_held(outputs: Any, constant: Any, explain: Any, original: Any = fxlrp.engine.ledger._not_carried) -> Any:
+    held, rest = original(outputs, constant, explain)
+    return torch.zeros_like(held), rest
+
+
+READ_OUT_MUTANTS = (
+    Mutant(
+        "cut branches not detached",
+        attribute(
+            rewriting._Rewriting,
+            "_constant",
+            lambda self, node: self.values[node] if hasattr(node, "op") else node,
+        ),
+        closes("v1 = linear(x)\nv2 = linear(v1, seed=1)\nv3 = gate(v1, v2)", "cp-lrp"),
+    ),
+    Mutant(
+        "cut inputs not detached",
+        attribute(rewriting._Rewriting, "__init__", _attributes_nothing),
+        found("queries cut off in cross attention"),
+    ),
+    Mutant(
+        "cut halves of a split not detached",
+        attribute(rewriting._Rewriting, "_emit", _no_tuple_detach),
+        found("split with one output cut off"),
+    ),
+    Mutant(
+        "weights are no sources",
+        attribute(rewriting._Rewriting, "_leaf", _no_leaf_for_weights),
+        closes("v1 = linear(x)"),
+    ),
+    Mutant(
+        "leaves stand unused",
+        attribute(rewriting._Rewriting, "_leaf", _unused_leaf),
+        closes("v1 = add_scalar(x)"),
+    ),
+    Mutant(
+        "infinite masks count",
+        attribute(fxlrp.engine.ledger, "product_sum", _with_infinities),
+        test_regressions.test_infinite_mask,
+    ),
+    Mutant(
+        "a constant output has no entry",
+        attribute(fxlrp.engine.ledger, "_not_carried", _nothing_held),
+        found("output held constant"),
+    ),
+    Mutant(
+        "the wrong class is explained",
+        attribute(import_module("fxlrp.engine.explained"), "resolve", _next_class),
+        agrees("v1 = mlp(x)"),
+    ),
+    Mutant(
+        "padding is explained",
+        attribute(fxlrp.engine.targets, "last_position", lambda mask, sample, length: length - 1),
+        test_structure.test_the_last_word_is_explained_not_the_padding_behind_it,
+    ),
+    Mutant(
+        "a logit for a probability",
+        attribute(Selection, "__call__", _logit_for_probability),
+        test_structure.test_a_probability_is_explained_where_the_ruleset_says_so,
+    ),
+    Mutant(
+        "a tap at a module's input",
+        attribute(fxlrp.engine.conversion, "module_outputs", _first_value),
+        test_structure.test_relevance_at_a_module_is_that_of_its_output,
+    ),
+)

@@ -1,0 +1,246 @@
+"""Mutants of rules and of the fused kernels that stand for them."""
+
+from __future__ import annotations
+
+import importlib
+from functools import wraps
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxlrp.graph.activations import SLOPES
+from fxlrp.rewrite import kernels
+from fxlrp.rules import RULES, elementary, gamma, linear, primitives, product, shares
+from fxlrp.rules.rule import twin
+from tests.mutants.mutant import Mutant, attribute, changed_rule, closes, entry, kernel, on, rule
+from tests.properties import test_properties
+from tests.rules import test_rules
+
+aten = torch.ops.aten
+
+
+def _six_tenths(op: Any, *operands: Tensor, first: float, **options: Any) -> Any:
+    return op(*(primitives.scale_message(x, 0.6) for x in operands[: op.factors]), *operands[op.factors :])
+
+
+def _plain(op: Any, *operands: Any, **parameters: Any) -> Any:
+    return op(*operands)
+
+
+def _one_denominator(*arguments: Any, original: Any = linear.alphabeta.shares, **options: Any) -> Any:
+    found = original(*arguments, **options)
+    return [(numerator, found[0][1]) for numerator, _ in found]
+
+
+def _without_sign(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    factor = primitives.ratio(a + b, a.abs() + b.abs())
+    return factor, factor
+
+
+def _other_signal(op: Any, a: Tensor, b: Tensor, *rest: Any, signal: int) -> Any:
+    return op(a.detach(), b, *rest) if signal == 0 else op(a, b.detach(), *rest)
+
+
+def _zero_leak(op: Any, y: Tensor, g: Tensor, *operands: Any, **parameters: Any) -> Tensor:
+    return torch.zeros_like(y)
+
+
+def _swap_signs(patch: pytest.MonkeyPatch) -> None:
+    up, down = linear.positive, linear.negative
+    patch.setattr(gamma, "positive", down)
+    patch.setattr(gamma, "negative", up)
+
+
+def _swap_quotient(op: Any, a: Tensor, b: Tensor) -> Any:
+    return op(a.detach(), b)
+
+
+def _old_quotient_leak(op: Any, y: Tensor, g: Tensor, *operands: Any) -> Tensor:
+    return (1 - op.live[0] + op.live[1]) * y * g
+
+
+def _double_scale(x: Tensor, factor: Any, original: Any = primitives.scale_message) -> Tensor:
+    return original(x, 2 * factor)
+
+
+def _over_the_batch(
+    function: Any, op: Any, operands: Any, whole_batch: bool, *options: Any, original: Any = product._normalised
+) -> Tensor:
+    return original(function, op, operands, True, *options)
+
+
+def _shares_of(name: str, broken: Any) -> Any:
+    """The rule rebuilt from other shares."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = RULES[name]
+        monkeypatch.setitem(RULES, name, whole)  # put back when done
+        shares.share_rule(*whole.on, source=whole.source, leak_kind=whole.leak_kind)(wraps(whole.shares)(broken))
+        RULES[name].references.extend(whole.references)
+
+    return patch
+
+
+def _divided_by_value(op: Any, *operands: Any, **options: Any) -> Tensor:
+    """The twin without the stabiliser."""
+    return twin(RULES["epsilon"].surrogate, op, *operands, **{**options, "epsilon": 0.0})
+
+
+def _unstabilised(op: Any, *operands: Any, **options: Any) -> Tensor:
+    return twin(RULES["split"].surrogate, op, *operands, **{**options, "epsilon": 0.0})
+
+
+RULE_MUTANTS = (
+    Mutant(
+        "split hands out six tenths twice",
+        changed_rule("split", surrogate=_six_tenths),
+        rule("split", first=0.8),
+    ),
+    Mutant("message of a factor doubled", attribute(product, "scale_message", _double_scale), rule("split")),
+    Mutant("secant uses the derivative", changed_rule("secant", surrogate=_plain), rule("secant", epsilon=0.01)),
+    Mutant("offset of a sigmoid forgotten", changed_rule("secant", leak=_zero_leak), rule("secant")),
+    Mutant(
+        "slope of GELU is that of quick GELU",
+        entry(SLOPES, aten.gelu, lambda x, approximate="none": torch.sigmoid(1.702 * x)),
+        rule("secant"),
+    ),
+    Mutant("normalised add without sign", attribute(product, "balance", _without_sign), rule("normalised_add")),
+    Mutant(
+        "epsilon with the wrong sign",
+        entry(primitives.STABILISERS, "signed", lambda z, epsilon: primitives.away_from_zero(z, -epsilon)),
+        test_rules.test_stabilisers,
+    ),
+    Mutant(
+        "a masked stabiliser does not mask",
+        entry(primitives.STABILISERS, "masked", lambda z, epsilon: z + epsilon),
+        test_rules.test_stabilisers,
+    ),
+    Mutant(
+        "shares of relevance unstabilised",
+        changed_rule("epsilon", relevances=[_divided_by_value]),
+        rule("epsilon", epsilon=0.5),
+    ),
+    Mutant(
+        "products of relevance unstabilised",
+        changed_rule("split", relevances=[_unstabilised]),
+        rule("split", epsilon=0.1),
+    ),
+    Mutant(
+        "relevance moves through a scale times its factor",
+        changed_rule("gradient", relevances=[_plain]),
+        rule("gradient"),
+    ),
+    Mutant(
+        "a twin forgets to divide",
+        attribute(importlib.import_module("fxlrp.rules.rule"), "as_gradient", lambda y: y),
+        rule("secant", epsilon=0.01),
+    ),
+    Mutant(
+        "a twin forgets to multiply",
+        attribute(importlib.import_module("fxlrp.rules.rule"), "as_relevance", lambda x: x),
+        rule("distribute"),
+    ),
+    Mutant("gamma favours the other sign", _swap_signs, rule("gamma", gamma=2.0)),
+    Mutant(
+        "alpha and beta share a denominator",
+        _shares_of("alphabeta", _one_denominator),
+        rule("alphabeta", alpha=2.0),
+    ),
+    Mutant(
+        "distribution of the bias unbounded",
+        attribute(linear, "_bounded_factor", lambda y, z, epsilon, bound: y / z),
+        rule("distribute", bound=1.0),
+    ),
+    Mutant("softmax expansion without x", changed_rule("taylor", leak=lambda op, s, g, *x: s * g), rule("taylor")),
+    Mutant("softmax always over the last axis", attribute(elementary, "axis_of", lambda op: -1), rule("taylor")),
+    Mutant("constant still connected", changed_rule("constant", surrogate=_plain), rule("constant")),
+    Mutant(
+        "all to the gate, not the signal",
+        changed_rule("take_all", surrogate=_other_signal),
+        rule("take_all", signal=1),
+    ),
+    Mutant(
+        "numerator held constant",
+        changed_rule("detach_denominator", surrogate=_swap_quotient),
+        rule("detach_denominator"),
+    ),
+    Mutant(
+        "leak of a constant over a value",
+        changed_rule("gradient", leak=_old_quotient_leak),
+        test_rules.test_a_constant_over_a_value_leaks_twice_what_arrives,
+    ),
+    Mutant(
+        "leak of the gradient forgotten",
+        changed_rule("gradient", leak=_zero_leak),
+        closes("v1 = layer_norm(x)", "gradient"),
+    ),
+    Mutant(
+        "value taken from the surrogate",
+        attribute(shares, "same_value", lambda y, surrogate: surrogate),
+        rule("gamma"),
+    ),
+    Mutant(
+        "balance over the whole batch",
+        attribute(product, "_normalised", _over_the_batch),
+        on(test_properties.test_samples_are_independent, "v1 = residual(x)", "conservative-residual"),
+    ),
+)
+
+
+_CONSTANT_SCALE = kernels._ConstantScaleNorm.forward
+
+
+class _ForgetsMean(kernels._ConstantScaleNorm):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, keep_mean: bool) -> Tensor:
+        return _CONSTANT_SCALE(ctx, x, shape, weight, bias, eps, False)
+
+
+def _weights(drop: str, original: Any = kernels._weights_transposed) -> Any:
+    def mutant(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor) -> Tensor:
+        return original(
+            q,
+            k.flip(-3) if drop == "groups" else k,
+            None if drop == "mask" else mask,
+            causal and drop != "causal",
+            1.0 if drop == "scale" else scale,
+            g,
+        )
+
+    return mutant
+
+
+KERNEL_MUTANTS = (
+    Mutant(
+        "norm kernel forgets the mean",
+        attribute(kernels, "_ConstantScaleNorm", _ForgetsMean),
+        kernel("layer_norm", "ali2022"),
+    ),
+    Mutant(
+        "attention kernel mixes up grouped heads",
+        attribute(kernels, "_weights_transposed", _weights("groups")),
+        kernel("sdpa_grouped", "cp-lrp"),
+    ),
+    Mutant(
+        "attention kernel forgets the mask",
+        attribute(kernels, "_weights_transposed", _weights("mask")),
+        kernel("sdpa_mask", "cp-lrp"),
+    ),
+    Mutant(
+        "attention kernel forgets the causal flag",
+        attribute(kernels, "_weights_transposed", _weights("causal")),
+        kernel("sdpa_causal", "ali2022"),
+    ),
+    Mutant(
+        "attention kernel forgets the scale",
+        attribute(kernels, "_weights_transposed", _weights("scale")),
+        kernel("sdpa_scale", "ali2022-ah"),
+    ),
+    Mutant(
+        "attention kernel scales nothing",
+        attribute(kernels, "_shares", lambda region, part: (1.0, 1.0)),
+        kernel("sdpa", "attnlrp"),
+    ),
+)

@@ -1,0 +1,132 @@
+"""The laws of references, seeds and positions can fail: each mutant breaks one thing, and its test notices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxlrp.engine import targets
+from fxlrp.graph.operators import Kind
+from fxlrp.readout import difference, paths, positions
+from fxlrp.rewrite import graph as rewriting
+from fxlrp.rules import RULES, elementary, primitives, rescale
+from tests.mutants.mutant import Mutant, attribute, entry
+from tests.readout import test_references
+from tests.rules import test_rules
+from tests.rulesets import test_variants as test_later
+
+
+def _plain(op: Any, reference: Any, operands: Any) -> Any:
+    return op(*operands)
+
+
+def _at_the_input(x: Tensor, reference: Tensor, place: float) -> Tensor:
+    return x
+
+
+def _own_winner(dy: Tensor, d: Tensor, d_ref: Tensor) -> tuple[Tensor, Tensor]:
+    return primitives.ratio(dy, d), torch.zeros_like(d)
+
+
+def _equal_steps(count: int) -> list[tuple[float, float]]:
+    return [((k + 0.5) / count, 1 / count) for k in range(count)]
+
+
+def _nothing_else(self: Any, value: Any) -> Any:
+    return self.values.get(value, value)
+
+
+def _other_way(carried: Any, reference: Tensor, original: Any = difference._changed) -> Tensor:
+    return -original(carried, reference)
+
+
+def _mean_of_all(logits: Tensor, temperature: float) -> Tensor:
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def _without_temperature(logits: Tensor, temperature: float) -> Tensor:
+    return torch.softmax(logits, -1)
+
+
+def _not_centred(s: Tensor, expression: Tensor) -> Tensor:
+    return primitives.same_value(s, 1.1 * expression)
+
+
+def _louder(point: Any, sigma: float, generator: Any, original: Any = paths._noisy) -> Any:
+    return original(point, 2 * sigma, generator)
+
+
+def _sums_up(name: str) -> Any:
+    return lambda: test_references.test_differences_add_up(name, True)
+
+
+def _contrast() -> None:
+    test_later.test_contrastive_relevance_is_the_targets_less_the_mean_of_the_others("gradient")
+
+
+MUTANTS = (
+    Mutant("products by their gradient", attribute(rescale, "between", _at_the_input), _sums_up("pairs")),
+    Mutant("softmax by its gradient", entry(rescale.FORMS, Kind.SOFTMAX, _plain), _sums_up("pairs")),
+    Mutant("quotients by their gradient", entry(rescale.FORMS, Kind.QUOTIENT, _plain), _sums_up("pairs")),
+    Mutant("activations by their gradient", entry(rescale.FORMS, Kind.ACTIVATION, _plain), _sums_up("mlp")),
+    Mutant("the input's winner always", attribute(rescale, "_winner", _own_winner), _sums_up("cnn")),
+    Mutant(
+        "softmax by its gradient, alone",
+        entry(rescale.FORMS, Kind.SOFTMAX, _plain),
+        lambda: test_rules.test_rule_keeps_its_promises(RULES["rescale"]),
+    ),
+    Mutant(
+        "the reference is the input",
+        attribute(rewriting._Rewriting, "_on_reference", _nothing_else),
+        lambda: test_references.test_differences_add_up_in_transformers("bert"),
+    ),
+    Mutant(
+        "places at equal steps",
+        attribute(test_references, "gauss_legendre", _equal_steps),
+        lambda: test_references.test_places_on_a_path_integrate_polynomials(2),
+    ),
+    Mutant(
+        "a path to nowhere",
+        attribute(paths, "gauss_legendre", lambda count: [(1.0, 1.0)]),
+        lambda: test_references.test_integrated_gradients_are_complete_as_steps_grow("bert"),
+    ),
+    Mutant(
+        "patching the wrong way",
+        attribute(difference, "_changed", _other_way),
+        test_references.test_patching_a_linear_model_says_what_patching_does,
+    ),
+    Mutant(
+        "noise twice as strong",
+        attribute(paths, "_noisy", _louder),
+        test_references.test_smoothed_gradients_are_the_mean_over_noisy_inputs,
+    ),
+    Mutant("contrast with every class", entry(targets._SCORES, "contrastive", _mean_of_all), _contrast),
+    Mutant(
+        "temperature forgotten",
+        entry(targets._SCORES, "probability", _without_temperature),
+        lambda: test_later.test_probability_seed_is_the_softmax_of_scaled_logits(2.5),
+    ),
+    Mutant(
+        "softmax expansion out of scale in relevance",
+        attribute(elementary, "same_value", _not_centred),
+        lambda: test_later.test_relevance_is_input_times_gradient_message("bert"),
+    ),
+    Mutant(
+        "a sink that takes nothing",
+        attribute(elementary, "scale_message", lambda x, factor: x),
+        lambda: test_later.test_tokens_and_positions_are_what_the_ledger_says_they_are("llama"),
+    ),
+    Mutant(
+        "positions that nobody counts",
+        attribute(positions, "_sinks", lambda plan: iter(())),
+        lambda: test_later.test_tokens_and_positions_are_what_the_ledger_says_they_are("gpt2"),
+    ),
+)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_mutant_is_noticed(mutant: Mutant) -> None:
+    mutant.check()

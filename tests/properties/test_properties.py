@@ -1,0 +1,187 @@
+"""What must hold for any model: values, ledger, independence of samples, determinism, kernels equal to their
+definitions.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx
+
+import fxlrp
+from fxlrp.graph.operators import in_slots, operator_of
+from fxlrp.readout.passes import Carried
+from fxlrp.rewrite import rewrite
+from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs, largest_difference
+from fxlrp.testing.checks import read_at_inputs
+from fxlrp.testing.graphs import Step
+from fxlrp.testing.oracle import run
+
+#: Every packaged method, read at the inputs, and those in gradients once more in relevance.
+METHODS = {name: rules for name in fxlrp.rulesets() if not (rules := read_at_inputs(name)).compares}
+METHODS |= {
+    f"{name} in relevance": rules.override(message="relevance", seed="logit")
+    for name, rules in METHODS.items()
+    if rules.message == "gradient"
+}
+RULESETS = st.sampled_from(sorted(METHODS))
+IN_GRADIENTS = st.sampled_from(sorted(name for name in METHODS if f"{name} in relevance" in METHODS))
+CONSERVING = st.sampled_from(
+    ["conservative", "conservative-residual", "attnlrp", "ali2022", "conservative in relevance"]
+)
+
+
+def single(kind: str) -> RandomGraph:
+    return RandomGraph((Step(kind, ("x", "y")[: KINDS[kind].arity]),))
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=30)
+def test_values_stay_and_the_ledger_closes(graph: RandomGraph, ruleset: str) -> None:
+    check_conservation(graph.module(), METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
+
+
+@given(graphs(kinds=list(KINDS)), CONSERVING)
+@settings(max_examples=10)
+def test_float32_casts_close_to_their_precision(graph: RandomGraph, ruleset: str) -> None:
+    check_conservation(graph.module(), METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
+
+
+FOR_EVERY_KIND = ("conservative-residual", "conservative in relevance", "chefer2021-vit")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_closes(kind: str) -> None:
+    graph = single(kind)
+    lrp = fxlrp.convert(graph.module(), "conservative")
+    for ruleset in FOR_EVERY_KIND[:1] if kind in ("lstm", "gru") else FOR_EVERY_KIND:  # those are long graphs
+        check_conservation(lrp, METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=15)
+def test_samples_are_independent(graph: RandomGraph, ruleset: str) -> None:
+    inputs = graph.inputs(batch=3)
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset])
+    together = lrp.attribute(inputs, target=[0, 1, 2]).inputs
+    for sample in range(3):
+        alone = lrp.attribute(
+            {name: value[sample : sample + 1] for name, value in inputs.items()}, target=sample
+        ).inputs
+        expected = {name: value[sample : sample + 1] for name, value in together.items()}
+        assert largest_difference(alone, expected) < 1e-9
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=10)
+def test_two_runs_are_bit_equal(graph: RandomGraph, ruleset: str) -> None:
+    first, second = (
+        fxlrp.convert(graph.module(), METHODS[ruleset]).attribute(graph.inputs(), target=1, ledger=True)
+        for _ in range(2)
+    )
+    assert first.ledger is not None
+    assert second.ledger is not None
+    assert all(torch.equal(first.inputs[name], second.inputs[name]) for name in first.inputs)
+    assert [e.source for e in first.ledger.entries] == [e.source for e in second.ledger.entries]
+    assert all(
+        torch.equal(a.amount, b.amount) for a, b in zip(first.ledger.entries, second.ledger.entries, strict=True)
+    )
+
+
+@given(graphs(), CONSERVING)
+@settings(max_examples=10)
+def test_the_raw_path_gives_the_same(graph: RandomGraph, ruleset: str) -> None:
+    inputs = {name: value.requires_grad_() for name, value in graph.inputs().items()}
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset])
+    expected = lrp.attribute(inputs, target=1).inputs
+    explained = lrp(**inputs)[:, 1].sum()
+    grads = (
+        torch.autograd.grad(explained, list(inputs.values()), allow_unused=True)
+        if explained.requires_grad
+        else [None] * 2
+    )
+    for (name, x), grad in zip(inputs.items(), grads, strict=False):
+        scale = x if lrp.message == "gradient" else torch.ones_like(x)
+        assert torch.equal(expected[name], torch.zeros_like(x) if grad is None else (scale * grad).detach())
+
+
+def cancels(lrp: fxlrp.ConvertedModel, inputs: dict[str, Tensor]) -> bool:
+    """Whether some sum of values that carry relevance is 0 but for rounding though its terms are not."""
+    values = run(lrp, lrp.conversion.captured(inputs).program, inputs)
+    for node in lrp.plan.carrying:
+        operator = operator_of(node)
+        if operator is not None and operator.category in ("add", "sum"):
+            terms = [values[n] if isinstance(n, fx.Node) else n for n in in_slots(node, operator.terms)]
+            total = (
+                sum(abs(t) for t in terms)
+                if operator.category == "add"
+                else node.target(abs(terms[0]), *node.args[1:], **node.kwargs)
+            )
+            if bool((values[node].abs() < 1e-12 * total).any()):
+                return True
+    return False
+
+
+@given(graphs(), IN_GRADIENTS)
+@settings(max_examples=20)
+def test_twins_agree(graph: RandomGraph, ruleset: str) -> None:
+    """The same method in gradients and in relevance (T4)."""
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset].override(seed="logit"))
+    twin = lrp.with_ruleset(METHODS[f"{ruleset} in relevance"])
+    expected, found = (one.attribute(graph.inputs(), target=1) for one in (lrp, twin))
+    assume(not cancels(lrp, graph.inputs()))  # a sum that is exactly 0 (x - x) has a gradient but no relevance
+    assert largest_difference(found.inputs, expected.inputs) < 1e-9
+
+
+@given(graphs(), IN_GRADIENTS)
+@settings(max_examples=20)
+def test_the_ledger_closes_where_relevance_begins_midway(graph: RandomGraph, ruleset: str) -> None:
+    """One method in gradients, but relevance copied through its softmaxes and activations."""
+    rules = METHODS[ruleset].override(softmax="pass_through", activation="pass_through", seed="logit")
+    check_conservation(graph.module(), rules, graph.inputs(), target=1).raise_if_failed()
+
+
+FUSED = [
+    name for name in KINDS if name.startswith(("sdpa", "layer_norm", "rms_norm", "group_norm", "batch_norm", "cross"))
+]
+FUSED += ["multihead_attention_module", "attention_rotary", "attention_fused_qkv", "residual_post_norm"]
+
+
+def by_both(graph: RandomGraph, ruleset: str) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Outputs and input relevance from the kernels, and from the definitions they stand for."""
+    inputs = graph.inputs(batch=3)
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset], example_inputs=inputs)
+    captured = lrp.conversion.captured(inputs)
+    results = []
+    for fused in (True, False):
+        rewritten = rewrite(lrp.plan, fused=fused)
+        fresh = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+        outputs, values, _ = rewritten.module(*lrp.conversion.arguments(captured.program, rewritten, inputs, fresh))
+        explained = outputs[0][:, 1].sum()
+        grads = torch.autograd.grad(explained, values, allow_unused=True) if explained.requires_grad else [None] * 2
+        relevance = {
+            each.name: torch.zeros_like(x) if grad is None else Carried(x, grad, lrp.plan.message).relevance.detach()
+            for each, x, grad in zip(captured.structure.attributed, values, grads, strict=False)
+        }
+        results.append((outputs[0].detach(), relevance))
+    return results
+
+
+@pytest.mark.parametrize("ruleset", ["attnlrp", "cp-lrp", "ali2022", "ali2022-ah", "ali2022-ln", "gradient"])
+@pytest.mark.parametrize("kind", FUSED)
+def test_kernels_equal_their_definitions(kind: str, ruleset: str) -> None:
+    steps = (Step("linear", ("x",)), Step(kind, ("v1", "y")[: KINDS[kind].arity]), Step("gelu", ("v2",)))
+    (fast, relevance), (slow, expected) = by_both(RandomGraph(steps), ruleset)
+    bound = 1e-6 if not KINDS[kind].exact else 1e-11
+    torch.testing.assert_close(fast, slow, rtol=bound, atol=bound)
+    assert largest_difference(relevance, expected) < bound
+
+
+@given(graphs(), RULESETS)
+@settings(max_examples=15)
+def test_kernels_equal_their_definitions_in_random_graphs(graph: RandomGraph, ruleset: str) -> None:
+    (fast, relevance), (slow, expected) = by_both(graph, ruleset)
+    torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-11)
+    assert largest_difference(relevance, expected) < 1e-9
