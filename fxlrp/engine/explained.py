@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.targets import Selection, Target, call_target, label, resolve
-from fxlrp.errors import TargetError
 from fxlrp.spec.ruleset import Ruleset
 
 
@@ -35,16 +34,18 @@ class Explained:
 
     def __call__(self, outputs: Any, rules: Ruleset) -> tuple[list[Tensor], list[Tensor]]:
         """Scalars [batch] whose sum is explained, and the gradient with which the backward pass begins at each."""
-        scalars, seeds = [], []
+        scalars, gradients = [], []
         for sign, chosen in self.terms:
             if isinstance(chosen, Selection):
-                linear = rules.message == "gradient" or rules.seed == "contrastive"
-                scalar = chosen(outputs, rules.seed if linear else "logit", rules.temperature)
+                scalar = chosen(outputs, rules.explained)
+                begun = scalar if rules.begins_as_explained else chosen(outputs, rules.begun).detach()
             else:
-                scalar = call_target(chosen, outputs, self.batch)
+                scalar = begun = call_target(chosen, outputs, self.batch)
+                if rules.seed.amount is not None:
+                    begun = torch.full_like(scalar, rules.seed.amount)
             scalars.append(sign * scalar)
-            seeds.append(_seed(rules, scalar.detach(), chosen, outputs))
-        return scalars, seeds
+            gradients.append(rules.seed.gradient(scalar, begun).detach())
+        return scalars, gradients
 
     def relevance(self, outputs: Any) -> Tensor:
         """Scalars [batch] that begin with gradient one and stand for the same relevance: for the ledger."""
@@ -73,18 +74,3 @@ class Explained:
             ]
             texts.append(" minus ".join(parts))
         return texts
-
-
-def _seed(rules: Ruleset, scalar: Tensor, chosen: Any, outputs: Any) -> Tensor:
-    """The gradient at which y g is the relevance that the ruleset begins with: y itself, one, or a probability."""
-    if rules.seed in ("logit", "contrastive") or (rules.message == "gradient" and rules.seed == "probability"):
-        return torch.ones_like(scalar)
-    if bool((scalar == 0).any()):
-        raise TargetError(
-            f"An explained output is exactly 0, so relevance '{rules.seed}' has no gradient to begin with. Explain "
-            "another output, or use seed='logit'."
-        )
-    if rules.seed == "probability" and isinstance(chosen, Selection):
-        with torch.no_grad():
-            return chosen(outputs, "probability", rules.temperature) / scalar
-    return 1 / scalar

@@ -25,35 +25,14 @@ class Selection:
     index: tuple[tuple[int, ...], ...]
     samples: tuple[int, ...] | None = None
 
-    def __call__(self, outputs: Any, seed: str, temperature: float = 1.0) -> Tensor:
-        """The chosen logits [entries], with ``seed='probability'`` their softmax(logits / temperature), with
-        ``'contrastive'`` each less the mean of the other classes' logits.
-        """
-        scores = _SCORES.get(seed, _logits)(logits_of(outputs), temperature)
+    def __call__(self, outputs: Any, scores: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The chosen logits [entries], or entries of the ``scores`` that a function makes of all logits."""
+        logits = logits_of(outputs)
+        found = logits if scores is None else scores(logits)
         # One gather for the batch: a chain of selections would allocate the logits' gradient anew for each sample.
         samples = self.samples or range(len(self.index))
         axes = zip(*((sample, *place) for sample, place in zip(samples, self.index, strict=True)), strict=True)
-        return scores[tuple(torch.tensor(axis, device=scores.device) for axis in axes)]
-
-
-def _logits(logits: Tensor, temperature: float) -> Tensor:
-    return logits
-
-
-def _probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return torch.softmax(logits / temperature, -1)
-
-
-def _contrasts(logits: Tensor, temperature: float) -> Tensor:
-    """z_c - mean of z_k over k != c. Raises :class:`TargetError` where there is no other class."""
-    classes = logits.shape[-1]
-    if classes < 2:
-        raise TargetError("Seed 'contrastive' needs at least two classes to tell apart; use seed='logit'.")
-    return logits - (logits.sum(-1, keepdim=True) - logits) / (classes - 1)
-
-
-#: What a ruleset's seed makes of the logits before one entry per sample is chosen; all others leave them as they are.
-_SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {"probability": _probabilities, "contrastive": _contrasts}
+        return found[tuple(torch.tensor(axis, device=found.device) for axis in axes)]
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -138,7 +138,7 @@ class CaptumInfidelity(_Captum):
         def watched(near: Tensor) -> Tensor:
             inputs, repeats = _repeated(explanation, near)
             target = torch.as_tensor(explanation.result.target).repeat_interleave(repeats, 0)
-            return explanation.chosen(target)(explanation.logits(inputs), "logit")
+            return explanation.chosen(target)(explanation.logits(inputs))
 
         @metrics.infidelity_perturb_func_decorator(multiply_by_inputs=True)
         def moved(near: Tensor, baselines: Any = None) -> Tensor:

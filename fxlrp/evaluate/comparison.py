@@ -25,7 +25,6 @@ from fxlrp.evaluate.standings import Standing, standings, tabulate
 from fxlrp.explain.model import ConvertedModel, convert
 from fxlrp.results.attribution import Attribution
 from fxlrp.results.views import Viewed
-from fxlrp.spec.readings import IntegratedReading, SmoothReading
 from fxlrp.spec.ruleset import Ruleset
 
 if TYPE_CHECKING:
@@ -143,8 +142,8 @@ def _attribute(
     rules = lrp.ruleset
     unknown = set() if rules.compares else {"reference"}
     if not alone:
-        unknown |= {"ledger"} if rules.compares or isinstance(rules.readout, SmoothReading) else set()
-        unknown |= {"at"} if isinstance(rules.readout, IntegratedReading) else set()
+        unknown |= {"ledger"} if rules.compares or not rules.readout.accounts else set()
+        unknown |= set() if rules.readout.taps else {"at"}
     known = {name: value for name, value in options.items() if name not in unknown}
     return lrp.attribute(inputs, target=target, **known)
 

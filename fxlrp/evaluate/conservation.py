@@ -97,11 +97,9 @@ class Conservation(Protocol):
 
 def _begun(lrp: ConvertedModel, result: Attribution) -> Tensor:
     """What relevance begins with at the output [samples]."""
-    if lrp.ruleset.seed == "one":
-        return torch.ones_like(result.explained)
-    if lrp.ruleset.seed == "probability":
-        return selection(result.target)(result.outputs, "probability", lrp.ruleset.temperature)
-    return result.explained
+    if lrp.ruleset.begins_as_explained:
+        return result.explained
+    return selection(result.target)(result.outputs, lrp.ruleset.begun)
 
 
 def _quantile(values: Tensor, share: float) -> float:

@@ -21,6 +21,11 @@ Of = Literal["predicted", "label"]
 #: What is watched of a class: its softmax probability, its logit, or whether it is the arg-max.
 Watched = Literal["probability", "logit", "accuracy"]
 CLASSES, WATCHED = get_args(Of), get_args(Watched)
+#: What is watched of an entry of the logits, as a function of all of them.
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "probability": lambda logits: torch.softmax(logits, -1),
+    "logit": lambda logits: logits,
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Explanation:
 
         def seen(logits: Tensor, watch: str) -> Tensor:
             if watch != "accuracy":
-                return chosen(logits, watch).double()
+                return chosen(logits, SCORES[watch]).double()
             best = at_places(logits, chosen).argmax(-1)
             return (best == torch.tensor([place[-1] for place in chosen.index], device=best.device)).double()
 

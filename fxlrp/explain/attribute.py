@@ -16,7 +16,6 @@ from fxlrp.errors import InputError
 from fxlrp.readout import read
 from fxlrp.readout.passes import Task
 from fxlrp.results.attribution import Attribution
-from fxlrp.spec.readings import SmoothReading
 
 
 def attribute(
@@ -36,6 +35,7 @@ def attribute(
     if ledger:
         _check_ledger(task)
     if at:
+        _check_taps(lrp)
         task.tap(at)
     answer = read(task, lrp.ruleset.readout)
     propagated, main = answer.propagated, task.main_input
@@ -74,7 +74,7 @@ def _reference(lrp: Conversion, reference: Any) -> dict[str, Any]:
 def _check_ledger(task: Task) -> None:
     """Raise :class:`InputError` where the answer is no account of one backward pass from f(x)."""
     rules = task.lrp.ruleset
-    if not rules.compares and not isinstance(rules.readout, SmoothReading):
+    if rules.readout.accounts and not rules.compares:
         return
     compares = task.lrp.rewritten(task.captured)[0].compares
     remedy = (
@@ -85,6 +85,16 @@ def _check_ledger(task: Task) -> None:
     raise InputError(
         f"A ledger accounts for f(x) as x g of one pass, which is not what '{rules.name}' reads out. {remedy}"
     )
+
+
+def _check_taps(lrp: Conversion) -> None:
+    """Raise :class:`InputError` where the reading has no answer for modules."""
+    reading = lrp.ruleset.readout
+    if not reading.taps:
+        raise InputError(
+            f"'{lrp.ruleset.name}' has no relevance of modules: its reading '{reading.kind}' says nothing of modules "
+            "(at=). Leave at= out, or override readout with {'kind': 'input'}."
+        )
 
 
 def _ledger(task: Task, explain: Explained) -> Ledger:

@@ -183,6 +183,13 @@ def attribute_generation(
 
 
 def _check_reading(lrp: Conversion) -> None:
+    rules = lrp.ruleset
+    if not rules.readout.at_given:
+        raise InputError(
+            f"'{rules.name}' reads '{rules.readout.kind}', passes at other inputs than those given, of its own for "
+            "every generated token: one forward pass cannot serve it. Take a ruleset that reads one pass, such as "
+            "'attnlrp', or call attribute once per token."
+        )
     row = getattr(lrp.ruleset.readout, "row", None)
     if isinstance(row, int) and row < 0:
         raise RulesetError(

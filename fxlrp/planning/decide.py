@@ -196,7 +196,7 @@ def _decide(
         entry = ruleset.choose(labels, module_stack(node), category, ends.at(node))
         if entry is not None:
             decision = Decision.of(entry, category, entry.match if entry.match != "any" else category)
-            plain = decision.rule.name == "gradient" and not decision.post and decision.scope is Scope.OPERATION
+            plain = decision.rule.plain and not decision.post and decision.scope is Scope.OPERATION
             return None if plain and category in KEEPING else decision
     if ruleset.bias == "distribute" and category in ("linear", "convolution"):
         rule = find_rule("distribute")

@@ -114,7 +114,7 @@ class Plan:
     @property
     def plain(self) -> bool:
         """Whether every rule is the plain gradient."""
-        return all(decision.rule.name == "gradient" for decision in (*self.decisions.values(), *self.forks.values()))
+        return all(decision.rule.plain for decision in (*self.decisions.values(), *self.forks.values()))
 
     @property
     def message(self) -> Message:
@@ -144,7 +144,7 @@ class Plan:
     def _divides(self, node: fx.Node) -> bool:
         """Whether relevance that arrives is turned back into a gradient here, for want of a rule that takes it."""
         rule, operator = self.rule(node), operator_of(node)
-        if rule.name == "gradient":  # entries that only move, or are scaled, take their relevance along
+        if rule.plain:  # entries that only move, or are scaled, take their relevance along
             return operator is not None and not operator.copies and operator.category not in ("product", "quotient")
         return rule.converts and rule.conserves is not Conserves.NOTHING
 

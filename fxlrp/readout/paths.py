@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxlrp.errors import InputError
 from fxlrp.readout.inputs import by_input, score
 from fxlrp.readout.inputs_at import Point, point_of
 from fxlrp.readout.passes import Task
@@ -21,13 +20,8 @@ from fxlrp.spec.readings import IntegratedReading, SmoothReading
 def along_path(task: Task, reading: IntegratedReading) -> Answer:
     """(x - x_ref) sum_k w_k g(x_ref + t_k (x - x_ref)); what is explained is f(x) - f(x_ref).
 
-    Other inputs (masks, positions) are those of the inputs all along. Raises :class:`InputError` for taps, which have
-    no straight path of their own.
+    Other inputs (masks, positions) are those of the inputs all along. Modules have no straight path of their own.
     """
-    if task.tapped:
-        raise InputError(
-            "Integrated relevance is that of the inputs: modules (at=) have no straight path of their own."
-        )
     here = point_of(task.lrp, task.captured, task.given)
     there = here.moved(task.reference.values)
     propagated = task.propagate()

@@ -121,11 +121,6 @@ MESSAGES = {
     "gradient": "the gradient g of each value x, whose relevance is R = x g",
     "relevance": "relevance R itself, from the output on",
 }
-SEEDS = {
-    "logit": "the explained output itself",
-    "one": "1, whatever the explained output",
-    "probability": "the softmax probability of the explained output",
-}
 BIASES = {
     "source": "an additive constant that receives relevance as an input does",
     "distribute": "shared out among a layer's inputs, in proportion to their contributions",
@@ -149,7 +144,7 @@ SAID = {
 
 
 def _settings(chosen: Ruleset) -> tuple[tuple[str, str], ...]:
-    seed = SEEDS.get(chosen.seed, chosen.seed)
+    seed = chosen.seed.sentence
     if chosen.temperature != 1:
         seed += f", of outputs divided by {chosen.temperature:g}"
     others = chosen.model_dump(mode="json", exclude_defaults=True, exclude=SAID)

@@ -180,7 +180,7 @@ class _Rewriting:
             return self.graph.call_function(aten.detach.default, (copied,)) if taken and _is_tensor(node) else copied
         if node in self.plan.sums.roots:
             return self._sum(node)
-        plain = self.plan.rule(node).name == "gradient" and (self.plan.takes(node) is Message.GRADIENT or _copies(node))
+        plain = self.plan.rule(node).plain and (self.plan.takes(node) is Message.GRADIENT or _copies(node))
         return self._plain(node) if plain and not self.ledger else self._apply(node, self.plan.decisions.get(node))
 
     def _plain(self, node: fx.Node) -> fx.Node:
@@ -293,7 +293,7 @@ class _Rewriting:
         others = map(self._on_reference, (*site.operands, *site.extras)) if call.rule.compares else ()
         made = self.graph.call_function(call, (*operands, *extras, *others))
         keeps = decision is not None and call.rule.leak is not None
-        moves = call.rule.name == "gradient" and _copies(node)
+        moves = call.rule.plain and _copies(node)
         if self.ledger and _is_tensor(node) and not moves and (keeps or gives is Message.RELEVANCE):
             self.leaks.append(Leak(node, call))
             self.operands.append((made, tuple(operands), tuple(extras)))

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from fxlrp.capture.canonical import Fused
 from fxlrp.graph.operators import Kind, nodes_in, operator_of, packet
-from fxlrp.planning.plan import Plan
+from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rules.primitives import scale_message
-from fxlrp.rules.rule import Message
+from fxlrp.rules.rule import Conserves, Message
 
 aten = torch.ops.aten
 #: A kernel takes the region and returns a function of the fused operator's own arguments, or None.
@@ -60,23 +60,27 @@ class Region:
         }
         return Region(plan, fused, parts)
 
-    def rule(self, part: str) -> str | None:
-        """The name of the rule at a part; None for a plain gradient or where nothing arrives."""
-        decision = self.plan.decisions.get(self.parts[part]) if part in self.parts else None
-        return decision.rule.name if decision is not None and decision.rule.name not in ("gradient", "taylor") else None
+    def decision(self, part: str) -> Decision | None:
+        """What was decided for a part; None for a plain gradient or where nothing arrives."""
+        return self.plan.decisions.get(self.parts[part]) if part in self.parts else None
 
-    def param(self, part: str, name: str) -> Any:
-        """A parameter of the rule at a part."""
-        return self.plan.decisions[self.parts[part]].params[name]
+    def holds(self, part: str) -> bool:
+        """Whether the rule at a part passes no relevance on: its value is a constant."""
+        decision = self.decision(part)
+        return decision is not None and decision.rule.conserves is Conserves.NOTHING
+
+    def scales(self, part: str) -> tuple[float, float] | None:
+        """The numbers by which the messages of a part's two factors are scaled; None where its rule does more."""
+        decision = self.decision(part)
+        if decision is None or decision.rule.derivative:
+            return 1.0, 1.0
+        return decision.rule.scales(decision.params)
 
     def untouched_but(self, *parts: str) -> bool:
-        """Whether every node other than these parts, and what they alone feed, keeps its plain gradient."""
+        """Whether every node other than these parts keeps its plain derivative."""
         allowed = {self.parts[part] for part in parts if part in self.parts}
-        plain = ("gradient", "taylor")
-        return all(
-            node in allowed or self.plan.decisions.get(node) is None or self.plan.decisions[node].rule.name in plain
-            for node in self.fused.members
-        )
+        decided = [self.plan.decisions[n] for n in self.fused.members if n in self.plan.decisions and n not in allowed]
+        return all(decision.rule.derivative for decision in decided)
 
 
 def choose(plan: Plan, fused: Fused) -> Callable[..., Any] | None:
@@ -120,9 +124,9 @@ class _ConstantScaleNorm(torch.autograd.Function):
 
 @kernel(aten.layer_norm)
 def _layer_norm(region: Region) -> Callable[..., Tensor] | None:
-    if region.rule("scale") != "constant" or not _only_inner(region):
+    keep_mean = region.scales("mean") == (1.0, 1.0)
+    if not region.holds("scale") or not (keep_mean or region.holds("mean")) or not _only_inner(region):
         return None
-    keep_mean = region.rule("mean") != "constant"
 
     def constant_scale_layer_norm(
         x: Tensor,
@@ -147,7 +151,7 @@ def _only_inner(region: Region) -> bool:
             feeding.add(node)
     mean = region.parts.get("mean")
     decided = [n for n in region.fused.members if n in region.plan.decisions and n not in feeding and n is not mean]
-    return all(region.plan.decisions[n].rule.name == "gradient" for n in decided)
+    return all(region.plan.decisions[n].rule.plain for n in decided)
 
 
 # --- attention with scaled messages or constant weights -----------------------------------------------------
@@ -193,21 +197,13 @@ def _attention(region: Region) -> Callable[..., Tensor] | None:
         "scores", "weights", "output"
     ):
         return None
-    if region.rule("weights") == "constant":
+    if region.holds("weights"):
         return constant_weights_attention
-    rules = {part: region.rule(part) for part in ("scores", "output")}
-    stabilised = any(rule and region.param(part, "epsilon") for part, rule in rules.items() if rule == "split")
-    if stabilised or not set(rules.values()) <= {None, "split"}:
+    found = region.scales("scores"), region.scales("output")
+    if None in found or not region.untouched_but("scores", "output"):
         return None
-    (q, k), (weights, v) = (_shares(region, part) for part in ("scores", "output"))
+    (q, k), (weights, v) = (scale for scale in found if scale is not None)
     return named(partial(_scaled_attention, q * weights, k * weights, v), "scaled_attention")
-
-
-def _shares(region: Region, part: str) -> tuple[float, float]:
-    if region.rule(part) is None:
-        return 1.0, 1.0
-    first = float(region.param(part, "first"))
-    return (0.5, 0.5) if first < 0 else (first, 1 - first)
 
 
 def named(function: Any, name: str) -> Callable[..., Tensor]:

@@ -85,6 +85,8 @@ def _softmax_leak(op: Operation, s: Tensor, g: Tensor, x: Tensor, *rest: Tensor)
     source=Cite("Shrikumar et al. 2016", "gradient x input"),
     leak=_gradient_leak,
     leak_kind="plain gradient",
+    plain=True,
+    derivative=True,
 )
 def gradient(op: Operation, *operands: Tensor) -> Tensor:
     """g_x = J^T g, the plain gradient.  x: any shape.
@@ -136,6 +138,7 @@ def _(op: Operation, relevance: Tensor, *operands: Tensor) -> tuple[Tensor, ...]
     source=Cite("Achtibat et al. 2024, AttnLRP", "prop. 3.1"),
     leak=_softmax_leak,
     leak_kind="softmax expansion",
+    derivative=True,
 )
 def taylor(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
     """R_x = x (R_s - s sum R_s), the first-order expansion of softmax at x: its ordinary gradient.

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.errors import RulesetError, nearest
+from fxlrp.rules.choices import GammaForm, away_from_zero
 from fxlrp.rules.dense import matrix, shares
 from fxlrp.rules.linear import LINEAR, affine, negative, positive, without
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import away_from_zero, ratio, scale_message
+from fxlrp.rules.primitives import ratio, scale_message
 from fxlrp.rules.rule import Cite, Conserves, rule
 from fxlrp.rules.shares import Shares, share_rule
 
@@ -46,7 +46,7 @@ def gamma(
     *,
     gamma: float = 0.25,
     epsilon: float = 1e-6,
-    form: str = "generalised",
+    form: GammaForm = GammaForm.GENERALISED,
     scale_bias: bool = True,
     bridge: float = 1e-10,
 ) -> Shares:
@@ -60,12 +60,10 @@ def gamma(
     which zennit's hooks return from R to a gradient: R_x is multiplied by x / (x + bridge sign x). At 0 there
     is none, as neither form needs one.
     """
-    if form not in ("generalised", "ali"):
-        raise RulesetError(f"Rule 'gamma' has no form '{form}'.{nearest(form, ('generalised', 'ali'))}")
     bias_gamma = gamma if scale_bias else 0.0
     up = weight + gamma * weight.clamp(min=0)
     raised = None if bias is None else bias + bias_gamma * positive(bias)
-    if form == "ali":
+    if form is GammaForm.ALI:
         total = affine(op, x, up, raised)
         return [(total, away_from_zero(total, epsilon))]
     z = affine(op, x, weight, bias)
@@ -91,7 +89,7 @@ def _(
     up, down = dense + options["gamma"] * dense.clamp(min=0), dense + options["gamma"] * dense.clamp(max=0)
     result = torch.zeros_like(flat)
     for i in range(len(z)):
-        if options["form"] == "ali":
+        if options["form"] is GammaForm.ALI:
             row, offset = up[i] * flat, constant[i] + bias_gamma * constant[i].clamp(min=0)
         elif z[i] > 0:
             row, offset = (
@@ -104,7 +102,7 @@ def _(
                 constant[i] + bias_gamma * constant[i].clamp(max=0),
             )
         result += row * relevance.flatten()[i] / away_from_zero(row.sum() + offset, options["epsilon"])
-    if options["form"] == "generalised":
+    if options["form"] is GammaForm.GENERALISED:
         result = result * flat / away_from_zero(flat, options["bridge"])
     return result.reshape(x.shape)
 

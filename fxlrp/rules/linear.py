@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.errors import RulesetError, nearest
+from fxlrp.rules.choices import BiasShare, Denominators, Stabiliser, away_from_zero
 from fxlrp.rules.dense import jacobian, matrix, shares
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import away_from_zero, ratio, same_value, stabilised
+from fxlrp.rules.primitives import ratio, same_value
 from fxlrp.rules.rule import Cite, Conserves, rule
 from fxlrp.rules.shares import Shares, share_rule
 
@@ -44,7 +44,9 @@ def affine(op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 
 @share_rule(*LINEAR, "add", "sum", "movement", "fork", source=Cite(BACH, "eq. 58"), leak_kind="epsilon")
-def epsilon(op: Operation, *operands: Tensor, epsilon: float = 1e-6, stabiliser: str = "signed") -> Shares:
+def epsilon(
+    op: Operation, *operands: Tensor, epsilon: float = 1e-6, stabiliser: Stabiliser = Stabiliser.SIGNED
+) -> Shares:
     """R_j = x_j sum_i W_ij R_i / (z_i + epsilon sign z_i), that is g_j = sum_i W_ij kappa_i g_i, kappa = z / (z
     + epsilon sign z).
 
@@ -53,7 +55,7 @@ def epsilon(op: Operation, *operands: Tensor, epsilon: float = 1e-6, stabiliser:
     no share at z = 0.
     """
     z: Tensor = op(*operands)
-    return [(z, stabilised(z, epsilon, stabiliser))]
+    return [(z, stabiliser(z, epsilon))]
 
 
 @epsilon.reference
@@ -65,11 +67,11 @@ def _(
     bias: Tensor | None = None,
     *,
     epsilon: float,
-    stabiliser: str,
+    stabiliser: Stabiliser,
 ) -> Tensor | tuple[Tensor, ...]:
     if not op.factors:  # a sum, or values that move: each term takes its own part
         operands = [x] if weight is None else [x, weight]
-        share = ratio(relevance, stabilised(op(*operands), epsilon, stabiliser))
+        share = ratio(relevance, stabiliser(op(*operands), epsilon))
         return tuple(
             operand * torch.einsum("ij,i->j", jacobian(op, operands, i), share.flatten()).reshape(operand.shape)
             for i, operand in enumerate(operands)
@@ -77,21 +79,16 @@ def _(
     assert weight is not None
     z = affine(op, x, weight, bias).flatten()
     contributions = matrix(op, x, weight) * x.flatten()[None, :]
-    return shares(contributions, stabilised(z, epsilon, stabiliser), relevance.flatten()).reshape(x.shape)
+    return shares(contributions, stabiliser(z, epsilon), relevance.flatten()).reshape(x.shape)
 
 
-def _bias_shares(bias: Tensor | None, share: str) -> tuple[Tensor | None, Tensor | None]:
+def _bias_shares(bias: Tensor | None, share: BiasShare) -> tuple[Tensor | None, Tensor | None]:
     """What of the bias stands in the positive and in the negative denominator."""
     if bias is None:
         return None, None
-    shares_by_name = {
-        "signed": (positive(bias), negative(bias)),
-        "whole": (bias, bias),
-        "none": (0 * bias, 0 * bias),
-    }
-    if share not in shares_by_name:
-        raise RulesetError(f"A bias has no share '{share}'.{nearest(share, shares_by_name)}")
-    return shares_by_name[share]
+    if share is BiasShare.SIGNED:
+        return positive(bias), negative(bias)
+    return (bias, bias) if share is BiasShare.WHOLE else (0 * bias, 0 * bias)
 
 
 @share_rule(*LINEAR, source=Cite(BACH, "eq. 60"), leak_kind="dead output")
@@ -104,9 +101,9 @@ def alphabeta(
     alpha: float = 2.0,
     beta: float = 1.0,
     epsilon: float = 0.0,
-    stabiliser: str = "signed",
-    bias_share: str = "signed",
-    denominators: str = "joint",
+    stabiliser: Stabiliser = Stabiliser.SIGNED,
+    bias_share: BiasShare = BiasShare.SIGNED,
+    denominators: Denominators = Denominators.JOINT,
 ) -> Shares:
     """R_j = alpha sum_i z_ij+ / Z_i+ R_i - beta sum_i z_ij- / Z_i- R_i with z_ij = W_ij x_j, alpha - beta = 1.
 
@@ -116,9 +113,6 @@ def alphabeta(
     denominator (``joint``); with ``separate`` ones each has its own, and an output that has both passes its
     relevance on twice (Chefer et al.'s baseline code). epsilon stabilises the denominators (unit of z).
     """
-    if denominators not in ("joint", "separate"):
-        valid = nearest(denominators, ("joint", "separate"))
-        raise RulesetError(f"Rule 'alphabeta' has no denominators '{denominators}'.{valid}")
     plus, minus = _bias_shares(bias, bias_share)
     found: Shares = []
     for part, (same, other), constant in ((alpha, _SIGNS[0], plus), (-beta, _SIGNS[1], minus)):
@@ -127,8 +121,8 @@ def alphabeta(
                 affine(op, positive(x), weight.clamp(**same), constant),
                 affine(op, negative(x), weight.clamp(**other), without(bias)),
             )
-            for value in (parts[0] + parts[1],) if denominators == "joint" else parts:
-                found.append((part * value, stabilised(value, epsilon, stabiliser)))
+            for value in (parts[0] + parts[1],) if denominators is Denominators.JOINT else parts:
+                found.append((part * value, stabiliser(value, epsilon)))
     return found
 
 
@@ -144,15 +138,15 @@ def _(
     constant = affine(op, x, weight, bias).flatten() - dense @ flat
     result = torch.zeros_like(flat)
     for i, row in enumerate(dense * flat):
-        offset = {"signed": constant[i], "whole": constant[i], "none": torch.zeros(())}[options["bias_share"]]
+        offset = torch.zeros(()) if options["bias_share"] is BiasShare.NONE else constant[i]
         for part, sign in ((options["alpha"], 1), (-options["beta"], -1)):
             chosen = row * (sign * row > 0)
-            extra = offset * (sign * offset > 0) if options["bias_share"] == "signed" else offset
+            extra = offset * (sign * offset > 0) if options["bias_share"] is BiasShare.SIGNED else offset
             groups = [(chosen, extra)]
-            if options["denominators"] == "separate":
+            if options["denominators"] is Denominators.SEPARATE:
                 groups = [(chosen * (flat > 0), extra), (chosen * (flat < 0), 0 * extra)]
             for numerator, added in groups:
-                z = stabilised(numerator.sum() + added, options["epsilon"], options["stabiliser"])
+                z = options["stabiliser"](numerator.sum() + added, options["epsilon"])
                 result += part * ratio(numerator, z.expand_as(numerator)) * relevance.flatten()[i]
     return result.reshape(x.shape)
 
@@ -165,9 +159,9 @@ def z_plus(
     bias: Tensor | None = None,
     *,
     epsilon: float = 0.0,
-    stabiliser: str = "signed",
-    bias_share: str = "signed",
-    denominators: str = "joint",
+    stabiliser: Stabiliser = Stabiliser.SIGNED,
+    bias_share: BiasShare = BiasShare.SIGNED,
+    denominators: Denominators = Denominators.JOINT,
 ) -> Shares:
     """R_j = sum_i z_ij+ / Z_i+ R_i: alpha-beta with alpha = 1 and beta = 0.  x: any shape the operation takes."""
     options = {
@@ -194,7 +188,7 @@ def bach60(
     alpha: float = 2.0,
     beta: float = -1.0,
     epsilon: float = 0.0,
-    bias_share: str = "signed",
+    bias_share: BiasShare = BiasShare.SIGNED,
 ) -> Shares:
     """R_j = alpha sum_i z_ij+ / Z_i+ R_i + beta sum_i z_ij- / Z_i- R_i with alpha + beta = 1: alpha-beta with the
     sign of beta as Bach et al. write it.  x: any shape the operation takes.
@@ -204,7 +198,7 @@ def bach60(
 
 @bach60.reference
 def _(op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Any:
-    options |= {"beta": -options["beta"], "stabiliser": "signed", "denominators": "joint"}
+    options |= {"beta": -options["beta"], "stabiliser": Stabiliser.SIGNED, "denominators": Denominators.JOINT}
     return alphabeta.references[0](op, relevance, x, weight, bias, **options)
 
 
@@ -218,7 +212,7 @@ def weight_sign(
     alpha: float = 0.5,
     beta: float = 0.5,
     epsilon: float = 1e-7,
-    bias_share: str = "signed",
+    bias_share: BiasShare = BiasShare.SIGNED,
 ) -> Shares:
     """R_j = x_j sum_i (alpha W_ij+ / (Z_i+ + epsilon) + beta W_ij- / (Z_i- - epsilon)) R_i, Z+ = W+ x + b+.
 
@@ -238,9 +232,9 @@ def _(
     dense, flat, r = matrix(op, x, weight), x.flatten(), relevance.flatten()
     constant = affine(op, x, weight, bias).flatten() - dense @ flat
     plus, minus = {
-        "signed": (constant.clamp(min=0), constant.clamp(max=0)),
-        "whole": (constant, constant),
-        "none": (0 * constant, 0 * constant),
+        BiasShare.SIGNED: (constant.clamp(min=0), constant.clamp(max=0)),
+        BiasShare.WHOLE: (constant, constant),
+        BiasShare.NONE: (0 * constant, 0 * constant),
     }[options["bias_share"]]
     up, down = dense.clamp(min=0) * flat, dense.clamp(max=0) * flat
     above, below = up.sum(1) + plus + options["epsilon"], down.sum(1) + minus - options["epsilon"]

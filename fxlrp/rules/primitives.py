@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from fxlrp.errors import RulesetError, nearest
-
 
 class _Scaled(torch.autograd.Function):
     @staticmethod
@@ -152,28 +150,6 @@ def send_twice(y: Tensor, other: Tensor) -> Tensor:
 def _apply(function: Any, *arguments: Any) -> Tensor:
     result: Tensor = function.apply(*arguments)
     return result
-
-
-def away_from_zero(x: Tensor, epsilon: float) -> Tensor:
-    """x + epsilon sign(x), with sign(0) = +1."""
-    return x + epsilon * torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-
-
-#: How a denominator z is kept from zero by an epsilon of its unit.
-STABILISERS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "signed": away_from_zero,
-    "unsigned": lambda z, epsilon: z + epsilon,
-    "masked": lambda z, epsilon: torch.where(z == 0, z, torch.where(z == -epsilon, epsilon, z + epsilon)),
-}
-
-
-def stabilised(z: Tensor, epsilon: float, form: str = "signed") -> Tensor:
-    """A denominator z kept from zero: ``signed`` z + epsilon sign z (sign 0 = +1), ``unsigned`` z + epsilon,
-    ``masked`` z + epsilon but 0 at 0 (a share of it is then 0). Raises :class:`RulesetError` for any other form.
-    """
-    if form not in STABILISERS:
-        raise RulesetError(f"There is no stabiliser '{form}'.{nearest(form, STABILISERS)}")
-    return STABILISERS[form](z, epsilon) if epsilon else z
 
 
 def received(value: Tensor, message: Tensor) -> Tensor:

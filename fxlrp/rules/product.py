@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxlrp.rules import elementary
+from fxlrp.rules.choices import Stabiliser
 from fxlrp.rules.dense import jacobian
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import as_relevance, carry, carry_all, ratio, received, scale_message, stabilised
+from fxlrp.rules.primitives import as_relevance, carry, carry_all, ratio, received, scale_message
 from fxlrp.rules.rule import Cite, Conserves, rule, twin
 
 ACHTIBAT = "Achtibat et al. 2024, AttnLRP"
@@ -18,7 +20,14 @@ ACHTIBAT = "Achtibat et al. 2024, AttnLRP"
 
 def _kappa_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor, **options: Any) -> Tensor:
     """sum of y g (1 - kappa), kappa = y / stabilised y."""
-    return y * g * (1 - ratio(y, stabilised(y, options["epsilon"], options["stabiliser"])))
+    return y * g * (1 - ratio(y, options["stabiliser"](y, options["epsilon"])))
+
+
+def _split_scales(parameters: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The shares of two factors, where no stabiliser keeps anything."""
+    first = float(parameters["first"])
+    shares = (0.5, 0.5) if first < 0 else (first, 1 - first)
+    return None if parameters["epsilon"] else shares
 
 
 @rule(
@@ -27,9 +36,14 @@ def _kappa_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor, **option
     source=Cite(ACHTIBAT, "eq. 14, prop. 3.3"),
     leak=_kappa_leak,
     leak_kind="epsilon",
+    scales=_split_scales,
 )
 def split(
-    op: Operation, *operands: Tensor, first: float = -1.0, epsilon: float = 0.0, stabiliser: str = "signed"
+    op: Operation,
+    *operands: Tensor,
+    first: float = -1.0,
+    epsilon: float = 0.0,
+    stabiliser: Stabiliser = Stabiliser.SIGNED,
 ) -> Tensor:
     """R_a = lambda_a a sum (dy / da) R_y / (y + epsilon sign y), and so for b, with lambda_a + lambda_b = 1: g_a =
     lambda_a VJP_a(kappa g), for a * b, a @ b and any bilinear operation.
@@ -46,7 +60,7 @@ def split(
         y = scale_message(op(*operands), shares[live[0]])
     else:
         y = op(*(scale_message(x, shares[i]) if i in shares else x for i, x in enumerate(operands)))
-    return scale_message(y, ratio(y, stabilised(y, epsilon, stabiliser)).detach()) if epsilon else y
+    return scale_message(y, ratio(y, stabiliser(y, epsilon)).detach()) if epsilon else y
 
 
 def _share_relevance(y: Tensor, *parts: tuple[Tensor, Tensor | float]) -> Tensor:
@@ -55,25 +69,27 @@ def _share_relevance(y: Tensor, *parts: tuple[Tensor, Tensor | float]) -> Tensor
 
 
 @split.in_relevance
-def _(op: Operation, *operands: Tensor, epsilon: float = 0.0, stabiliser: str = "signed", **options: Any) -> Tensor:
+def _(
+    op: Operation, *operands: Tensor, epsilon: float = 0.0, stabiliser: Stabiliser = Stabiliser.SIGNED, **options: Any
+) -> Tensor:
     """R_y / stabilised y in place of kappa R_y / y."""
     if not epsilon and _entrywise(op, operands) and all(op.live):
         first = 0.5 if options.get("first", -1.0) < 0 else options["first"]
         return _share_relevance(op(*operands), (operands[0], first), (operands[1], 1 - first))
     y = split.surrogate(op, *map(as_relevance, operands), **options)
-    return scale_message(y, ratio(torch.ones_like(y), stabilised(y, epsilon, stabiliser)).detach())
+    return scale_message(y, ratio(torch.ones_like(y), stabiliser(y, epsilon)).detach())
 
 
 @split.reference
 def _(
-    op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, first: float, epsilon: float, stabiliser: str
+    op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, first: float, epsilon: float, stabiliser: Stabiliser
 ) -> tuple[Tensor, Tensor]:
     share = 0.5 if first < 0 else first
     results = []
     for index, part in ((0, share), (1, 1 - share)):
         x = (a, b)[index]
         contributions = jacobian(op, (a, b), index) * x.flatten()[None, :]
-        y = stabilised(op(a, b), epsilon, stabiliser)
+        y = stabiliser(op(a, b), epsilon)
         results.append(part * torch.einsum("ij,i->j", contributions, ratio(relevance, y).flatten()).reshape(x.shape))
     return results[0], results[1]
 
@@ -239,7 +255,7 @@ class _NormalisedAddOfRelevance(torch.autograd.Function):
         sign, axes, epsilon, form = ctx.options
 
         def over(numerator: Tensor, denominator: Tensor) -> Tensor:
-            return ratio(numerator, stabilised(denominator, epsilon, form))
+            return ratio(numerator, form(denominator, epsilon))
 
         share = over(grads[0], y)
         parts = [received(a, share), received(sign * b, share)]
@@ -263,7 +279,7 @@ def normalised_add(
     *operands: Tensor,
     whole_batch: bool = False,
     epsilon: float = 0.0,
-    stabiliser: str = "masked",
+    stabiliser: Stabiliser = Stabiliser.MASKED,
 ) -> Tensor:
     """g_a = lambda_a g, g_b = lambda_b g with A = sum a g, B = sum b g of one sample and lambda_a = sign(A)(A +
     B)/(|A| + |B|).
@@ -296,7 +312,7 @@ def _normalised(function: Any, op: Operation, operands: tuple[Tensor, ...], whol
 
 
 @normalised_add.in_relevance
-def _(op: Operation, *operands: Tensor, whole_batch: bool, epsilon: float, stabiliser: str) -> Tensor:
+def _(op: Operation, *operands: Tensor, whole_batch: bool, epsilon: float, stabiliser: Stabiliser) -> Tensor:
     """R_a = a R_y / y |A| / (|A| + |B|) (sum R_y) / A, and so for b, with A, B the sums of a R_y / y, b R_y / y."""
     if not _two_tensors(operands):
         return elementary.gradient.relevances[0](op, *operands)
@@ -305,12 +321,14 @@ def _(op: Operation, *operands: Tensor, whole_batch: bool, epsilon: float, stabi
 
 @normalised_add.reference
 def _(
-    op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, whole_batch: bool, epsilon: float, stabiliser: str
+    op: Operation, relevance: Tensor, a: Tensor, b: Tensor, *, whole_batch: bool, epsilon: float, stabiliser: Stabiliser
 ) -> tuple[Tensor, Tensor]:
     def over(numerator: Tensor, denominator: Tensor) -> Tensor:
-        return ratio(numerator, stabilised(denominator, epsilon, stabiliser).expand_as(numerator))
+        return ratio(numerator, stabiliser(denominator, epsilon).expand_as(numerator))
 
     y = op(a, b)
+    if not isinstance(b, Tensor):  # a number is no branch: relevance is shared in proportion
+        return a * ratio(relevance, y), (y - a) * ratio(relevance, y)
     share = over(relevance, y)
     first, second = a * share, (y - a) * share
     axes = tuple(range(0 if whole_batch else 1, y.ndim))

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RulesetError
+from fxlrp.rules.choices import Stabiliser
 from fxlrp.rules.dense import jacobian, matrix, shares
 from fxlrp.rules.linear import LINEAR, affine, without
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import carry, positive_message, stabilised
+from fxlrp.rules.primitives import carry, positive_message
 from fxlrp.rules.rule import Cite, Conserves, Message, rule
 from fxlrp.rules.shares import Shares, relevance_share_rule
 
@@ -56,7 +57,7 @@ def flat(
     bias: Tensor | None = None,
     *,
     epsilon: float = 1e-6,
-    stabiliser: str = "signed",
+    stabiliser: Stabiliser = Stabiliser.SIGNED,
 ) -> Shares:
     """R_j = sum_i 1 / (n_i + epsilon) R_i over the outputs i that x_j enters, n_i = the number of inputs of output i.
 
@@ -64,7 +65,7 @@ def flat(
     input. epsilon has no unit.
     """
     count = affine(op, carry(torch.ones_like(x), x, torch.ones_like(x)), torch.ones_like(weight), without(bias))
-    return [(count, stabilised(count, epsilon, stabiliser))]
+    return [(count, stabiliser(count, epsilon))]
 
 
 @flat.reference
@@ -82,14 +83,14 @@ def w_square(
     bias: Tensor | None = None,
     *,
     epsilon: float = 1e-6,
-    stabiliser: str = "signed",
+    stabiliser: Stabiliser = Stabiliser.SIGNED,
 ) -> Shares:
     """R_j = sum_i W_ij^2 / (sum_j' W_ij'^2 + epsilon) R_i.
 
     x: any shape the operation takes; its values and the bias play no part. epsilon has the unit of W^2.
     """
     squares = affine(op, carry(torch.ones_like(x), x, torch.ones_like(x)), weight.square(), without(bias))
-    return [(squares, stabilised(squares, epsilon, stabiliser))]
+    return [(squares, stabiliser(squares, epsilon))]
 
 
 @w_square.reference
@@ -109,7 +110,7 @@ def z_box(
     low: float = -math.inf,
     high: float = math.inf,
     epsilon: float = 1e-6,
-    stabiliser: str = "signed",
+    stabiliser: Stabiliser = Stabiliser.SIGNED,
 ) -> Shares:
     """R_j = sum_i z_ij / (sum_j' z_ij' + epsilon) R_i with z_ij = x_j W_ij - low W_ij+ - high W_ij-, signed epsilon.
 
@@ -124,7 +125,7 @@ def z_box(
         affine(op, carry(upper, x, upper), weight.clamp(max=0), without(bias)),
     )
     z = parts[0] - parts[1] - parts[2]
-    return [(z, stabilised(z, epsilon, stabiliser))]
+    return [(z, stabiliser(z, epsilon))]
 
 
 @z_box.reference
@@ -149,7 +150,7 @@ def _bounds(x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
 
 
 def _from_contributions(contributions: Tensor, relevance: Tensor, x: Tensor, options: dict[str, Any]) -> Tensor:
-    denominators = stabilised(contributions.sum(1), options["epsilon"], options["stabiliser"])
+    denominators = options["stabiliser"](contributions.sum(1), options["epsilon"])
     return shares(contributions, denominators, relevance.flatten()).reshape(x.shape)
 
 

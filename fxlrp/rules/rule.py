@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from fxlrp.errors import RulesetError, nearest
+from fxlrp.rules.choices import Choice
 from fxlrp.rules.primitives import as_gradient, as_relevance
 
 
@@ -55,6 +56,10 @@ class Cite:
         return f"{self.work}, {self.place}" if self.place else self.work
 
 
+def _unknown_scales(parameters: Mapping[str, Any]) -> None:
+    """Nothing is known of what a rule does to the messages of factors."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """A propagation rule for the operator classes ``on``.
@@ -67,6 +72,9 @@ class Rule:
     ``leak_kind`` its name in the ledger; ``keeps_value`` is False only for a published quirk that changes the
     model's outputs; ``compares`` that it needs the operands' values on a reference input (``op.reference``);
     ``among_outputs`` that what an operand receives depends on all outputs it reaches, also on those without relevance.
+    ``derivative``: its surrogate is the operation itself, so a fused operator may stand for it; ``plain``: it is the
+    plain gradient, which needs no surrogate. ``scales(parameters)`` gives the numbers by which it scales the messages
+    of two factors, where that is all it does (else None): what a fused kernel needs to know.
     ``reference(op, R_y, *operands, **parameters)`` is the paper's own
     relevance form, in plain einsum.
     """
@@ -82,6 +90,9 @@ class Rule:
     message: Message = Message.GRADIENT
     compares: bool = False
     among_outputs: bool = False
+    derivative: bool = False
+    plain: bool = False
+    scales: Callable[[Mapping[str, Any]], tuple[float, float] | None] = field(default=_unknown_scales, compare=False)
     references: list[Callable[..., Any]] = field(default_factory=list, compare=False)
     relevances: list[Callable[..., Tensor]] = field(default_factory=list, compare=False)
 
@@ -127,18 +138,30 @@ class Rule:
 
     def bind(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """``parameters`` completed by defaults; unknown names and wrong types are a :class:`RulesetError`."""
-        for name, value in parameters.items():
+        for name in parameters:
             if name not in self.parameters:
                 valid = nearest(name, self.parameters) if self.parameters else " It takes none."
                 raise RulesetError(f"Rule '{self.name}' has no parameter '{name}'.{valid}")
-            default = self.parameters[name].default
-            wanted = (int, float) if isinstance(default, float) else type(default)
-            if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
-                raise RulesetError(
-                    f"Parameter '{name}' of rule '{self.name}' must be a {type(default).__name__} like {default!r}, "
-                    f"not {value!r}."
-                )
-        return {name: parameters.get(name, p.default) for name, p in self.parameters.items()}
+        return {
+            name: self._value(name, parameters[name]) if name in parameters else p.default
+            for name, p in self.parameters.items()
+        }
+
+    def _value(self, name: str, given: Any) -> Any:
+        """A parameter's value: a form by its name, anything else of the type of the default."""
+        default = self.parameters[name].default
+        if isinstance(default, Choice):
+            try:
+                return type(default)(given)
+            except RulesetError as error:
+                raise RulesetError(f"Parameter '{name}' of rule '{self.name}': {error}") from None
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(given, wanted) or (isinstance(given, bool) and not isinstance(default, bool)):
+            raise RulesetError(
+                f"Parameter '{name}' of rule '{self.name}' must be a {type(default).__name__} like {default!r}, "
+                f"not {given!r}."
+            )
+        return given
 
 
 def twin(surrogate: Callable[..., Any], op: Any, *operands: Any, **parameters: Any) -> Any:
@@ -187,6 +210,9 @@ def rule(
     message: Message = Message.GRADIENT,
     compares: bool = False,
     among_outputs: bool = False,
+    derivative: bool = False,
+    plain: bool = False,
+    scales: Callable[[Mapping[str, Any]], tuple[float, float] | None] = _unknown_scales,
 ) -> Callable[[Callable[..., Tensor]], Rule]:
     """Register a function as the rule of its name for the operator classes ``on`` ('any' for all)."""
 
@@ -203,6 +229,9 @@ def rule(
             message,
             compares,
             among_outputs,
+            derivative,
+            plain,
+            scales,
         )
         RULES[made.name] = made
         return made

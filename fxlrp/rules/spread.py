@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fxlrp.graph.operators import Kind, Operator
+from fxlrp.rules.choices import away_from_zero
 from fxlrp.rules.dense import jacobian, matrix
 from fxlrp.rules.linear import LINEAR
 from fxlrp.rules.operation import Hole, Operation
-from fxlrp.rules.primitives import as_relevance, away_from_zero, ratio
+from fxlrp.rules.primitives import as_relevance, ratio
 from fxlrp.rules.rule import Cite
 from fxlrp.rules.shares import Shares, relevance_share_rule
 

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fxlrp.errors import RulesetError, nearest
+
+#: The readings that rulesets can ask for, by their kinds.
+READINGS: dict[str, type[Reading]] = {}
+
 
 class Reading(BaseModel):
-    """What every reading has: a kind, by which rulesets choose it."""
+    """What every reading has: a kind, by which rulesets choose it, and what it can do.
+
+    A subclass whose ``kind`` has a default is known to rulesets from its definition on; what reads it out is registered
+    with :func:`fxlrp.readout.reader`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: Whether it compares the inputs with a reference input.
     compares: ClassVar[bool] = False
+    #: Whether its answer is the account of one pass from f(x), which a ledger can hold.
+    accounts: ClassVar[bool] = True
+    #: Whether it says the relevance of inner modules.
+    taps: ClassVar[bool] = True
+    #: Whether it reads passes at the given inputs alone, so that one forward pass can serve many targets.
+    at_given: ClassVar[bool] = True
+
+    kind: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the reading known by its kinds."""
+        super().__pydantic_init_subclass__(**kwargs)
+        annotation = cls.model_fields["kind"].annotation
+        for kind in get_args(annotation):
+            READINGS[kind] = cls
 
 
 class FeatureReading(Reading):
@@ -48,6 +74,8 @@ class DifferenceReading(FeatureReading):
     """
 
     compares: ClassVar[bool] = True
+    accounts: ClassVar[bool] = False
+    at_given: ClassVar[bool] = False
     kind: Literal["difference", "patching"] = "difference"
 
 
@@ -58,6 +86,9 @@ class IntegratedReading(FeatureReading):
     """
 
     compares: ClassVar[bool] = True
+    accounts: ClassVar[bool] = False
+    taps: ClassVar[bool] = False
+    at_given: ClassVar[bool] = False
     kind: Literal["integrated"] = "integrated"
     steps: int = Field(default=32, ge=1)
 
@@ -69,6 +100,8 @@ class SmoothReading(FeatureReading):
     noisy input x + n the relevance (x + n) g, or the ``gradient`` g.
     """
 
+    accounts: ClassVar[bool] = False
+    at_given: ClassVar[bool] = False
     kind: Literal["smooth"] = "smooth"
     samples: int = Field(default=50, ge=1)
     sigma: float = Field(default=0.15, ge=0)
@@ -142,13 +175,12 @@ class PositionReading(FeatureReading):
     absolute: bool = True
 
 
-AnyReading = Annotated[
-    InputReading
-    | AttentionReading
-    | StreamsReading
-    | DifferenceReading
-    | IntegratedReading
-    | SmoothReading
-    | PositionReading,
-    Field(discriminator="kind"),
-]
+def reading_of(content: Mapping[str, Any]) -> Reading:
+    """The reading that a mapping asks for, by its ``kind``.
+
+    Raises :class:`RulesetError` for an unknown kind, pydantic's ``ValidationError`` for anything else that is wrong.
+    """
+    kind = content.get("kind")
+    if kind not in READINGS:
+        raise RulesetError(f"There is no reading '{kind}'.{nearest(str(kind), READINGS)}")
+    return READINGS[kind].model_validate(content)

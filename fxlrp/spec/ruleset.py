@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
+from torch import Tensor
 
 from fxlrp.errors import RulesetError, nearest
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import find_rule
-from fxlrp.rules.rule import ALIASES, RULES
+from fxlrp.rules.rule import ALIASES, RULES, Message
+from fxlrp.spec.changes import Change
 from fxlrp.spec.citation import Citation, RulesetInfo, Switch
+from fxlrp.spec.files import folder, position, read
 from fxlrp.spec.lines import CLASS_ALIASES, CLASSES, Line, Scope, labels
-from fxlrp.spec.readings import AnyReading, InputReading
+from fxlrp.spec.readings import READINGS, InputReading, Reading, reading_of
+from fxlrp.spec.seeds import LOGIT, NamedSeed
 
 #: What a ruleset takes from the one that it extends unless it says otherwise, besides rules.
 INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "fold")
@@ -30,7 +35,14 @@ INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "f
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a ruleset file, for editors; ``rulesets/ruleset.schema.json`` holds it."""
-    return Ruleset.model_json_schema(by_alias=True)
+    with warnings.catch_warnings():  # a seed says its default itself
+        warnings.filterwarnings("ignore", "Default value .* is not JSON serializable")
+        schema = Ruleset.model_json_schema(by_alias=True)
+    kinds: Any = tuple(dict.fromkeys(READINGS.values()))
+    readings = TypeAdapter(Annotated[Union[kinds], Field(discriminator="kind")]).json_schema(by_alias=True)  # noqa: UP007
+    schema["$defs"] |= readings.pop("$defs")
+    schema["properties"]["readout"] = readings | {"default": schema["properties"]["readout"]["default"]}
+    return schema
 
 
 class Ruleset(BaseModel):
@@ -54,9 +66,9 @@ class Ruleset(BaseModel):
     rules: tuple[Line, ...] = ()
     message: Literal["gradient", "relevance"] = "gradient"
     bias: Literal["source", "distribute"] = "source"
-    seed: Literal["logit", "one", "probability", "contrastive"] = "logit"
+    seed: NamedSeed = LOGIT
     temperature: float = Field(default=1.0, gt=0)
-    readout: AnyReading = InputReading()
+    readout: SerializeAsAny[Reading] = InputReading()
     fold: tuple[Literal["affine"], ...] = ()
     fallback: str = "gradient"
     conserves: str = ""
@@ -76,6 +88,24 @@ class Ruleset(BaseModel):
         """The identity of the ruleset, as results keep it."""
         cite = self.citation
         return RulesetInfo(self.name, self.version, self.hash, self.title, str(cite or ""), cite.url if cite else None)
+
+    @property
+    def takes(self) -> Message:
+        """The message that the ruleset asks for throughout."""
+        return Message(self.message)
+
+    def explained(self, logits: Tensor) -> Tensor:
+        """The scores [..., classes] of which one entry per sample is explained."""
+        return self.seed.explained(logits, self.temperature, self.takes)
+
+    def begun(self, logits: Tensor) -> Tensor:
+        """What relevance begins as at each entry of the logits, [..., classes]."""
+        return self.seed.begun(logits, self.temperature)
+
+    @property
+    def begins_as_explained(self) -> bool:
+        """Whether relevance begins as the explained scalar itself, with a gradient of one."""
+        return self.seed.amount is None and (self.seed.linear or self.takes is Message.GRADIENT)
 
     @property
     def compares(self) -> bool:
@@ -110,42 +140,50 @@ class Ruleset(BaseModel):
             None,
         )
 
-    def override(self, where: str | Mapping[str, str | bool] | None = None, **changes: Any) -> Ruleset:
-        """A copy with some choices changed.
+    def override(
+        self,
+        where: str | Mapping[str, str | bool] | None = None,
+        *,
+        fields: Mapping[str, Any] | None = None,
+        rules: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> Ruleset:
+        """A copy with some choices changed: fields of the ruleset, rules, and parameters of the rules it has.
 
-        Each keyword is a field of the ruleset (``bias="distribute"``), a pattern or operator class with its new
-        rule (``linear={"rule": "gamma", "gamma": 0.05}``, ``activation="gradient"``; write ``**{"norm.mean":
-        "constant"}`` for a part), or a parameter's name, set on all rules that take it (``epsilon=0.1``).
-        A mapping without a rule changes parameters of the entries that match it (``linear={"epsilon": 0.1}``).
+        ``fields``: by name (``{"bias": "distribute"}``). ``rules``: by pattern, part of a pattern or operator class
+        (``{"linear": {"rule": "gamma", "gamma": 0.05}, "norm.mean": "constant"}``); a mapping without a rule changes
+        parameters of the lines that match (``{"linear": {"epsilon": 0.1}}``). ``params``: set on all rules that take
+        them (``{"epsilon": 0.1}``). Any of these may be given as a keyword of its own as long as its name is but one
+        of the three: ``override(bias="distribute", activation="gradient", epsilon=0.1)``.
+
         ``where`` limits new rules: ``"*.mlp.*"``, ``{"module": ..., "class": ...}`` or ``{"first": True}``. Raises
-        :class:`RulesetError` for unknown names.
+        :class:`RulesetError` for unknown names and values, and for a ``where`` without a new rule.
         """
+        known = {name for name in type(self).model_fields if name not in ("rules", "name", "extends")}
+        given = Change(fields or {}, rules or {}, params or {})
+        change = Change.of(self.name, known, self.rules, given, changes)
         place = {"module": where} if isinstance(where, str) else dict(where or {})
-        fields = {k: v for k, v in changes.items() if k in type(self).model_fields and k not in ("rules", "name")}
-        new: list[dict[str, Any]] = []
-        rules = [entry.model_dump(by_alias=True) for entry in self.rules]
-        for key, value in changes.items():
-            if key in fields:
-                continue
-            if CLASS_ALIASES.get(key, key) in labels():
-                if isinstance(value, Mapping) and "rule" not in value:
-                    _amend(rules, CLASS_ALIASES.get(key, key), value, self.name)
-                else:
-                    new.append(_entry(key, value, place))
-            elif any(key in r.parameters for r in RULES.values()):
-                for entry in rules:
-                    if key in find_rule(entry["rule"]).parameters:
-                        entry["params"] = {**entry["params"], key: value}
+        lines = [line.model_dump(by_alias=True) for line in self.rules]
+        new = []
+        for match, value in change.rules.items():
+            if isinstance(value, Mapping) and "rule" not in value:
+                _amend(lines, match, value, self.name)
             else:
-                raise RulesetError(f"Ruleset '{self.name}' cannot override '{key}'.{nearest(key, labels())}")
-        if isinstance(fields.get("readout"), Mapping):
-            known = (
-                self.readout.model_dump()
-                if fields["readout"].get("kind", self.readout.kind) == self.readout.kind
-                else {}
+                new.append(_line(match, value, place))
+        if place and not new:
+            raise RulesetError(
+                f"where={where!r} says where a new rule applies, but no rule was given: name one, as in "
+                'override(linear={"rule": "gamma"}, where="*.mlp.*").'
             )
-            fields["readout"] = {**known, **fields["readout"]}
-        content = {**self.model_dump(by_alias=True), **fields, "rules": new + rules, "extends": None}
+        for line in lines:
+            taken = {name: value for name, value in change.params.items() if name in find_rule(line["rule"]).parameters}
+            line["params"] = {**line["params"], **taken}
+        content = {**self.model_dump(by_alias=True), **change.fields, "rules": new + lines, "extends": None}
+        asked = change.fields.get("readout")
+        if isinstance(asked, Mapping):  # of the same kind it changes some of the settings, else it replaces them
+            same = asked.get("kind", self.readout.kind) == self.readout.kind
+            content["readout"] = {**(self.readout.model_dump() if same else {}), **asked}
         return _validated(content, f"override of '{self.name}'", None)
 
     def switch(self, *names: str) -> Ruleset:
@@ -175,7 +213,7 @@ def _amend(rules: list[dict[str, Any]], match: str, params: Mapping[str, Any], n
         entry["params"] = {**entry["params"], **params}
 
 
-def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
+def _line(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
     spec: dict[str, Any] = {"rule": value} if isinstance(value, str) else dict(value)
     known = {key: spec.pop(key) for key in ("rule", "params", "where", "post", "scope") if key in spec}
     return {
@@ -185,13 +223,6 @@ def _entry(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
         "params": {**known.get("params", {}), **spec},
         **{key: known[key] for key in ("post", "scope") if key in known},
     }
-
-
-def folder() -> Path:
-    """Where the packaged rulesets lie: inside the installed package, or beside it in a source checkout."""
-    here = Path(__file__).parent
-    packaged = here / "_rulesets"
-    return packaged if packaged.is_dir() else here.parents[1] / "rulesets"
 
 
 def rulesets() -> list[str]:
@@ -221,25 +252,8 @@ def ruleset(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
     return _load(packaged)
 
 
-@lru_cache(maxsize=64)
-def _read(path: Path, changed: float) -> tuple[dict[str, Any], yaml.Node | None]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{path.name}:{mark.line + 1}:{mark.column + 1}" if mark else path.name
-        raise RulesetError(f"{place}: not valid YAML: {error.problem}.") from error
-    if not isinstance(content, dict):
-        raise RulesetError(
-            f"{path.name}:1:1: a ruleset is a mapping with 'name' and 'rules', not {type(content).__name__}."
-        )
-    return content, node
-
-
 def _load(path: Path) -> Ruleset:
-    content, node = _read(path, path.stat().st_mtime)
+    content, node = read(path, path.stat().st_mtime)
     return _complete(dict(content), path.name, node, path.parent)
 
 
@@ -250,7 +264,7 @@ def _complete(content: dict[str, Any], origin: str, node: yaml.Node | None, besi
         return own
     path = _extended(own.extends, beside)
     if not path.is_file():
-        place = _position(node, ("extends",))
+        place = position(node, ("extends",))
         raise RulesetError(
             f"{origin}{place}: extends unknown ruleset '{own.extends}'.{nearest(own.extends, rulesets())}"
         )
@@ -275,23 +289,30 @@ def origins(source: str | Path | Mapping[str, Any] | Ruleset) -> tuple[str, ...]
         content = dict(source)
     else:
         path = Path(source) if Path(source).is_file() else folder() / f"{source}.yaml"
-        content, beside = _read(path, path.stat().st_mtime)[0], path.parent
+        content, beside = read(path, path.stat().st_mtime)[0], path.parent
     own = (whole.name,) * len(content.get("rules") or ())
     return own + (origins(_extended(content["extends"], beside)) if content.get("extends") else ())
 
 
 def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> Ruleset:
+    known: Mapping[str, Any] = Ruleset.model_fields
+    inside: tuple[str, ...] = ()
     try:
+        if isinstance(content.get("readout"), Mapping):  # of a class that its kind names, perhaps a registered one
+            inside = ("readout",)
+            content = {**content, "readout": reading_of(content["readout"])}
+            inside = ()
         made = Ruleset.model_validate(content)
+    except RulesetError as error:
+        raise RulesetError(f"{origin}{position(node, (*inside, 'kind'))}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        path = tuple(first["loc"])
-        key = str(path[-1])
+        path = (*inside, *first["loc"])
         hint = ""
         if first["type"] == "extra_forbidden":
-            fields = Line.model_fields if len(path) == 3 else Ruleset.model_fields
-            hint = nearest(key, fields)
-        message = f"{origin}{_position(node, path)}: {'.'.join(map(str, path))}: {first['msg']}.{hint}"
+            fields = READINGS[content["readout"]["kind"]].model_fields if inside else known
+            hint = nearest(str(path[-1]), Line.model_fields if len(path) == 3 else fields)
+        message = f"{origin}{position(node, path)}: {'.'.join(map(str, path))}: {first['msg']}.{hint}"
         raise RulesetError(message) from None
     for index, entry in enumerate(made.rules):
         _check_entry(entry, index, origin, node)
@@ -301,21 +322,21 @@ def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> 
 
 def _check_entry(entry: Line, index: int, origin: str, node: yaml.Node | None) -> None:
     if entry.match not in labels():
-        place = _position(node, ("rules", index, "match"))
+        place = position(node, ("rules", index, "match"))
         raise RulesetError(f"{origin}{place}: nothing is called '{entry.match}'.{nearest(entry.match, labels())}")
     try:
         chosen, _ = entry.bound
     except RulesetError as error:
         key = "params" if ALIASES.get(entry.rule, entry.rule) in RULES else "rule"
-        raise RulesetError(f"{origin}{_position(node, ('rules', index, key))}: {error}") from None
+        raise RulesetError(f"{origin}{position(node, ('rules', index, key))}: {error}") from None
     if (entry.where.first or entry.where.last) and (entry.match in PATTERNS or entry.match in ("any", "fork")):
         raise RulesetError(
-            f"{origin}{_position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "
+            f"{origin}{position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "
             f"a class or the parts of a pattern; '{entry.match}' is neither."
         )
     fitting = {Scope.SUBLAYER: entry.match == "residual", Scope.PATTERN: "." in entry.match}
     if not fitting.get(entry.scope, True):
-        place = _position(node, ("rules", index, "scope"))
+        place = position(node, ("rules", index, "scope"))
         wanted = (
             "'residual'" if entry.scope is Scope.SUBLAYER else "the part in which a pattern ends (attention.output)"
         )
@@ -323,26 +344,9 @@ def _check_entry(entry: Line, index: int, origin: str, node: yaml.Node | None) -
     classes = {*CLASSES, "residual"}
     category = "add" if entry.match == "residual" else entry.match
     if entry.match in classes and entry.match != "any" and not chosen.fits(category):
-        place = _position(node, ("rules", index, "rule"))
+        place = position(node, ("rules", index, "rule"))
         valid = sorted(r.name for r in RULES.values() if r.fits(category))
         raise RulesetError(
             f"{origin}{place}: rule '{chosen.name}' is for {', '.join(chosen.on)}, not for '{entry.match}'. "
             f"Rules for it: {', '.join(valid)}."
         )
-
-
-def _position(node: yaml.Node | None, path: Sequence[Any]) -> str:
-    """``:line:column`` of the deepest part of ``path`` that the file has."""
-    if node is None:
-        return ""
-    place = node.start_mark
-    for key in path:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
-            if pair is None:
-                break
-            place, node = pair[0].start_mark, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            place = node.start_mark
-    return f":{place.line + 1}:{place.column + 1}"

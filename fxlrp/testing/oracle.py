@@ -20,7 +20,7 @@ from fxlrp.engine.targets import Target, resolve
 from fxlrp.explain.model import ConvertedModel
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.planning.plan import Decision, Plan
-from fxlrp.rules import Conserves, Rule, take_apart
+from fxlrp.rules import Conserves, take_apart
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import ratio
 
@@ -114,12 +114,8 @@ def _seed(
     leaves = [y for y in cut if isinstance(y, Tensor) and y.requires_grad]
     rules = lrp.ruleset
     with torch.enable_grad():
-        logits = chosen(outputs, "logit")
-        explained = chosen(outputs, rules.seed, rules.temperature) if rules.message == "gradient" else logits
-    wanted = {"logit": logits, "one": torch.ones_like(logits)}.get(rules.seed)
-    if wanted is None:
-        wanted = chosen(outputs, "probability", rules.temperature)
-    begun = (wanted / explained).detach()
+        explained = chosen(outputs, rules.explained)
+    begun = (chosen(outputs, rules.begun) / explained).detach()
     grads = iter(torch.autograd.grad((begun * explained).sum(), leaves, allow_unused=True))
     seeds: list[Tensor | None] = []
     for y in cut:
@@ -148,7 +144,7 @@ def _step(plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dic
     relevance = [arrived.get((node, index)) for index in range(len(parts))]
     if all(r is None for r in relevance) or (decision and decision.rule.conserves is Conserves.NOTHING):
         return
-    if decision is None or decision.rule.name == "gradient" or _is_plain_sum(node, decision.rule):
+    if decision is None or decision.rule.plain:
         _by_gradient(plan, node, values, relevance, arrived)
         return
     site = take_apart(node, plan.carrying.__contains__)
@@ -160,11 +156,6 @@ def _step(plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dic
         if site.operation.live[index]:
             x = operands[index]
             _arrive(arrived, site.operands[index], 0, _finite(x, share.sum_to_size(x.shape)))
-
-
-def _is_plain_sum(node: fx.Node, rule: Rule) -> bool:
-    """Whether a rule for two terms stands on a sum with a number: relevance is then shared in proportion."""
-    return rule.name == "normalised_add" and len(nodes_in(node, (0, 1))) < 2
 
 
 def _by_gradient(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxlrp.graph.activations import SLOPES
 from fxlrp.rewrite import kernels
-from fxlrp.rules import RULES, elementary, gamma, linear, primitives, product, shares
+from fxlrp.rules import RULES, choices, elementary, gamma, linear, primitives, product, shares
 from fxlrp.rules.rule import twin
 from tests.mutants.mutant import Mutant, attribute, changed_rule, closes, entry, kernel, on, rule
 from tests.properties import test_properties
@@ -109,12 +109,12 @@ RULE_MUTANTS = (
     Mutant("normalised add without sign", attribute(product, "balance", _without_sign), rule("normalised_add")),
     Mutant(
         "epsilon with the wrong sign",
-        entry(primitives.STABILISERS, "signed", lambda z, epsilon: primitives.away_from_zero(z, -epsilon)),
+        entry(choices.FORMS, choices.Stabiliser.SIGNED, lambda z, epsilon: choices.away_from_zero(z, -epsilon)),
         test_rules.test_stabilisers,
     ),
     Mutant(
         "a masked stabiliser does not mask",
-        entry(primitives.STABILISERS, "masked", lambda z, epsilon: z + epsilon),
+        entry(choices.FORMS, choices.Stabiliser.MASKED, lambda z, epsilon: z + epsilon),
         test_rules.test_stabilisers,
     ),
     Mutant(
@@ -240,7 +240,7 @@ KERNEL_MUTANTS = (
     ),
     Mutant(
         "attention kernel scales nothing",
-        attribute(kernels, "_shares", lambda region, part: (1.0, 1.0)),
+        attribute(kernels.Region, "scales", lambda region, part: (1.0, 1.0)),
         kernel("sdpa", "attnlrp"),
     ),
 )

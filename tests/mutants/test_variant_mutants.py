@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fxlrp.engine import targets
 from fxlrp.graph.operators import Kind
 from fxlrp.readout import difference, paths, positions
 from fxlrp.rewrite import graph as rewriting
 from fxlrp.rules import RULES, elementary, primitives, rescale
+from fxlrp.spec import seeds
 from tests.mutants.mutant import Mutant, attribute, entry
 from tests.readout import test_references
 from tests.rules import test_rules
@@ -63,6 +64,10 @@ def _sums_up(name: str) -> Any:
     return lambda: test_references.test_differences_add_up(name, True)
 
 
+def _seed(seed: seeds.Seed, scores: Any) -> Any:
+    return entry(seeds.SEEDS, seed.name, replace(seed, scores=scores))
+
+
 def _contrast() -> None:
     test_later.test_contrastive_relevance_is_the_targets_less_the_mean_of_the_others("gradient")
 
@@ -103,10 +108,10 @@ MUTANTS = (
         attribute(paths, "_noisy", _louder),
         test_references.test_smoothed_gradients_are_the_mean_over_noisy_inputs,
     ),
-    Mutant("contrast with every class", entry(targets._SCORES, "contrastive", _mean_of_all), _contrast),
+    Mutant("contrast with every class", _seed(seeds.CONTRASTIVE, _mean_of_all), _contrast),
     Mutant(
         "temperature forgotten",
-        entry(targets._SCORES, "probability", _without_temperature),
+        _seed(seeds.PROBABILITY, _without_temperature),
         lambda: test_later.test_probability_seed_is_the_softmax_of_scaled_logits(2.5),
     ),
     Mutant(

@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no input at all": ("relp", {"reference": {"input_idz": torch.ones(2, 6)}}, "has no input 'input_idz'"),
     "an account of differences": ("deeplift-rescale", {"ledger": True}, "sum.. == result.explained"),
     "an account of a mean": ("smoothgrad", {"ledger": True}, "Override readout"),
-    "a path of modules": ("integrated-gradients", {"at": ["bert.pooler"]}, "no straight path"),
+    "a path of modules": ("integrated-gradients", {"at": ["bert.pooler"]}, "says nothing of modules"),
 }
 
 

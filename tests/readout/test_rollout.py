@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import fxlrp
 from fxlrp.report.panels import Layout, digest
 from fxlrp.rules import RULES
+from fxlrp.rules.choices import Stabiliser
 from fxlrp.rules.product import balance
 from fxlrp.rules.rule import Message
 from fxlrp.testing.operations import OPERATIONS
@@ -66,7 +67,7 @@ def test_t07_the_add_as_factors_is_the_add_of_relevance() -> None:
     message = torch.randn(a.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = a + b
     parts = RULES["normalised_add"].references[0](
-        operation, y * message, a, b, whole_batch=False, epsilon=0.0, stabiliser="masked"
+        operation, y * message, a, b, whole_batch=False, epsilon=0.0, stabiliser=Stabiliser.MASKED
     )
     axes = tuple(range(1, a.ndim))
     factors = balance((a * message).sum(axes, keepdim=True), (b * message).sum(axes, keepdim=True))

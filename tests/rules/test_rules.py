@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxlrp.errors import FxlrpError, RulesetError
 from fxlrp.rules import RULES, Cite, Conserves, Operation, Rule
-from fxlrp.rules.primitives import stabilised
+from fxlrp.rules.choices import Stabiliser
 from fxlrp.testing import check_rule
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -97,9 +97,9 @@ def test_a_constant_over_a_value_leaks_twice_what_arrives() -> None:
 
 def test_stabilisers() -> None:
     z = torch.tensor([-1.0, -0.25, 0.0, 2.0])
-    assert stabilised(z, 0.25, "signed").tolist() == [-1.25, -0.5, 0.25, 2.25]
-    assert stabilised(z, 0.25, "unsigned").tolist() == [-0.75, 0.0, 0.25, 2.25]
-    assert stabilised(z, 0.25, "masked").tolist() == [-0.75, 0.25, 0.0, 2.25]
-    assert stabilised(z, 0.0, "masked") is z
+    assert Stabiliser("signed")(z, 0.25).tolist() == [-1.25, -0.5, 0.25, 2.25]
+    assert Stabiliser("unsigned")(z, 0.25).tolist() == [-0.75, 0.0, 0.25, 2.25]
+    assert Stabiliser("masked")(z, 0.25).tolist() == [-0.75, 0.25, 0.0, 2.25]
+    assert Stabiliser("masked")(z, 0.0) is z
     with pytest.raises(RulesetError, match="no stabiliser 'signd'"):
-        stabilised(z, 0.1, "signd")
+        Stabiliser("signd")

@@ -1,0 +1,57 @@
+"""Files of rulesets: where the packaged ones lie, what a file holds, and where in it something stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fxlrp.errors import RulesetError
+
+
+def folder() -> Path:
+    """Where the packaged rulesets lie: inside the installed package, or beside it in a source checkout."""
+    here = Path(__file__).parent
+    packaged = here / "_rulesets"
+    return packaged if packaged.is_dir() else here.parents[1] / "rulesets"
+
+
+@lru_cache(maxsize=64)
+def read(path: Path, changed: float) -> tuple[dict[str, Any], yaml.Node | None]:
+    """What a file holds, and the node that tells lines; read anew where the file ``changed`` (its time).
+
+    Raises :class:`RulesetError` for what is no YAML, or no mapping.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path.name}:{mark.line + 1}:{mark.column + 1}" if mark else path.name
+        raise RulesetError(f"{place}: not valid YAML: {error.problem}.") from error
+    if not isinstance(content, dict):
+        raise RulesetError(
+            f"{path.name}:1:1: a ruleset is a mapping with 'name' and 'rules', not {type(content).__name__}."
+        )
+    return content, node
+
+
+def position(node: yaml.Node | None, path: Sequence[Any]) -> str:
+    """``:line:column`` of the deepest part of ``path`` that the file has."""
+    if node is None:
+        return ""
+    place = node.start_mark
+    for key in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if pair is None:
+                break
+            place, node = pair[0].start_mark, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            place = node.start_mark
+    return f":{place.line + 1}:{place.column + 1}"
