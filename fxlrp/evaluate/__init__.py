@@ -29,7 +29,7 @@ from fxlrp.evaluate.presets import (
     chefer2021_negative,
     chefer2021_positive,
 )
-from fxlrp.evaluate.protocol import Protocol
+from fxlrp.evaluate.protocol import Protocol, protocol
 from fxlrp.evaluate.representative import RepresentativeWords, representative_words
 from fxlrp.evaluate.sanity import ParameterRandomisation
 from fxlrp.evaluate.units import Replacement
@@ -86,6 +86,7 @@ __all__ = [
     "chefer2021_negative",
     "chefer2021_positive",
     "perturbation",
+    "protocol",
     "quantus_explainer",
     "representative_words",
 ]

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Measured
-from fxlrp.evaluate.explanation import CLASSES, Explanation, Of, explain_class
+from fxlrp.evaluate.explanation import Explanation, Of, explain_class
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.evaluate.protocol import Measure, Protocol, protocol
 from fxlrp.explain.model import ConvertedModel, convert
 from fxlrp.spec.ruleset import Ruleset
 
@@ -28,18 +28,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@dataclass(frozen=True)
+@protocol
 class _Captum(Protocol):
     """A metric of captum, for models whose main input is floats; others are given along unchanged."""
 
-    samples: int = 10
+    samples: int = Field(default=10, ge=1)
     of: Of = "predicted"
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.check("of", CLASSES)
-        if self.samples < 1:
-            raise InputError(f"{type(self).__name__} needs at least one of samples.")
 
     def start(self, lrp: ConvertedModel) -> Measure:
         """captum's number for each sample."""
@@ -76,7 +71,7 @@ class _Captum(Protocol):
         return {self.name: -1}
 
 
-@dataclass(frozen=True)
+@protocol
 class CaptumSensitivity(_Captum):
     """max over x' of |R(x') - R(x)| / |R(x)|, x' = x + u with every u_i uniform in [-radius, radius].
 
@@ -109,7 +104,7 @@ class CaptumSensitivity(_Captum):
         return found
 
 
-@dataclass(frozen=True)
+@protocol
 class CaptumInfidelity(_Captum):
     """The mean over x' of (sum_i R_i (x_i - x'_i) / x_i - (f(x) - f(x')))^2, x' = x + noise e with normal e.
 

@@ -6,19 +6,19 @@ In: batches and other conversions. Out: rank correlations of relevance, one for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
-from fxlrp.evaluate.explanation import CLASSES, Explanation, Of, explain, explain_class
+from fxlrp.evaluate.explanation import Explanation, Of, explain, explain_class
 from fxlrp.evaluate.figures import distributions
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.evaluate.protocol import Measure, Protocol, protocol
 from fxlrp.evaluate.ranks import spearman
 from fxlrp.evaluate.units import Tokens
 from fxlrp.explain.model import ConvertedModel
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RHO = "Spearman's rho of relevance"
 
 
-@dataclass(frozen=True)
+@protocol
 class RankCorrelation(Protocol):
     """Spearman's rho, within each sample, of the relevance of its units under ``lrp`` and under each of the ``others``.
 
@@ -50,7 +50,6 @@ class RankCorrelation(Protocol):
     keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self.check("of", CLASSES)
         if not self.others:
             raise InputError("RankCorrelation needs others={name: converted model} to correlate with.")
 
@@ -85,7 +84,7 @@ def _rho(ours: Explanation, theirs: Explanation, present: Tensor | None = None) 
     return spearman(one, other.to(one.device), ours.units.present if present is None else present)
 
 
-@dataclass(frozen=True)
+@protocol
 class Robustness(Protocol):
     """Spearman's rho of relevance before and after a small change of the input that leaves the prediction as it was.
 
@@ -105,16 +104,11 @@ class Robustness(Protocol):
     )
 
     replace: int | None = None
-    noise: float = 0.05
-    draws: int = 5
+    noise: float = Field(default=0.05, gt=0)
+    draws: int = Field(default=5, ge=1)
     of: Of = "predicted"
     keep: tuple[int, ...] = ()
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.check("of", CLASSES)
-        if self.draws < 1 or self.noise <= 0:
-            raise InputError("Robustness needs at least one of draws, and noise above 0.")
 
     def start(self, lrp: ConvertedModel) -> Measure:
         """``spearman`` [samples], mean over the changes that count, and their share, ``kept`` [samples]."""

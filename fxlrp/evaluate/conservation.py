@@ -5,7 +5,6 @@ In: batches. Out: sums of relevance against explained values, and the gap betwee
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
-from fxlrp.evaluate.explanation import CLASSES, Of, selection
+from fxlrp.evaluate.explanation import Of, selection
 from fxlrp.evaluate.figures import against_diagonal
-from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.evaluate.protocol import Measure, Protocol, protocol
 from fxlrp.explain.model import ConvertedModel
 from fxlrp.results.attribution import Attribution
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@protocol
 class Conservation(Protocol):
     """The sum of relevance over all inputs against the explained output, and the gap (begun - sum) / |begun|.
 
@@ -48,9 +47,6 @@ class Conservation(Protocol):
 
     of: Of = "predicted"
     ledger: bool = False
-
-    def __post_init__(self) -> None:
-        self.check("of", CLASSES)
 
     def start(self, lrp: ConvertedModel) -> Measure:
         """``explained``, ``total``, ``gap`` and, with ``ledger``, ``ledger_gap`` [samples], both gaps over |begun|."""

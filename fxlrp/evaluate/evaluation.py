@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fxlrp.errors import InputError, MissingExtraError, nearest
 from fxlrp.evaluate.figures import bars
+from fxlrp.evaluate.resampling import resampled
 from fxlrp.results.views import Viewed
 from fxlrp.spec.citation import RulesetInfo
 
@@ -39,11 +40,10 @@ class Interval:
     level: float = 0.95
 
     @staticmethod
-    def around(value: float, drawn: Sequence[float], level: float) -> Interval:
+    def around(value: float, drawn: Tensor, level: float) -> Interval:
         """The percentile interval of drawn values."""
         tail = (1 - level) / 2
-        bounds = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-        low, high = torch.nanquantile(torch.tensor(drawn, dtype=torch.float64), bounds).tolist()
+        low, high = torch.nanquantile(drawn, torch.tensor([tail, 1 - tail], dtype=drawn.dtype)).tolist()
         return Interval(value, low, high, level)
 
     def __str__(self) -> str:
@@ -126,11 +126,9 @@ class Evaluation(Viewed):
 
         The same ``seed`` draws the same samples for every ruleset, so that intervals of one data set are comparable.
         """
-        found: dict[str, list[float]] = {name: [] for name in self.statistics}
-        for rows in self._draws(draws, seed):
-            for name, value in self._of(rows).items():
-                found[name].append(value)
-        return {name: Interval.around(self.statistics[name], values, level) for name, values in found.items()}
+        drawn = resampled(lambda rows: [*self._of(rows).values()], len(self), draws, seed)
+        named = zip(self.statistics.items(), drawn, strict=True)
+        return {name: Interval.around(value, values, level) for (name, value), values in named}
 
     def less(self, other: Evaluation, name: str, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Interval:
         """A statistic of this evaluation less that of ``other`` on the same samples, with the interval of the paired
@@ -138,13 +136,8 @@ class Evaluation(Viewed):
         """
         if len(self) != len(other):
             raise InputError(f"A paired difference needs the same samples: there are {len(self)} and {len(other)}.")
-        values = [self._of(rows)[name] - other._of(rows)[name] for rows in self._draws(draws, seed)]
-        return Interval.around(self[name] - other[name], values, level)
-
-    def _draws(self, draws: int, seed: int) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(draws):
-            yield torch.randint(len(self), (len(self),), generator=generator)
+        drawn = resampled(lambda rows: [self._of(rows)[name] - other._of(rows)[name]], len(self), draws, seed)
+        return Interval.around(self[name] - other[name], drawn[0], level)
 
     def _of(self, rows: Tensor) -> dict[str, float]:
         return self.protocol.statistics({name: value[rows] for name, value in self.measured.items()})

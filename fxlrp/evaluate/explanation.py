@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from fxlrp.results.attribution import Attribution
 Of = Literal["predicted", "label"]
 #: What is watched of a class: its softmax probability, its logit, or whether it is the arg-max.
 Watched = Literal["probability", "logit", "accuracy"]
-CLASSES, WATCHED = get_args(Of), get_args(Watched)
 #: What is watched of an entry of the logits, as a function of all of them.
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "probability": lambda logits: torch.softmax(logits, -1),

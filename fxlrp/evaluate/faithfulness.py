@@ -6,7 +6,6 @@ leaving units out one by one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
-from fxlrp.evaluate.explanation import CLASSES, WATCHED, Explanation, Of, Watched, explain_class
+from fxlrp.evaluate.explanation import Explanation, Of, Watched, explain_class
 from fxlrp.evaluate.figures import distributions, lines
 from fxlrp.evaluate.groups import patches
 from fxlrp.evaluate.perturbation import Perturbation
-from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.evaluate.protocol import Measure, Protocol, protocol
 from fxlrp.evaluate.ranks import spearman
 from fxlrp.evaluate.units import Replacement
 from fxlrp.explain.model import ConvertedModel
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@protocol
 class AreaBetween(Protocol):
     """ABPC: the area between the curves of the least and of the most relevant units first.
 
@@ -54,8 +53,6 @@ class AreaBetween(Protocol):
     keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self.check("watch", WATCHED)
-        self.check("of", CLASSES)
         _ = self.curves
 
     @property
@@ -92,7 +89,7 @@ class AreaBetween(Protocol):
         return lines(self.curves[0].steps, named, "fraction of units replaced", up, title)
 
 
-@dataclass(frozen=True)
+@protocol
 class Eraser(Protocol):
     """Comprehensiveness and sufficiency of the most relevant units, of which a rationale would be made.
 
@@ -119,7 +116,6 @@ class Eraser(Protocol):
     keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self.check("of", CLASSES)
         if not self.shares or min(self.shares) <= 0:
             raise InputError(f"shares={self.shares} must be above 0.")
         _ = self.curves
@@ -156,7 +152,7 @@ class Eraser(Protocol):
         return lines(self.shares, evaluation.measured, "most relevant units", up, evaluation.ruleset.name)
 
 
-@dataclass(frozen=True)
+@protocol
 class LeaveOneOut(Protocol):
     """Spearman's rho, within each sample, of the relevance of units i and f(x) - f(x with unit i replaced).
 
@@ -178,10 +174,6 @@ class LeaveOneOut(Protocol):
     of: Of = "predicted"
     keep: tuple[int, ...] = ()
     patch: int | None = None
-
-    def __post_init__(self) -> None:
-        self.check("watch", WATCHED)
-        self.check("of", CLASSES)
 
     def start(self, lrp: ConvertedModel) -> Measure:
         """``spearman`` by sample."""

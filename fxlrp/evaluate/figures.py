@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from fxlrp.errors import MissingExtraError
+from fxlrp.evaluate.resampling import band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,16 +124,6 @@ def against_diagonal(
     right.set_xlabel(names[2])
     right.set_ylabel("samples")
     return figure
-
-
-def band(values: torch.Tensor, draws: int, level: float = 0.95, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bootstrap bounds [F] of the mean over samples of values [samples, F]."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = torch.stack([values[row].nanmean(0) for row in rows])
-    tail = (1 - level) / 2
-    low, high = torch.nanquantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype), dim=0)
-    return low, high
 
 
 def bars(intervals: Mapping[str, Bounds], title: str) -> Figure:

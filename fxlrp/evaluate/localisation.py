@@ -6,8 +6,7 @@ maps as segmentations; F1 of the most relevant tokens as rationales.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,19 +14,20 @@ from torch import Tensor
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
-from fxlrp.evaluate.explanation import CLASSES, Of, explain_class
+from fxlrp.evaluate.explanation import Of, explain_class
 from fxlrp.evaluate.figures import lines
-from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.evaluate.protocol import Measure, Protocol, protocol
 from fxlrp.explain.model import ConvertedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: What a map of signed relevance is made into before it is normalised.
+Sign = Literal["as-is", "absolute", "positive"]
 SIGNS = {"as-is": lambda relevance: relevance, "absolute": torch.abs, "positive": torch.relu}
 
 
-@dataclass(frozen=True)
+@protocol
 class Segmentation(Protocol):
     """Relevance maps as segmentations of what an image shows.
 
@@ -52,11 +52,7 @@ class Segmentation(Protocol):
     )
 
     of: Of = "predicted"
-    sign: str = "as-is"
-
-    def __post_init__(self) -> None:
-        self.check("of", CLASSES)
-        self.check("sign", SIGNS)
+    sign: Sign = "as-is"
 
     def start(self, lrp: ConvertedModel) -> Measure:
         """Sums over pixels: ``correct`` and ``labelled`` [samples], ``intersection`` and ``union`` [samples, 2] around
@@ -117,7 +113,7 @@ def _precision(relevance: Tensor, truth: Tensor) -> float:
     return float(average_precision_score(wanted.flatten().cpu().numpy(), scores.flatten().cpu().numpy()))
 
 
-@dataclass(frozen=True)
+@protocol
 class TokenF1(Protocol):
     """The k most relevant tokens of a text against those that people marked as its rationale.
 
@@ -139,7 +135,6 @@ class TokenF1(Protocol):
     keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self.check("of", CLASSES)
         if not self.counts or min(self.counts) < 1 or list(self.counts) != sorted(set(self.counts)):
             raise InputError(f"counts={self.counts} must be numbers of tokens that rise from 1.")
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Evaluation, Measured
-from fxlrp.evaluate.explanation import CLASSES, WATCHED, Explanation, Of, Watched, at_places, explain_class
+from fxlrp.evaluate.explanation import Explanation, Of, Watched, at_places, explain_class
 from fxlrp.evaluate.figures import lines
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Measure, Protocol
-from fxlrp.evaluate.units import ORDERS, Replacement
+from fxlrp.evaluate.protocol import Measure, Protocol, protocol
+from fxlrp.evaluate.units import Replacement
 from fxlrp.explain.model import ConvertedModel
 from fxlrp.spec.citation import RulesetInfo
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Order = Literal["most", "least", "absolute-most", "absolute-least", "random"]
 
 
-@dataclass(frozen=True)
+@protocol
 class Perturbation(Protocol):
     """f(x) when a growing fraction of an input's units is gone (``mode="remove"``) or is back (``mode="add"``).
 
@@ -64,11 +64,6 @@ class Perturbation(Protocol):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.check("order", ORDERS)
-        self.check("mode", ("add", "remove"))
-        self.check("watch", WATCHED)
-        self.check("of", CLASSES)
-        self.check("rounding", ("up", "down"))
         if not all(0 <= f <= 1 for f in self.steps) or list(self.steps) != sorted(set(self.steps)):
             raise InputError(f"fractions must rise from 0 to 1; {self.fractions} do not.")
         if len(self.steps) < 2:

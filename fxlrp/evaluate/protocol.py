@@ -5,12 +5,15 @@ In: a converted model and batches. Out: an :class:`~fxlrp.evaluate.evaluation.Ev
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+import re
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -23,16 +26,51 @@ from fxlrp.explain.model import ConvertedModel
 from fxlrp.spec.citation import RulesetInfo
 
 Measure = Callable[[Batch], Measured]
+P = TypeVar("P")
 
 
-class Protocol(Measurement):
-    """How relevance is evaluated. Subclasses are frozen dataclasses whose fields are the protocol's options."""
+class _CheckedOptions(ABCMeta):
+    """Makes what pydantic says of a wrong option an :class:`InputError`."""
 
-    def check(self, option: str, valid: Iterable[str]) -> None:
-        """Raise :class:`InputError` where an option is none of the ``valid`` ones."""
-        value, known = getattr(self, option), tuple(valid)
-        if value not in known:
-            raise InputError(f"{type(self).__name__} has no {option}='{value}'.{nearest(str(value), known)}")
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        try:
+            return super().__call__(*args, **options)
+        except ValidationError as error:
+            raise InputError(_wrong_option(cls, error)) from None
+
+
+def _wrong_option(cls: Any, error: ValidationError) -> str:
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "literal_error"), errors[0])
+    place = first["loc"][0] if first["loc"] else ""
+    name = [*cls.__dataclass_fields__][place] if isinstance(place, int) else place  # given by position, or by name
+    given, protocol = first["input"], cls.__name__
+    if first["type"] == "literal_error":
+        valid = re.findall(r"'([^']*)'", str(first["ctx"]["expected"]))
+        return f"{protocol} has no {name}='{given}'.{nearest(str(given), valid)}"
+    bounds = {
+        "greater_than_equal": "at least {ge}",
+        "greater_than": "above {gt}",
+        "less_than_equal": "at most {le}",
+        "too_short": "at least {min_length} of them",
+    }
+    if first["type"] in bounds:
+        return f"{protocol}: {name} must be {bounds[first['type']].format(**first['ctx'])}, not {given!r}."
+    return f"{protocol}: {name}={given!r} is wrong: {first['msg'][:1].lower()}{first['msg'][1:]}."
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def protocol(cls: type[P]) -> type[P]:
+    """Make a subclass of :class:`Protocol` a frozen dataclass whose options are checked against their types."""
+    made: Any = dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))(cls)
+    checked: type[P] = made
+    return checked
+
+
+class Protocol(Measurement, metaclass=_CheckedOptions):
+    """How relevance is evaluated. Subclasses are frozen dataclasses whose fields are the protocol's options; with
+    :func:`protocol` an option of a wrong type or value is an :class:`InputError`.
+    """
 
     @abstractmethod
     def start(self, lrp: ConvertedModel) -> Measure:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -18,9 +17,9 @@ from fxlrp.engine.conventions import block_names
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Evaluation, Measured, Wording
-from fxlrp.evaluate.explanation import CLASSES, Of, explain, explain_class
+from fxlrp.evaluate.explanation import Of, explain, explain_class
 from fxlrp.evaluate.figures import lines
-from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.evaluate.protocol import Measure, Protocol, protocol
 from fxlrp.evaluate.ranks import spearman
 from fxlrp.explain.model import ConvertedModel, convert
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@protocol
 class ParameterRandomisation(Protocol):
     """Spearman's rho, within each sample, of its relevance and of that under randomised parameters.
 
@@ -58,9 +57,6 @@ class ParameterRandomisation(Protocol):
     of: Of = "predicted"
     keep: tuple[int, ...] = ()
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.check("of", CLASSES)
 
     def start(self, lrp: ConvertedModel) -> Measure:
         """rho by stage, named '00 ...', '01 ...' from the output down: [samples, 2], of relevance and of its size."""

@@ -6,7 +6,6 @@ sentences that the model gets right and of those that it gets wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -20,7 +19,7 @@ from fxlrp.evaluate.explanation import Explanation, explain_class
 from fxlrp.evaluate.figures import lines
 from fxlrp.evaluate.groups import Grouped, words
 from fxlrp.evaluate.memory import drawing
-from fxlrp.evaluate.protocol import Measure, Protocol
+from fxlrp.evaluate.protocol import Measure, Protocol, protocol
 from fxlrp.evaluate.units import Tokens
 from fxlrp.explain.model import ConvertedModel
 from fxlrp.readout.inputs_at import point_of
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 GROUPS = ("correct", "wrong")
 
 
-@dataclass(frozen=True)
+@protocol
 class WordDeletion(Protocol):
     """Accuracy when n words of a sentence are gone, for every n in ``counts``.
 
@@ -64,9 +63,6 @@ class WordDeletion(Protocol):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.check("order", ("relevance", "random"))
-        if isinstance(self.delete, str):
-            self.check("delete", ("zero", "drop"))
         if not self.counts or min(self.counts) < 0 or list(self.counts) != sorted(set(self.counts)):
             raise InputError(f"counts={self.counts} must be numbers of words that rise from 0.")
         if self.counts[-1] > self.min_words:

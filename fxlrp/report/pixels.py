@@ -1,14 +1,12 @@
 """Relevance as a picture: in goes an array of signed values, out comes a small PNG as a ``data:`` address.
 
-Colour carries the sign and opacity the magnitude, so one picture suits light and dark pages alike. Written by
-hand because a PNG is 30 lines and an imaging library is a dependency.
+Colour carries the sign and opacity the magnitude, so one picture suits light and dark pages alike.
 """
 
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
+import io
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +18,6 @@ STRIPES = 7
 """Of so many pixels of a diagonal two are white where relevance is negative."""
 PALE = 0.45
 """What black becomes below relevance."""
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def _block(values: npt.NDArray[np.float64]) -> int:
@@ -83,14 +77,8 @@ def overlay_data_uri(values: npt.NDArray[np.float64], grey: npt.NDArray[np.float
 
 def _data_uri(picture: npt.NDArray[np.uint8]) -> str:
     """A PNG of pixels ``[height, width, 4]``: red, green, blue, opacity."""
-    height, width = picture.shape[:2]
-    rows = b"".join(b"\0" + row.tobytes() for row in picture)  # each row is preceded by its filter, 0 = none
-    png = b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)),
-            _chunk(b"IDAT", zlib.compress(rows, 9)),
-            _chunk(b"IEND", b""),
-        )
-    )
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

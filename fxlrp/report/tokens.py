@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 SPACE_SPM = "\N{LOWER ONE EIGHTH BLOCK}"
 SPACE_BYTES = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
@@ -30,18 +31,10 @@ class Piece:
 
 
 @cache
-def _byte_of_character() -> dict[str, int]:
-    """The printable stand-in of each byte in byte-level BPE (Radford et al. 2019), inverted."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+def _byte_decoder() -> Any:
+    from tokenizers.decoders import ByteLevel
 
-
-def _decode_bytes(token: str) -> str:
-    table = _byte_of_character()
-    if any(character not in table for character in token):  # a special token, spelled in plain text
-        return token
-    return bytes(table[character] for character in token).decode("utf-8", errors="replace")
+    return ByteLevel()
 
 
 def _is_special(token: str) -> bool:
@@ -69,7 +62,7 @@ def readable(tokens: Sequence[str]) -> tuple[Piece, ...]:
         begins_word = after_special or special
         text = raw
         if marks_words and not special:
-            text = _decode_bytes(raw) if byte_level else raw.replace(SPACE_SPM, " ")
+            text = _byte_decoder().decode([raw]) if byte_level else raw.replace(SPACE_SPM, " ")
             begins_word = begins_word or text[:1].isspace()
             text = text.removeprefix(" ") if text.strip() else text
         elif raw.startswith("##") and len(raw) > 2:

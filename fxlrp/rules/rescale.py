@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,11 +36,9 @@ def between(x: Tensor, reference: Tensor, place: float) -> Tensor:
 
 
 def gauss_legendre(count: int) -> list[tuple[float, float]]:
-    """Places in [0, 1] and weights that integrate polynomials of degree 2 count - 1 exactly (Golub & Welsch 1969)."""
-    n = torch.arange(1, count, dtype=torch.float64)
-    off = n / (4 * n * n - 1).sqrt()
-    places, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return list(zip((0.5 * (1 + places)).tolist(), vectors[0].square().tolist(), strict=True))
+    """Places in [0, 1] and weights that integrate polynomials of degree 2 count - 1 exactly."""
+    places, weights = np.polynomial.legendre.leggauss(count)
+    return list(zip((0.5 * (1 + places)).tolist(), (0.5 * weights).tolist(), strict=True))
 
 
 @rule(

@@ -101,7 +101,7 @@ def test_what_quantus_calls() -> None:
 def test_errors(lrp: fxlrp.ConvertedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(fxlrp.InputError, match="not token ids"):
         CaptumSensitivity().run(fxlrp.convert(Votes().eval(), "gradient"), IDS)
-    with pytest.raises(fxlrp.InputError, match="at least one of samples"):
+    with pytest.raises(fxlrp.InputError, match="samples must be at least 1, not 0"):
         CaptumInfidelity(samples=0)
     importing = builtins.__import__
 

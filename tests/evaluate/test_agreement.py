@@ -226,7 +226,7 @@ def test_a_sum_that_loses_an_input_is_noticed(net: fxlrp.ConvertedModel, monkeyp
 def test_errors(net: fxlrp.ConvertedModel, votes: fxlrp.ConvertedModel) -> None:
     with pytest.raises(fxlrp.InputError, match="needs others"):
         RankCorrelation({})
-    with pytest.raises(fxlrp.InputError, match="at least one of draws"):
+    with pytest.raises(fxlrp.InputError, match="draws must be at least 1, not 0"):
         Robustness(draws=0)
     with pytest.raises(fxlrp.InputError, match="Did you mean 'predicted'"):
         Conservation(of="predict")  # type: ignore[arg-type]
