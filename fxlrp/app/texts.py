@@ -42,7 +42,7 @@ def read_texts(path: Path, limit: int | None = None) -> list[LabelledText]:
     :class:`InputError` for another kind of file, a missing column, a line that is no text and a file without any.
     """
     if path.suffix not in _READERS:
-        raise InputError(f"'{path}' is no table of texts.{nearest(path.suffix, _READERS)}")
+        raise InputError(f"'{path}' is not a table of texts.{nearest(path.suffix, _READERS)}")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             found = [_text(path, line, row) for line, row in islice(_READERS[path.suffix](file), limit)]
@@ -71,7 +71,7 @@ def _objects(file: Iterable[str]) -> Rows:
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
-                raise InputError(f"Line {line} is no JSON: {error}.") from error
+                raise InputError(f"Line {line} is not JSON: {error}.") from error
             yield line, row if isinstance(row, dict) else {}
 
 
@@ -142,7 +142,9 @@ def _unknown(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
-    raise InputError("The tokenizer has no token that says nothing ([UNK], [MASK]); perturbation needs one.")
+    raise InputError(
+        "The tokenizer has neither [UNK] nor [MASK], and perturbation needs one of them to put in a word's place."
+    )
 
 
 #: The protocols that apply to any classifier of texts, by the names of ``fxlrp compare --metrics``.

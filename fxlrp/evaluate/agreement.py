@@ -79,7 +79,7 @@ def _rho(ours: Explanation, theirs: Explanation, present: Tensor | None = None) 
     if one.shape != other.shape:
         raise InputError(
             f"Relevance of shape {tuple(one.shape)} under '{ours.lrp.ruleset.name}' and of shape {tuple(other.shape)} "
-            f"under '{theirs.lrp.ruleset.name}' belong to other units: ranks cannot be compared."
+            f"under '{theirs.lrp.ruleset.name}' are of different units, so their ranks cannot be compared."
         )
     return spearman(one, other.to(one.device), ours.units.present if present is None else present)
 

@@ -37,7 +37,9 @@ class Batch:
             return item
         if isinstance(item, (tuple, list)):
             if not 1 <= len(item) <= 3:
-                raise InputError(f"A batch is (inputs, labels, truth) or begins like it, not {len(item)} things.")
+                raise InputError(
+                    f"A batch is inputs, (inputs, labels) or (inputs, labels, truth); this one has {len(item)} parts."
+                )
             return Batch(item[0], *(None if part is None else torch.as_tensor(part) for part in item[1:]))
         if isinstance(item, Mapping) and not {LABELS, TRUTH}.isdisjoint(item):
             rest = {name: value for name, value in item.items() if name not in (LABELS, TRUTH)}

@@ -151,7 +151,7 @@ def _attribute(
 def _beginning(batch: Batch, count: int) -> Any:
     """The inputs of the first samples of a batch."""
     if count < 1:
-        raise InputError(f"shown={count}: at least one sample is shown.")
+        raise InputError(f"shown must be at least 1, not {count}.")
     if isinstance(batch.inputs, Tensor):
         return batch.inputs[:count]
     size = len(batch)

@@ -91,7 +91,9 @@ def at_places(logits: Tensor, chosen: Selection) -> Tensor:
 def selection(targets: Any) -> Selection:
     """The entries of the logits that an attribution's ``target`` names."""
     if callable(targets):
-        raise InputError("An entry of the logits is watched; a callable target has none.")
+        raise InputError(
+            "Protocols watch an entry of the logits, which a callable target does not name: explain a class."
+        )
     return Selection(tuple(tuple(t) if isinstance(t, (tuple, list)) else (t,) for t in targets))
 
 

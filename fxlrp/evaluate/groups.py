@@ -50,7 +50,7 @@ def patches(units: Units, size: int) -> Grouped:
     Raises :class:`InputError` for units that are no pixels.
     """
     if not isinstance(units, Pixels):
-        raise InputError(f"patch={size} groups pixels; the input '{units.name}' is no image.")
+        raise InputError(f"patch={size} groups pixels; the input '{units.name}' is not an image.")
     height, width = units.value.shape[2:]
     rows, columns = torch.arange(height) // size, torch.arange(width) // size
     index = rows[:, None] * (int(columns[-1]) + 1) + columns

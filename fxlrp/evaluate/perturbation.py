@@ -67,7 +67,7 @@ class Perturbation(Protocol):
         if not all(0 <= f <= 1 for f in self.steps) or list(self.steps) != sorted(set(self.steps)):
             raise InputError(f"fractions must rise from 0 to 1; {self.fractions} do not.")
         if len(self.steps) < 2:
-            raise InputError("A curve has at least two fractions.")
+            raise InputError("There must be at least two fractions, or there is no curve.")
 
     @property
     def steps(self) -> tuple[float, ...]:

@@ -80,12 +80,12 @@ def representative_words(
     Source: Arras et al. 2017 (arXiv 1706.07206), section 4.2, table 2.
     """
     if by not in ("extreme", "mean"):
-        raise InputError(f"Words have no by='{by}'.{nearest(by, ('extreme', 'mean'))}")
+        raise InputError(f"by='{by}' is not known.{nearest(by, ('extreme', 'mean'))}")
     found: dict[int, list[float]] = {}
     for batch in as_batches(batches):
         units = explain(lrp, batch, target, keep).units
         if not isinstance(units, Tokens):
-            raise InputError("Only token ids are words; this model's main input is none.")
+            raise InputError("Words are counted in token ids, and this model's main input does not hold any.")
         here = (units.value[units.present].tolist(), units.relevance[units.present].tolist())
         for token, relevance in zip(*here, strict=True):
             found.setdefault(token, []).append(relevance)

@@ -52,7 +52,9 @@ def standings(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[Standing]
     for one in zip(*evaluations.values(), strict=True):
         # By their spelling: protocols may hold tensors, which have no equality of one value.
         if len({(repr(each.protocol), len(each)) for each in one}) > 1:
-            raise InputError(f"{one[0].protocol.title}: evaluations of other options or samples cannot be compared.")
+            raise InputError(
+                f"{one[0].protocol.title}: evaluations with different options or samples cannot be compared."
+            )
         intervals = dict(zip(evaluations, (each.intervals() for each in one), strict=True))
         better = one[0].protocol.better()
         for name in one[0].statistics:

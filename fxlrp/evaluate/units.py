@@ -81,9 +81,9 @@ class Tokens(Units):
         if isinstance(replacement, Tensor):
             return torch.where(chosen, replacement.to(self.value), self.value)
         if replacement is None:
-            raise InputError("Tokens need something to be replaced by: replace=tokenizer.unk_token_id.")
+            raise InputError("Tokens need a token to be replaced with: pass replace=tokenizer.unk_token_id.")
         if int(replacement) != replacement:
-            raise InputError(f"replace={replacement} is no token id, which is an integer.")
+            raise InputError(f"replace={replacement} is not a token id: it must be an integer.")
         return self.value.masked_fill(chosen, int(replacement))
 
 
@@ -117,7 +117,7 @@ def units_of(given: Mapping[str, Any], result: Attribution, keep: tuple[int, ...
     if result.of_ids and relevance.shape == value.shape:
         return Tokens(name, value, relevance, _present(result, value, keep))
     if keep:
-        raise InputError("keep= names token ids to leave alone; this model's main input is no ids.")
+        raise InputError("keep= names token ids to leave alone; this model's main input does not hold any.")
     if result.image_size is not None:
         relevance = result.map(result.image_size).flatten(1)
         return Pixels(name, value, relevance, torch.ones_like(relevance, dtype=torch.bool))

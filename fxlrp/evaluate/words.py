@@ -77,7 +77,7 @@ class WordDeletion(Protocol):
     def _measure(self, lrp: ConvertedModel, batch: Batch) -> Measured:
         explanation = explain_class(lrp, batch, "label", self.keep, "WordDeletion")
         if not isinstance(explanation.units, Tokens):
-            raise InputError("WordDeletion takes words out of texts; this model's main input is no token ids.")
+            raise InputError("WordDeletion takes words out of texts; this model's main input does not hold token ids.")
         if self.whole_words:
             explanation = explanation.in_units(words(explanation.units, batch.inputs))
         seen = explanation.seen()

@@ -132,7 +132,9 @@ def attribute_generation(
     """See :meth:`fxlrp.ConvertedModel.attribute_generation`."""
     _check_reading(lrp)
     if chunk is not None and chunk < 1:
-        raise InputError(f"chunk={chunk} targets cannot go back together: give 1 or more, or None.")
+        raise InputError(
+            f"chunk must be at least 1, or None, not {chunk}: it is how many generated tokens one backward pass takes."
+        )
     prompt = Prompt.of(lrp, inputs)
     ids = _generated(lrp, prompt, max_new_tokens, generated)
     padding = _padding(lrp.model, ids)
@@ -212,7 +214,10 @@ def _generated(lrp: Conversion, prompt: Prompt, count: int | None, given: Tensor
     """The tokens to explain, [batch, tokens]: those ``given``, else what the model generates."""
     if given is None:
         if count is None or count < 1:
-            raise InputError(f"max_new_tokens={count} generates nothing: give 1 or more, or generated= token ids.")
+            raise InputError(
+                f"max_new_tokens must be at least 1, not {count}. To explain given tokens, pass their ids as "
+                "generated=."
+            )
         ids = prompt.generate(lrp.model, count)
         if ids.shape[1] == 0:
             raise InputError(f"{type(lrp.model).__name__} generated no token after this prompt.")
@@ -248,7 +253,7 @@ def _contrast(wanted: Contrast, ids: Tensor, logits: Tensor) -> Tensor | None:
         return None
     if isinstance(wanted, str):
         if wanted != "runner-up":
-            raise TargetError(f"contrast='{wanted}' is none: give a token id, ids [batch, tokens] or 'runner-up'.")
+            raise TargetError(f"contrast='{wanted}' is not known: give a token id, ids [batch, tokens] or 'runner-up'.")
         return logits.scatter(-1, ids[..., None], -torch.inf).argmax(-1)
     other = (
         torch.full_like(ids, wanted) if isinstance(wanted, int) else _of_batch(wanted, ids, "contrast", ids.shape[1])

@@ -23,8 +23,9 @@ def by_difference(task: Task, reading: DifferenceReading) -> Answer:
     patching = reading.kind == "patching"
     if patching and task.chosen is None:
         raise InputError(
-            f"'{task.lrp.ruleset.name}' asks what the values of another run would do in the place of these: pass "
-            "reference=, the inputs of that run (the clean ones, where the inputs are the corrupt ones)."
+            f"'{task.lrp.ruleset.name}' compares with the values of another run: pass the inputs of that run as "
+            "reference= "
+            "(the clean ones, where the inputs are the corrupt ones)."
         )
     propagated = task.propagate(task.taps)
     there, values, tapped = task.forward(task.reference, task.taps)

@@ -83,12 +83,15 @@ def reference_point(
     merged = dict(given)
     for name, value in reference.items():
         if name not in given:
-            raise InputError(f"The reference has '{name}', which the inputs have not.{nearest(name, given)}")
+            raise InputError(
+                f"The reference holds an input '{name}' that the inputs do not have.{nearest(name, given)}"
+            )
         merged[name] = _like(name, value, given[name])
     if not captured.program.accepts(flatten(merged)):
         raise InputError(
-            f"The graph of {type(lrp.model).__name__} on these inputs does not stand for it on the reference, as the "
-            "model decides by values or sizes: choose a reference on which it decides alike."
+            f"{type(lrp.model).__name__} takes another branch on the reference than on the inputs, so that one graph "
+            "cannot "
+            "stand for both. Choose a reference on which it takes the same branches."
         )
     return point_of(lrp, captured, merged)
 

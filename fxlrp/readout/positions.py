@@ -49,7 +49,9 @@ def with_positions(task: Task, reading: PositionReading) -> Answer:
     main = task.main_input
     tokens = answer.summed[main]
     if not dict(task.attributed)[main]:
-        raise InputError(f"'{task.lrp.ruleset.name}' scores tokens, but '{main}' is no input of token ids.")
+        raise InputError(
+            f"'{task.lrp.ruleset.name}' scores tokens, but the main input '{main}' does not hold token ids."
+        )
     carried = propagated.taps[len(task.taps) :]
     groups: dict[tuple[str, ...], Tensor] = {}
     for one, value, constant in zip(sinks, carried[::2], carried[1::2], strict=True):

@@ -77,7 +77,7 @@ def _sample(result: GenerationAttribution, sample: int) -> GeneratedText:
     spelled = _spelled(result.generated_tokens, result.generated_ids[sample].tolist(), sample)
     matrices = tuple(_matrix(result, name, sample, kept) for name, value in result.inputs.items() if value.ndim == 3)
     if not matrices:
-        raise InputError(f"'{result.main}' is no text, so there is no matrix of tokens to show: read .relevance.")
+        raise InputError(f"'{result.main}' is not text, so there is no matrix of tokens to show: read .relevance.")
     return GeneratedText(
         sample,
         readable([spelled[k] for k in kept]),

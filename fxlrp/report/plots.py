@@ -49,7 +49,7 @@ def tokens(result: Attribution, sample: int = 0) -> Figure:
     view = _view(result, sample)
     panel = view.panels[0]
     if panel.layout is not Layout.TOKENS:
-        raise InputError("tokens draws a text; use image, or result.plot() for features.")
+        raise InputError("plots.tokens draws text. Use plots.image for an image, result.plot() for features.")
     numbers = [signed(float(value), panel.scale) for value in panel.values]
     texts = [piece.text for piece in panel.pieces]
     widths = [0.14 + max(0.105 * len(text), 0.075 * len(n)) for text, n in zip(texts, numbers, strict=True)]
@@ -146,7 +146,9 @@ def image(
     view = _view(result, sample)
     panel = view.panels[0]
     if panel.layout is not Layout.IMAGE:
-        raise InputError("image draws relevance by pixel or patch, which this result has not; result.plot() draws it.")
+        raise InputError(
+            "plots.image draws relevance by pixel or patch, which this result does not have; result.plot() draws it."
+        )
     outline = None if mask is None else np.asarray(mask, dtype=float)
     if outline is not None and outline.shape != (result.image_size or panel.picture.shape):
         raise InputError(f"A mask is [height, width] of the image; this one is {outline.shape}.")

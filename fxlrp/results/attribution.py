@@ -70,7 +70,7 @@ class Attribution(Viewed):
             relevance = relevance.unflatten(1, self.grid)
         if relevance.ndim != 3:
             raise InputError(
-                f"Relevance of shape {tuple(self.relevance.shape)} is no image: a map needs an image as input, and "
+                f"Relevance of shape {tuple(self.relevance.shape)} is not an image: a map needs an image as input, and "
                 "relevance by patch (all patches of a grid and no other token, which readings of attention give with "
                 "override(readout={'tokens': 'input'})), by pixel [batch, height, width] or by channel "
                 "[batch, channels, height, width]."

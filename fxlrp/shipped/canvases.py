@@ -53,7 +53,7 @@ def digits(count: int, seed: int, split: str = "test") -> Digits:
         MissingExtraError: scikit-learn is not installed.
     """
     if count < 1:
-        raise InputError(f"count is {count}; ask for at least one canvas.")
+        raise InputError(f"count must be at least 1, not {count}.")
     if split not in SPLITS:
         raise InputError(f"There is no split '{split}'.{nearest(split, SPLITS)}")
     scans, classes = _scans()

@@ -56,7 +56,7 @@ def load_checkpoint(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     folder = Path(source).expanduser()
     local = folder.is_dir()
     if not local and (folder.exists() or _looks_like_path(str(source))):
-        raise CheckpointError(f"'{source}' is no folder. Give a folder that holds config.json, or a hub name.")
+        raise CheckpointError(f"'{source}' is not a folder. Give a folder that holds config.json, or a hub name.")
     name = str(folder) if local else str(source)
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)

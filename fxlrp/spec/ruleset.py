@@ -323,7 +323,10 @@ def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> 
 def _check_entry(entry: Line, index: int, origin: str, node: yaml.Node | None) -> None:
     if entry.match not in labels():
         place = position(node, ("rules", index, "match"))
-        raise RulesetError(f"{origin}{place}: nothing is called '{entry.match}'.{nearest(entry.match, labels())}")
+        raise RulesetError(
+            f"{origin}{place}: no operator class, pattern or part of a pattern is called "
+            f"'{entry.match}'.{nearest(entry.match, labels())}"
+        )
     try:
         chosen, _ = entry.bound
     except RulesetError as error:

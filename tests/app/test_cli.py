@@ -122,14 +122,14 @@ def test_compare_on_a_file_of_texts(classifier: Path, texts: Path, tmp_path: Pat
         ("a.tsv", "words\tlabel\nx\t1\n", [], "no column 'sentence' or 'text' (line 2); its columns are 'words'"),
         ("a.tsv", "sentence\tlabel\n", [], "holds no text"),
         ("a.jsonl", "", [], "holds no text"),
-        ("a.jsonl", '{"text": "a"}\n{"text": \n', [], "Line 2 is no JSON"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', [], "Line 2 is not JSON"),
         ("a.jsonl", '["a"]\n', [], "its columns are none"),
         ("a.csv", 'text,label\n"a, film",1\n,0\n', [], "line 3: the column 'text' holds no text"),
         ("a.csv", "text,label\na film\n", [], "line 2: the text has no label"),
         ("a.csv", "text,label\na film,2\n", [], "Line 2: label 2 is none of the model's 2 classes"),
         ("a.csv", "text,label\na film,positiv\n", [], "Did you mean 'positive'"),
         ("a.csv", "text\n" + "film " * 60, [], "Lines 2 to 2: The text has"),
-        ("a.txt", "a film", [], "is no table of texts"),
+        ("a.txt", "a film", [], "is not a table of texts"),
         ("a.csv", "text\na film\n", ["--metrics", "prunning"], "Did you mean 'pruning'"),
         ("a.csv", "text\na film\n", ["--text", "x"], "give texts, or a file of them"),
     ],
@@ -205,7 +205,7 @@ def test_demo_prints_and_writes_its_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["explain", "-t", "x", "-m", "./nowhere"], "is no folder"),
+        (["explain", "-t", "x", "-m", "./nowhere"], "is not a folder"),
         (["rulesets", "attnlpr"], "Did you mean 'attnlrp'"),
     ],
 )

@@ -180,9 +180,9 @@ def test_a_value_that_is_none_is_never_best() -> None:
 
 
 def test_what_was_measured_otherwise_is_not_compared() -> None:
-    with pytest.raises(fxlrp.InputError, match="other options or samples"):
+    with pytest.raises(fxlrp.InputError, match="different options or samples"):
         standings({**evaluations(1, a=[1.0]), **evaluations(-1, b=[1.0])})
-    with pytest.raises(fxlrp.InputError, match="other options or samples"):
+    with pytest.raises(fxlrp.InputError, match="different options or samples"):
         standings(evaluations(a=[1.0], b=[1.0, 2.0]))
     with pytest.raises(fxlrp.InputError, match="same protocols"):
         standings({**evaluations(a=[1.0]), "b": []})
@@ -204,7 +204,7 @@ def test_a_table_has_a_row_per_statistic_and_ruleset() -> None:
         ([], {}, "no batch"),
         (batches(), {"rulesets": []}, "no ruleset"),
         (batches(), {"target": [0, 1, 2, 0]}, "A target per sample"),
-        (batches(), {"shown": 0}, "at least one sample"),
+        (batches(), {"shown": 0}, "shown must be at least 1"),
     ],
 )
 def test_errors(model: Model, inputs: object, options: dict[str, object], message: str) -> None:

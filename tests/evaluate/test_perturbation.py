@@ -195,7 +195,7 @@ def test_intervals_cover_the_value(lrp: fxlrp.ConvertedModel) -> None:
         ({"fractions": (0.5, 0.2)}, "must rise"),
         ({"fractions": 1}, "at least two"),
         ({"replace": None}, "tokenizer.unk_token_id"),
-        ({"replace": 0.5}, "is no token id"),
+        ({"replace": 0.5}, "is not a token id"),
         ({"of": "label"}, "needs the labels"),
     ],
 )

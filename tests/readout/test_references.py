@@ -272,7 +272,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"reference": torch.zeros(2, 6)},
         "torch.int64 as the input is, not torch.float",
     ),
-    "an unknown name": ("relp", {"reference": {"attention_mask": torch.ones(2, 6)}}, "which the inputs have not"),
+    "an unknown name": ("relp", {"reference": {"attention_mask": torch.ones(2, 6)}}, "that the inputs do not have"),
     "no input at all": ("relp", {"reference": {"input_idz": torch.ones(2, 6)}}, "has no input 'input_idz'"),
     "an account of differences": ("deeplift-rescale", {"ledger": True}, "sum.. == result.explained"),
     "an account of a mean": ("smoothgrad", {"ledger": True}, "Override readout"),
@@ -300,7 +300,7 @@ def test_a_model_that_decides_by_values_decides_alike_on_the_reference() -> None
     model = Decides().double().eval()
     x = torch.ones(1, 3, dtype=torch.float64)
     lrp = fxlrp.convert(model, "relp")
-    with pytest.warns(fxlrp.RetraceWarning), pytest.raises(InputError, match="does not stand for it on the reference"):
+    with pytest.warns(fxlrp.RetraceWarning), pytest.raises(InputError, match="takes another branch on the reference"):
         lrp.attribute(x, target=1, reference=-x)
 
 

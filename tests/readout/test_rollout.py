@@ -320,7 +320,7 @@ def test_keys_that_are_fewer_than_the_queries_they_come_from() -> None:
 def test_a_text_is_no_image(tmp_path: Any) -> None:
     text = read("bert", "rollout", ZOO["bert"].inputs(length=9))
     assert text.relevance.shape[1] == 9  # a square number, and yet no patches
-    with pytest.raises(fxlrp.InputError, match="is no image"):
+    with pytest.raises(fxlrp.InputError, match="is not an image"):
         text.map(9)
     with pytest.raises(fxlrp.InputError, match="no other token"):
         read("vit", "rollout").map(32)

@@ -92,7 +92,7 @@ def test_what_does_not_fit_an_image(options: dict[str, object], message: str) ->
 def test_a_text_is_no_image_and_an_image_no_text() -> None:
     with pytest.raises(fxlrp.InputError, match="pixel or patch"):
         plots.image(text_attribution([SENTENCE]))
-    with pytest.raises(fxlrp.InputError, match="draws a text"):
+    with pytest.raises(fxlrp.InputError, match="tokens draws text"):
         plots.tokens(float_attribution(torch.ones(1, 3, 8, 8)))
 
 

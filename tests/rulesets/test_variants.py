@@ -160,5 +160,5 @@ def test_rotary_tables_take_half_of_what_arrives_at_each_product() -> None:
 
 
 def test_images_have_no_tokens_to_score() -> None:
-    with pytest.raises(InputError, match="no input of token ids"):
+    with pytest.raises(InputError, match="does not hold token ids"):
         converted("vit").with_ruleset("pa-lrp").attribute(inputs("vit"))

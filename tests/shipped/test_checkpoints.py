@@ -38,12 +38,12 @@ def test_half_precision_weights_are_loaded_in_float32(copy: Path) -> None:
 
 @pytest.mark.parametrize("source", ["./no/such/folder", "/no/such", "~/no-such-folder", "a/b/c"])
 def test_a_missing_folder_is_not_taken_for_a_hub_name(source: str) -> None:
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         load_checkpoint(source)
 
 
 def test_a_file_is_no_folder(copy: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         load_checkpoint(copy / "config.json")
 
 
