@@ -19,7 +19,7 @@ from mkdocs.structure.files import File, Files
 from writing import joined, linked, plain, prose, table
 
 import fxlrp
-from fxlrp.graph.operators import OPERATORS, Kind
+from fxlrp.graph.operators import OPERATORS, Dependence
 from fxlrp.patterns import PATTERNS, Pattern
 from fxlrp.patterns.language import PART
 from fxlrp.rules import RULES, Conserves, Rule
@@ -86,7 +86,7 @@ def pages() -> Iterator[tuple[str, str]]:
 def rules_page() -> str:
     """All rules: a table, then a section each."""
     rows = [
-        (f"[{r.name}](#{r.name})", ", ".join(r.on), CONSERVES[r.conserves], plain(str(r.source)))
+        (f"[{r.name}](#{r.name})", ", ".join(map(str, r.on)), CONSERVES[r.conserves], plain(str(r.source)))
         for r in RULES.values()
     ]
     return joined(
@@ -103,7 +103,7 @@ def rule_section(each: Rule) -> str:
     aliases = [alias for alias, name in ALIASES.items() if name == each.name]
     users = [name for name in fxlrp.rulesets() if any(e.bound[0] is each for e in fxlrp.ruleset(name).rules)]
     facts = [
-        ("for operations of class", ", ".join(linked(name, "operators.md") for name in each.on)),
+        ("for operations of class", ", ".join(linked(str(category), "operators.md") for category in each.on)),
         ("conserves", f"{CONSERVES[each.conserves]}: {plain(each.conserves.value)}"),
         ("source", plain(str(each.source))),
         ("used by", ", ".join(linked(name, f"../rulesets/{name}.md") for name in users)),
@@ -146,12 +146,14 @@ def pattern_text(each: Pattern) -> str:
 
 def operators_page() -> str:
     """The operator classes and the ATen operators in each."""
-    groups: dict[str, tuple[Kind, list[str]]] = {}
+    groups: dict[str, tuple[Dependence, list[str]]] = {}
     for target, operator in OPERATORS.items():
-        groups.setdefault(operator.category, (operator.kind, []))[1].append(getattr(target, "__name__", str(target)))
+        groups.setdefault(str(operator.category), (operator.dependence, []))[1].append(
+            getattr(target, "__name__", str(target))
+        )
     rows = [
-        (f'<span id="{name}">`{name}`</span>', plain(kind.value), ", ".join(f"`{op}`" for op in names))
-        for name, (kind, names) in groups.items()
+        (f'<span id="{name}">`{name}`</span>', plain(dependence.value), ", ".join(f"`{op}`" for op in names))
+        for name, (dependence, names) in groups.items()
     ]
     return joined(
         "# Operator classes",

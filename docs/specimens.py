@@ -171,7 +171,7 @@ def _rules(found: Plan, column: Column) -> Iterator[str]:
         if operator is None:
             continue
         category = classify(node, operator, set(found.carrying), found.structure.dependent)
-        if not column.holds(node, category, found.structure.labels.get(node, ())):
+        if not column.holds(node, str(category), found.structure.labels.get(node, ())):
             continue
         decision = found.decisions.get(node)
         if decision is not None:

@@ -16,7 +16,8 @@ from torch.fx.proxy import Proxy
 
 from fxlrp.capture.canonical import replaces
 from fxlrp.capture.expansions import _narrowed, _value, _widened
-from fxlrp.graph.operators import Kind, Operator, packet, register
+from fxlrp.graph.operator_classes import CONSTANT
+from fxlrp.graph.operators import Dependence, Operator, packet, register
 
 with suppress(ImportError):  # defines the operators quantized_decomposed, where torch still has them
     import torch.ao.quantization.fx._decomposed
@@ -105,4 +106,4 @@ for _packet in _BACK:
     replaces(_packet)(_there_and_back(_packet))
 _FAKE = (aten.fake_quantize_per_tensor_affine, aten.fake_quantize_per_channel_affine)
 for _packet in (*QUANTISING, *_GRIDS, *_BACK, *_FAKE):
-    register(_packet, Operator(Kind.CONSTANT, "constant"))
+    register(_packet, Operator(Dependence.CONSTANT, CONSTANT))

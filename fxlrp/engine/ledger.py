@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.graph.nodes import ancestors, module_path, module_stack
-from fxlrp.graph.operators import operator_of, packet
+from fxlrp.graph.operators import operator_of
 from fxlrp.planning.plan import Plan
 from fxlrp.rewrite.call import total, widened
 from fxlrp.rewrite.graph import Leak, Rewritten, Source
 from fxlrp.rules.primitives import received
 from fxlrp.rules.rule import Message
 
-aten = torch.ops.aten
 _NEAR = 64  # how many values behind a constant are looked at to name it
 
 
@@ -183,7 +182,7 @@ def describe(plan: Plan, source: Source) -> tuple[str, str]:
 
 def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends: bool, labels: tuple[str, ...]) -> str:
     name = weights[0].lower() if len(weights) == 1 else ""
-    if packet(node.target) is aten.embedding and _counts_positions(node.args[1]):
+    if _looks_up(node) and _counts_positions(node.args[1]):
         return "position embedding"
     words = {"position": "position embedding", "token_type": "token-type embedding", "cls_token": "class token"}
     for word, kind in words.items():
@@ -193,14 +192,14 @@ def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends:
         inner = [kind for _, kind in module_stack(user)][-1:]
         return "norm shift" if inner and "norm" in inner[0].lower() else "bias"
     operator = operator_of(user)
-    if weights and not depends and operator is not None and operator.category in ("linear", "convolution"):
+    if weights and not depends and operator is not None and operator.category.weighted:
         return "bias"
     if any(label.startswith("norm") for label in labels) and not depends:
         return "norm constant"
     if depends:
         cut = any(n in plan.decisions for n in _chain(node))
         return "mask" if not cut and not _from_relevance(plan, node) else "value held constant"
-    return "embedding" if packet(node.target) is aten.embedding else "parameter" if weights else "constant"
+    return "embedding" if _looks_up(node) else "parameter" if weights else "constant"
 
 
 def _chain(node: fx.Node) -> list[fx.Node]:
@@ -233,4 +232,9 @@ def _describe_leak(plan: Plan, leak: Leak) -> tuple[str, str]:
 def _counts_positions(ids: Any) -> bool:
     """Whether the rows of a look-up are chosen by counting."""
     near = islice(ancestors(ids), _NEAR) if isinstance(ids, fx.Node) else ()
-    return any(packet(node.target) in (aten.arange, aten.cumsum) for node in near)
+    return any(operator is not None and operator.counts for operator in map(operator_of, near))
+
+
+def _looks_up(node: fx.Node) -> bool:
+    operator = operator_of(node)
+    return operator is not None and operator.looks_up

@@ -9,38 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from operator import neg
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxlrp.graph.nodes import tensor_value
-from fxlrp.graph.operators import Kind, is_float, is_movement, nodes_in, operator_of, packet
-
-aten = torch.ops.aten
-
-#: Linear maps of the last axis, with the argument that they map.
-MAPS: dict[Any, int] = {aten.linear: 0, aten.matmul: 0, aten.addmm: 1}
-#: Movements of whole rows (entries along the last axis), along the axes that their arguments ``dim`` name.
-ROWS_MOVE = {aten.select, aten.unbind, aten.unsqueeze, aten.squeeze, aten.transpose, aten.flip}
-#: Movements that keep the order of the axis that they cut.
-CUTS = {
-    aten.slice,
-    aten.split,
-    aten.split_with_sizes,
-    aten.chunk,
-    aten.unsafe_split,
-    aten.unsafe_split_with_sizes,
-    aten.unsafe_chunk,
-    aten.tensor_split,
-}
-#: Movements that leave every entry in its place; an item of several values is one of them.
-STAYS = {aten.alias, aten.clone, aten.contiguous, aten._to_copy}
-#: What depends on the sizes of its arguments, not on their values.
-SIZED = {
-    *(aten.sym_size, aten.sym_numel, aten.sym_stride, aten.zeros, aten.ones, aten.full, aten.eye, aten.arange),
-    *(aten.zeros_like, aten.ones_like, aten.empty_like, aten.new_zeros, aten.new_ones, aten.new_empty),
-}
+from fxlrp.graph.operator_classes import ADD, PRODUCT
+from fxlrp.graph.operators import Dependence, Move, in_slots, is_float, is_movement, nodes_in, operator_of, row_map
 
 
 class Role(Enum):
@@ -66,18 +42,17 @@ def role(node: fx.Node, carrying: Container[fx.Node]) -> Role | None:
     if operator is None:
         return None
     live = [n for n in nodes_in(node, operator.factors) if n in carrying]
-    if operator.category == "add":
+    if operator.category == ADD:
         return Role.SUM
-    if packet(node.target) in MAPS:
-        place = MAPS[packet(node.target)]
-        others = [node.args[slot] for slot in operator.factors if slot != place and slot < len(node.args)]
-        return Role.MAP if live == [node.args[place]] and all(map(_matrix, others)) else None
-    if packet(node.target) is aten.neg:
+    mapped = row_map(node)
+    if mapped is not None:
+        weight = next(in_slots(node, (mapped.weight,)), None)
+        return Role.MAP if live == [node.args[mapped.value]] and _matrix(weight) else None
+    if operator.arithmetic is neg:
         return Role.SCALE
-    if operator.category == "product" and not operator.terms:
-        return Role.SCALE if len(live) == 1 else None
-    if operator.kind is Kind.QUOTIENT:
-        return Role.SCALE if operator.factors == (0, 1) and live == [node.args[0]] else None
+    if operator.scales:
+        numerator = operator.dependence is Dependence.FACTORS or live == [node.args[0]]
+        return Role.SCALE if len(live) == 1 and numerator else None
     return Role.MOVE if is_movement(node) and moved_axes(node) is not None else None
 
 
@@ -91,19 +66,17 @@ def moved_axes(node: fx.Node) -> tuple[int, ...] | None:
     them into pieces.
     """
     source: Any = node.args[0]
-    kind, value = packet(node.target), tensor_value(source)
-    if not hasattr(node.target, "_schema"):
-        return ()  # an item of several values
-    if kind in STAYS:
+    operator, value = operator_of(node), tensor_value(source)
+    move = operator.move if operator is not None else None
+    if move in (Move.STAYS, Move.ITEM):
         return ()
-    if value is None or kind not in ROWS_MOVE | CUTS:
+    if value is None or move is None:
         return None
     axes = _axes(node)
     result = tensor_value(node)
-    ndim = result.ndim if result is not None else value.ndim
-    counted = max(ndim, value.ndim) if kind is aten.unsqueeze else value.ndim
+    counted = max(value.ndim, result.ndim if result is not None else 0)  # a new axis is counted where it then is
     found = tuple(axis - counted if axis >= 0 else axis for axis in axes)
-    return None if not axes or (kind in ROWS_MOVE and -1 in found) else found
+    return None if not axes or (move is Move.ROWS and -1 in found) else found
 
 
 def _axes(node: fx.Node) -> list[int]:
@@ -177,14 +150,20 @@ def initial_states(graph: fx.Graph, inputs: Container[str], carried: Iterable[An
     valued: set[fx.Node] = set()
     for node in graph.nodes:
         given = node.op == "placeholder" and node.target in inputs
-        if given or (packet(node.target) not in SIZED and any(n in valued for n in node.all_input_nodes)):
+        if given or (not _sized(node) and any(n in valued for n in node.all_input_nodes)):
             valued.add(node)
     found = {n for n in carried if isinstance(n, fx.Node) and n not in valued and is_float(n)}
     for node in graph.nodes:
-        read = node.args[MAPS[packet(node.target)]] if packet(node.target) in MAPS else None
+        mapped = row_map(node)
+        read = node.args[mapped.value] if mapped is not None else None
         if isinstance(read, fx.Node) and read not in valued and _added(node, valued):
             found.add(read)
     return frozenset(found)
+
+
+def _sized(node: fx.Node) -> bool:
+    operator = operator_of(node)
+    return operator is not None and operator.sized
 
 
 def _added(node: fx.Node, valued: Container[fx.Node]) -> bool:
@@ -196,6 +175,6 @@ def _adds_to_value(user: fx.Node, valued: Container[fx.Node]) -> bool:
     operator = operator_of(user)
     if operator is None:
         return False
-    if operator.category == "add":
+    if operator.category == ADD:
         return user in valued
-    return (is_movement(user) or operator.category == "product") and _added(user, valued)
+    return (is_movement(user) or operator.category == PRODUCT) and _added(user, valued)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from fxlrp.graph.operators import Kind, is_float, operator_of
+from fxlrp.graph.operators import Dependence, is_float, operator_of
 
 
 def dependent(graph: fx.Graph, roots: Iterable[fx.Node]) -> frozenset[fx.Node]:
@@ -23,7 +23,7 @@ def reached(graph: fx.Graph, attributed: Iterable[fx.Node]) -> frozenset[fx.Node
     found = {*attributed}
     for node in graph.nodes:
         operator = operator_of(node)
-        carries = operator is None or operator.kind is not Kind.CONSTANT
+        carries = operator is None or operator.dependence is not Dependence.CONSTANT
         if carries and is_float(node) and any(n in found for n in node.all_input_nodes):
             found.add(node)
     return frozenset(found)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import add
 
-import torch
 from torch import fx
 
-from fxlrp.graph.operators import is_movement, packet
-
-aten = torch.ops.aten
+from fxlrp.graph.operators import is_movement, operator_of
 
 
 def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -20,7 +18,8 @@ def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[tu
     """
     position = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if packet(node.target) is not aten.add or len(node.args) < 2:
+        operator = operator_of(node)
+        if operator is None or operator.arithmetic is not add or len(node.args) < 2:
             continue
         a, b = (unmoved(argument) for argument in node.args[:2])
         if a is None or b is None or a is b or a not in inside or b not in inside:

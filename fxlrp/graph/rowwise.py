@@ -5,37 +5,37 @@ In: the node of the logits [batch, positions, classes] and the values that carry
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection, Container
+from typing import Any
 
-import torch
+import networkx as nx
 from torch import fx
 
-from fxlrp.graph.nodes import tensor_value
-from fxlrp.graph.operators import Kind, in_slots, operator_of, packet
+from fxlrp.graph.nodes import tensor_value, to_networkx
+from fxlrp.graph.operator_classes import SUM
+from fxlrp.graph.operators import Move, operator_of, row_map
 
-aten = torch.ops.aten
-#: Movements that leave every entry at its place.
-STAYING = frozenset({aten._to_copy, aten.to, aten.alias, aten.contiguous, aten.clone, aten.type_as, aten.dropout})
-ENTRYWISE = frozenset({"add", "product", "quotient", "rectifier", "activation"})
-BY_ROW = frozenset({"sum", "linear"})
+MIXED = "where rows are mixed"
 
 
-def last_mixed(logits: fx.Node, carrying: Container[fx.Node], passed: Container[fx.Node] = ()) -> fx.Node | None:
+def last_mixed(logits: fx.Node, carrying: Collection[fx.Node], passed: Container[fx.Node] = ()) -> fx.Node | None:
     """The earliest value through which all relevance of the logits comes and behind which every row [batch, position]
     is computed from that row alone; None where already the logits' own operator mixes rows. Nodes ``passed`` count as
     mixing.
+
+    Seen from the logits backwards, it is the earliest dominator of all the places at which rows are mixed.
     """
-    order = {node: place for place, node in enumerate(logits.graph.nodes)}
-    found: fx.Node | None = None
-    needed = {logits}
-    while needed:
-        latest = max(needed, key=order.__getitem__)
-        if len(needed) == 1 and _rows(latest) is not None:
-            found = latest
-        if latest in passed or not keeps_rows(latest, carrying):
-            break
-        needed = (needed - {latest}) | {n for n in latest.all_input_nodes if n in carrying}
-    return None if found is logits else found
+    drawn: nx.DiGraph[Any] = to_networkx(logits.graph, carrying)
+    mixing = [node for node in drawn if node in passed or not keeps_rows(node, carrying)]
+    drawn.remove_edges_from(list(drawn.in_edges(mixing)))
+    drawn.add_edges_from((MIXED, node) for node in mixing)
+    dominators = nx.immediate_dominators(drawn.reverse(copy=False), logits)
+    found = dominators[MIXED]
+    while found is not logits:
+        if _rows(found) is not None:
+            return found
+        found = dominators[found]
+    return None
 
 
 def keeps_rows(node: fx.Node, carrying: Container[fx.Node]) -> bool:
@@ -44,14 +44,13 @@ def keeps_rows(node: fx.Node, carrying: Container[fx.Node]) -> bool:
     operands = [n for n in node.all_input_nodes if n in carrying]
     if operator is None or rows is None or not operands or any(_rows(n) != rows for n in operands):
         return False
-    if operator.category == "sum":
-        dims = node.args[1] if len(node.args) > 1 else None
-        return packet(node.target) in (aten.sum, aten.mean) and dims in ([-1], (-1,), [2], (2,)) and _width(node) == 1
-    if operator.category == "linear":
-        return operands == [next(in_slots(node, (0,)))]
-    if operator.kind is Kind.TERMS and operator.copies:
-        return packet(node.target) in STAYING
-    return operator.category in ENTRYWISE
+    if operator.category == SUM and operator.reduces is not None:
+        dims = node.args[operator.reduces] if operator.reduces < len(node.args) else None
+        return dims in ([-1], (-1,), [2], (2,)) and _width(node) == 1
+    mapped = row_map(node)
+    if mapped is not None:
+        return operands == [node.args[mapped.value]]
+    return operator.entrywise or operator.move is Move.STAYS
 
 
 def _rows(node: fx.Node) -> tuple[str, str] | None:

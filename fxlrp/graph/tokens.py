@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx
 
-from fxlrp.graph.operators import Kind, is_float, nodes_in, operator_of
+from fxlrp.graph.operators import Dependence, is_float, nodes_in, operator_of
 
 Roots = frozenset[fx.Node]
 
@@ -35,7 +35,7 @@ def descent(graph: fx.Graph, attributed: Iterable[fx.Node], rows: Mapping[fx.Nod
 
 def _followed(node: fx.Node) -> list[fx.Node]:
     operator = operator_of(node)
-    if operator is None or operator.kind is Kind.CONSTANT:
+    if operator is None or operator.dependence is Dependence.CONSTANT:
         return []
-    weighted = operator.category in ("linear", "convolution")
-    return nodes_in(node, operator.factors[:1] if weighted else operator.factors + operator.terms)
+    mapped = operator.factors[:1] if operator.category.weighted else operator.factors + operator.terms
+    return nodes_in(node, mapped)

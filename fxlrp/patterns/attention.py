@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxlrp.graph.operator_table import SAFE_SOFTMAX
 from fxlrp.patterns.language import chain, either, part, pattern
 
 
 def softmax(x: Tensor) -> Tensor:
     """The softmax of a module and that of the fused operator, which maps rows of -inf to zero."""
-    return either(torch.softmax(x, -1), torch.ops.aten._safe_softmax.default(x, -1))
+    return either(torch.softmax(x, -1), SAFE_SOFTMAX(x, -1))
 
 
 @pattern("attention", q=(2, 4, 3), k=(2, 4, 3), v=(2, 4, 3))
@@ -27,9 +28,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @pattern("attention", q=(2, 4, 3), k=(2, 4, 3), v=(2, 4, 3))
 def attention_by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same with einsum."""
-    scores = chain(part(torch.ops.aten.einsum.default("bqd,bkd->bqk", [q, k]), "scores"))
+    scores = chain(part(torch.einsum("bqd,bkd->bqk", q, k), "scores"))
     weights = part(softmax(scores), "weights")
-    return part(torch.ops.aten.einsum.default("bqk,bkd->bqd", [chain(weights), v]), "output")
+    return part(torch.einsum("bqk,bkd->bqd", chain(weights), v), "output")
 
 
 @pattern("rotary", x=(2, 4), turned=(2, 4), cos=(2, 4), sin=(2, 4))

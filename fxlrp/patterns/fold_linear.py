@@ -6,6 +6,7 @@ multiplied by, and added to, one number a channel (as by a batch norm in eval mo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,74 +16,33 @@ from torch import fx
 from torch.fx.proxy import Proxy
 
 from fxlrp.capture import Program
+from fxlrp.capture.arithmetic import cast, entries, over, plus, reshaped, times
 from fxlrp.capture.canonical import Builder, Fused
 from fxlrp.graph.live import dependent
 from fxlrp.graph.nodes import tensor_value
-from fxlrp.graph.operators import is_continuous, packet
+from fxlrp.graph.operator_table import ALIAS
+from fxlrp.graph.operators import LinearMap, Move, is_continuous, operator_of
 
-aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Form:
-    """Where a linear map has its weight and bias, which axis of the weight is the output's channels, and which calls of
-    the operator are such a map.
-    """
-
-    weight: int = 1
-    bias: int = 2
-    axis: int = 0
-    spatial: bool = True
-    fits: Callable[[fx.Node], bool] = lambda node: True
-
-
-_CONVOLUTION = (Form(),)
-_TRANSPOSED = (Form(axis=1, fits=lambda node: len(node.args) < 7 or bool(node.args[6] == 1)),)  # of one group
-MAPS: dict[Any, tuple[Form, ...]] = {
-    aten.linear: (Form(spatial=False),),
-    aten.addmm: (Form(weight=2, bias=0, axis=1, spatial=False),),
-    aten.convolution: (
-        Form(fits=lambda node: not node.args[6]),
-        Form(axis=1, fits=lambda node: bool(node.args[6]) and bool(node.args[8] == 1)),
-    ),
-    aten.conv1d: _CONVOLUTION,
-    aten.conv2d: _CONVOLUTION,
-    aten.conv3d: _CONVOLUTION,
-    aten.conv_transpose1d: _TRANSPOSED,
-    aten.conv_transpose2d: _TRANSPOSED,
-    aten.conv_transpose3d: _TRANSPOSED,
-}
-#: a and b of y a + b after one more step by c, where y is the first operand of the step and where it is the second.
+#: a and b of y a + b after one more step by c, where y is the first operand of the step and where it is the second, by
+#: the arithmetic of the step.
 Effect = Callable[[Any, Any, Any], tuple[Any, Any]]
 STEPS: dict[Any, tuple[Effect, Effect | None]] = {
-    aten.add: (lambda a, b, c: (a, _add(b, c)), lambda a, b, c: (a, _add(b, c))),
-    aten.sub: (lambda a, b, c: (a, _add(b, _mul(c, -1.0))), lambda a, b, c: (_mul(a, -1.0), _add(c, _mul(b, -1.0)))),
-    aten.mul: (lambda a, b, c: (_mul(a, c), _mul(b, c)), lambda a, b, c: (_mul(a, c), _mul(b, c))),
-    aten.neg: (lambda a, b, c: (_mul(a, -1.0), _mul(b, -1.0)), None),
-    aten.div: (lambda a, b, c: (_div(a, c), _div(b, c)), None),
+    operator.add: (lambda a, b, c: (a, plus(b, c)), lambda a, b, c: (a, plus(b, c))),
+    operator.sub: (
+        lambda a, b, c: (a, plus(b, times(c, -1.0))),
+        lambda a, b, c: (times(a, -1.0), plus(c, times(b, -1.0))),
+    ),
+    operator.mul: (lambda a, b, c: (times(a, c), times(b, c)), lambda a, b, c: (times(a, c), times(b, c))),
+    operator.neg: (lambda a, b, c: (times(a, -1.0), times(b, -1.0)), None),
+    operator.truediv: (lambda a, b, c: (over(a, c), over(b, c)), None),
 }
-_CASTS = frozenset({aten.to, aten._to_copy})
-
-
-def _add(a: Any, b: Any) -> Any:
-    a, b = (b, a) if isinstance(b, Proxy) else (a, b)
-    return aten.add.Tensor(a, b) if isinstance(a, Proxy) else a + b
-
-
-def _mul(a: Any, b: Any) -> Any:
-    a, b = (b, a) if isinstance(b, Proxy) else (a, b)
-    return aten.mul.Tensor(a, b) if isinstance(a, Proxy) else a * b
-
-
-def _div(a: Any, b: Any) -> Any:
-    return _mul(a, aten.reciprocal.default(b) if isinstance(b, Proxy) else 1 / b)
 
 
 @dataclass(frozen=True)
 class LinearChain:
     """A linear map and the steps by constants behind it: each an operator's effect on y a + b, and its constant."""
 
-    form: Form
+    form: LinearMap
     start: fx.Node
     steps: tuple[tuple[Effect, Any], ...] = ()
     end: fx.Node | None = None
@@ -90,7 +50,8 @@ class LinearChain:
     @property
     def bias(self) -> Any:
         """The bias of the map, None if it has none."""
-        return self.start.args[self.form.bias] if self.form.bias < len(self.start.args) else None
+        slot = self.form.bias
+        return self.start.args[slot] if slot is not None and slot < len(self.start.args) else None
 
 
 def fold_affine(program: Program) -> tuple[Program, Mapping[fx.Node, fx.Node]]:
@@ -104,7 +65,9 @@ def fold_affine(program: Program) -> tuple[Program, Mapping[fx.Node, fx.Node]]:
     graph.output(graph.graph_copy(program.graph, values))
     inside = dependent(graph, (values[program.placeholders[name]] for name in program.inputs))
     for node in list(graph.nodes):
-        form = next((form for form in MAPS.get(packet(node.target), ()) if form.fits(node)), None)
+        known = operator_of(node)
+        maps = known.maps if known is not None else ()
+        form = next((each for each in maps if each.bias is not None and each.fits(node)), None)
         if form is not None:
             _merge(graph, _longest(LinearChain(form, node), inside))
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
@@ -121,7 +84,8 @@ def _longest(chain: LinearChain, inside: frozenset[fx.Node]) -> LinearChain:
         return chain
     while len(node.users) == 1:
         user = next(iter(node.users))
-        if packet(user.target) not in _CASTS:
+        known = operator_of(user)
+        if known is None or known.move is not Move.STAYS:
             step = _step(user, node, chain, inside)
             if step is None:
                 break
@@ -146,14 +110,15 @@ def _is_constant(chain: LinearChain, inside: frozenset[fx.Node]) -> bool:
 
 def _step(node: fx.Node, before: fx.Node, chain: LinearChain, inside: frozenset[fx.Node]) -> tuple[Effect, Any] | None:
     """What ``node`` does to the result of the map, None if that is no step by one constant a channel."""
-    kinds = STEPS.get(packet(node.target))
+    known = operator_of(node)
+    effects = STEPS.get(known.arithmetic) if known is not None else None
     operands = (*node.args, None)[:2]
-    if kinds is None or len(node.args) > 2 or node.kwargs:
+    if effects is None or len(node.args) > 2 or node.kwargs:
         return None
     place = operands.index(before)
-    kind, constant = kinds[place], operands[1 - place]
+    effect, constant = effects[place], operands[1 - place]
     fits = constant is None or isinstance(constant, (int, float)) or _per_channel(constant, chain, inside)
-    return (kind, constant) if kind is not None and fits else None
+    return (effect, constant) if effect is not None and fits else None
 
 
 def _per_channel(constant: Any, chain: LinearChain, inside: frozenset[fx.Node]) -> bool:
@@ -163,13 +128,13 @@ def _per_channel(constant: Any, chain: LinearChain, inside: frozenset[fx.Node]) 
         return False
     shape = dict(enumerate(reversed(value.shape), 1))
     channels = shape.pop(weight.ndim - 1 if chain.form.spatial else 1, 1)  # that axis of the output, from its end
-    return channels in (1, weight.shape[chain.form.axis]) and all(size == 1 for size in shape.values())
+    return channels in (1, weight.shape[chain.form.channels]) and all(size == 1 for size in shape.values())
 
 
 def _merge(graph: fx.Graph, chain: LinearChain) -> None:
     """Put the merged map, and its alias, in the place where the chain ends."""
     start, end, value = chain.start, chain.end, tensor_value(chain.start)
-    if end is None or value is None:
+    if end is None or value is None or chain.form.bias is None:
         return
     builder = Builder(graph, getattr(value, "fake_mode", None))
     builder.origin = start.meta
@@ -182,12 +147,12 @@ def _merge(graph: fx.Graph, chain: LinearChain) -> None:
         a, b = 1.0, 0.0 if chain.bias is None else proxy(chain.bias)
         for step, constant in chain.steps:
             c = proxy(constant)
-            a, b = step(a, b, aten.reshape.default(c, [-1]) if isinstance(c, Proxy) else c)
-        args[form.weight], bias = _merged(proxy(args[form.weight]), a, b, form.axis, value.dtype)
-        args[form.bias : form.bias + 1] = [bias]
+            a, b = step(a, b, reshaped(c, [-1]))
+        args[form.weight], bias = _merged(proxy(args[form.weight]), a, b, form.channels, value.dtype)
+        args[chain.form.bias : chain.form.bias + 1] = [bias]
         made = graph.call_function(start.target, tuple(args))  # type: ignore[arg-type]
         made.meta = dict(start.meta)
-        alias = graph.call_function(aten.alias.default, (made,))
+        alias = graph.call_function(ALIAS, (made,))
         alias.meta = dict(end.meta)
     end.replace_all_uses_with(alias)
 
@@ -196,13 +161,8 @@ def _merged(weight: Any, a: Any, b: Any, axis: int, dtype: torch.dtype) -> list[
     """Weight and bias of a (W x) + b, in the type of the map."""
     shape = weight.node.meta["val"].shape
     spread = [-1 if i == axis else 1 for i in range(len(shape))]
-    count = [shape[axis]]
-    found = [
-        aten.mul.Tensor(weight, aten.reshape.default(a, spread) if isinstance(a, Proxy) else a),
-        aten.expand.default(b, count) if isinstance(b, Proxy) else aten.new_full.default(weight, count, b),
-    ]
-    cast = [p if p.node.meta["val"].dtype == dtype else aten._to_copy.default(p, dtype=dtype) for p in found]
-    return [p.node for p in cast]
+    found = times(weight, reshaped(a, spread)), entries(b, shape[axis], weight)
+    return [cast(each, dtype).node for each in found]
 
 
 def _whole(end: fx.Node, region: Fused, moved: Mapping[fx.Node, fx.Node]) -> bool:

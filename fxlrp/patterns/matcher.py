@@ -11,16 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxlrp.graph.nodes import module_path, source_line
-from fxlrp.graph.operators import Kind, is_movement, nodes_in, operator_of, packet
+from fxlrp.graph.operator_classes import MOVEMENT
+from fxlrp.graph.operators import Dependence, Move, is_movement, nodes_in, operator_of, packet
 from fxlrp.patterns.language import CHAIN, EITHER, PART, PATTERNS, Pattern
 
-aten = torch.ops.aten
-COMMUTATIVE = {aten.add, aten.mul}
-_COPIES = {aten.to, aten._to_copy, aten.type_as, aten.clone, aten.contiguous, aten.alias}
 _CHAIN_LIMIT = 24  # nodes that a chain may cross; attention with relative positions and masks crosses about a dozen
 
 
@@ -168,8 +165,8 @@ def _match_operator(want: fx.Node, have: fx.Node, bound: Bound, attempt: _Attemp
     ours, theirs = _operands(want), _operands(have)
     if len(ours) > len(theirs):
         return
-    orders = [theirs]
-    if packet(want.target) in COMMUTATIVE and len(theirs) == 2:
+    orders, operator = [theirs], operator_of(want)
+    if operator is not None and operator.commutative and len(theirs) == 2:
         orders.append(theirs[::-1])
     for order in orders:
         yield from _match_all(list(zip(ours, order, strict=False)), bound | {want: have}, attempt)
@@ -187,10 +184,9 @@ def _match_all(pairs: list[tuple[Any, Any]], bound: Bound, attempt: _Attempt) ->
 def _operands(node: fx.Node) -> list[Any]:
     """Tensors and real-valued constants of a call; axes, shapes and flags do not matter to a pattern."""
     operator = operator_of(node)
-    slots = sorted({*operator.factors, *operator.terms}) if operator else range(len(node.args))
+    known = operator.factors + operator.terms + operator.parameters if operator else range(len(node.args))
+    slots = sorted({*known})
     values: list[Any] = [node.args[slot] for slot in slots if slot < len(node.args) and node.args[slot] is not None]
-    if packet(node.target) is aten.pow:
-        values = list(node.args)
     flat: list[Any] = []
     for value in values:
         flat.extend(value if isinstance(value, (list, tuple)) else [value])
@@ -213,7 +209,8 @@ def _same_entries(a: Any, b: Any) -> bool:
 def _steps(value: Any) -> tuple[Any, list[Any]]:
     steps = []
     while isinstance(value, fx.Node) and is_movement(value):
-        if packet(value.target) not in _COPIES:
+        operator = operator_of(value)
+        if operator is None or operator.move is not Move.STAYS:
             steps.append((packet(value.target), value.args[1:], dict(value.kwargs)))
         value = value.args[0]
     return value, steps
@@ -231,10 +228,10 @@ def _along_chain(start: Any, adding: bool) -> Iterator[fx.Node]:
         operator = operator_of(value)
         if operator is None:
             continue
-        sums = operator.kind is Kind.TERMS and (adding or operator.category == "movement")
-        if sums or packet(value.target) in (aten.where, aten.masked_fill, aten.clamp_min, aten.clamp_max):
+        sums = operator.dependence is Dependence.TERMS and (adding or operator.category.within(MOVEMENT))
+        if sums or operator.masks:
             queue.extend(nodes_in(value, operator.terms))
-        elif packet(value.target) in (aten.mul, aten.div):
+        elif operator.scales:
             queue.extend(nodes_in(value, operator.factors))
 
 

@@ -37,7 +37,7 @@ def _decay(rate: Tensor) -> Tensor:
 
 def _contract(a: Tensor, b: Tensor) -> Tensor:
     """A sum of products over an axis, as einsum or spelled out."""
-    return either(torch.ops.aten.einsum.default("...i,...i->...", [a, b]), (a * b).sum(-1))
+    return either(torch.einsum("...i,...i->...", a, b), (a * b).sum(-1))
 
 
 def _fed(signal: Tensor, delta: Tensor) -> Tensor:

@@ -6,39 +6,45 @@ that makes a value constant ends the life of what only it fed.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 
-import torch
 from torch import fx
 
 from fxlrp.capture import Program
 from fxlrp.errors import UncoveredOperatorError
 from fxlrp.graph.linear_sums import affine_sums
 from fxlrp.graph.nodes import module_path, module_stack, source_line
-from fxlrp.graph.operators import Kind, Operator, is_float, nodes_in, operands_of, operator_of, packet
+from fxlrp.graph.operator_classes import (
+    ACTIVATION,
+    ADD,
+    AFFINE,
+    ANY,
+    CLASSES,
+    CONVOLUTION,
+    FORK,
+    GENERAL,
+    LINEAR,
+    MATMUL,
+    MIXING,
+    PRODUCT,
+    QUOTIENT,
+    SCALE,
+    SHIFT,
+    SINGULAR,
+    OperatorClass,
+)
+from fxlrp.graph.operators import Dependence, Operator, is_float, nodes_in, operands_of, operator_of, packet
 from fxlrp.graph.order import Ends
 from fxlrp.patterns.structure import Structure
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rules import Conserves, find_rule
 from fxlrp.rules.elementary import value_at_zero
 from fxlrp.rules.operation import take_apart
-from fxlrp.rules.rule import WIDER, Message
+from fxlrp.rules.rule import Message
 from fxlrp.rules.shares import ShareRule
 from fxlrp.spec.lines import Scope
 from fxlrp.spec.ruleset import Ruleset
-
-aten = torch.ops.aten
-#: Classes whose plain gradient keeps relevance by itself: linear maps, sums and homogeneous selections.
-KEEPING = frozenset(
-    {"linear", "convolution", "mixing", "scale", "sum", "add", "shift", "movement", "index", "selection", "rectifier"}
-)
-
-#: Classes of which a sum of linear maps is made: a rule for *affine* is offered to each, and stands on their sum once.
-AFFINE = frozenset({"linear", "add", "shift"})
-
-#: Movements that choose some entries of an axis, as pooling by one token does.
-INDEXING = frozenset({aten.select, aten.index_select, aten.index})
 
 
 def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: bool = True) -> Plan:
@@ -62,14 +68,14 @@ def _draft(
     decisions: dict[fx.Node, Decision] = {}
     refused: dict[fx.Node, UncoveredOperatorError] = {}
     carrying: set[fx.Node] = {each.node for each in structure.attributed}
-    if "affine" in ruleset.mentions:
+    if AFFINE.name in ruleset.mentions:
         carrying |= structure.states
     for node in program.graph.nodes:
         if node in carrying or node.op != "call_function" or not is_float(node):
             continue
         operator = operator_of(node)
         if not any(n in carrying for n in operands_of(node)) or (
-            operator is not None and operator.kind is Kind.CONSTANT
+            operator is not None and operator.dependence is Dependence.CONSTANT
         ):
             continue  # nothing arrives, or only as a condition or an index
         try:
@@ -94,8 +100,8 @@ def _ends(plan: Plan) -> Ends:
         operator = operator_of(node)
         if node in plan.carrying and operator is not None:
             category = classify(node, operator, plan.carrying, plan.structure.dependent)
-            alike = ("linear", "convolution") if category in ("linear", "convolution") else (category,)
-            kinds[node] = frozenset((*plan.structure.labels.get(node, ()), *alike, *WIDER.get(category, ())))
+            alike = [each for each in CLASSES.values() if each.weighted] if category.weighted else category.lineage
+            kinds[node] = frozenset((*plan.structure.labels.get(node, ()), *map(str, alike)))
     return Ends.of(kinds, operands_of)
 
 
@@ -104,7 +110,7 @@ def _joined(plan: Plan) -> Plan:
     groups = {
         node: (decision.rule.name, tuple(decision.params.items()))
         for node, decision in plan.decisions.items()
-        if decision.label == "affine" and isinstance(decision.rule, ShareRule)
+        if decision.label == AFFINE.name and isinstance(decision.rule, ShareRule)
     }
     if not groups:
         return plan
@@ -119,8 +125,8 @@ def _joined(plan: Plan) -> Plan:
 
 def _forks(structure: Structure, ruleset: Ruleset) -> dict[fx.Node, Decision]:
     """The rule, if any, for what arrives where a skip connection begins, from both of its ways."""
-    chosen = {node: ruleset.choose(("fork",), module_stack(node), "fork") for node in structure.forks}
-    return {node: Decision.of(entry, "fork", "fork") for node, entry in chosen.items() if entry is not None}
+    chosen = {node: ruleset.choose((FORK.name,), module_stack(node), FORK) for node in structure.forks}
+    return {node: Decision.of(entry, FORK, FORK.name) for node, entry in chosen.items() if entry is not None}
 
 
 def _relevant(plan: Plan) -> frozenset[fx.Node]:
@@ -152,30 +158,50 @@ def _useful(graph: fx.Graph, carrying: set[fx.Node]) -> set[fx.Node]:
     return useful
 
 
-def classify(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> str:
+def classify(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
     """The operator class of a node, given which of its arguments carry relevance."""
-    if operator.kind is Kind.FACTORS:
-        factors = nodes_in(node, operator.factors)
-        if sum(n in carrying for n in factors) > 1:
-            return "product"
-        if operator.category == "product":
-            return "scale"
-        if any(n in inside and n not in carrying for n in factors):
-            return "mixing"
-        return "convolution" if operator.category == "convolution" else "linear"
-    if operator.kind is Kind.QUOTIENT:
-        numerator = any(n in carrying for n in nodes_in(node, operator.factors[:1]))
-        denominator = any(n in carrying for n in nodes_in(node, operator.factors[1:]))
-        return "scale" if not denominator else "quotient" if numerator else "singular"
-    if operator.kind is Kind.ACTIVATION:
-        site = take_apart(node, carrying.__contains__)
-        if site.extras or any(isinstance(a, fx.Node) for a in [*node.args[1:], *node.kwargs.values()]):
-            return "general"  # the exponent of a power is itself a value
-        at_zero = value_at_zero(site.operation)
-        return "activation" if abs(at_zero) < float("inf") else "singular"
-    if operator.category == "add" and len([n for n in nodes_in(node, operator.terms) if n in carrying]) == 1:
-        return "shift"
-    return "index" if operator.category == "movement" and packet(node.target) in INDEXING else operator.category
+    decide = DECIDED.get(operator.category)
+    return operator.category if decide is None else decide(node, operator, carrying, inside)
+
+
+def _by_factors(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
+    factors = nodes_in(node, operator.factors)
+    if sum(n in carrying for n in factors) > 1:
+        return PRODUCT
+    if operator.category == PRODUCT:
+        return SCALE
+    if any(n in inside and n not in carrying for n in factors):
+        return MIXING
+    return CONVOLUTION if operator.category == CONVOLUTION else LINEAR
+
+
+def _by_place(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
+    numerator = any(n in carrying for n in nodes_in(node, operator.factors[:1]))
+    denominator = any(n in carrying for n in nodes_in(node, operator.factors[1:]))
+    return SCALE if not denominator else QUOTIENT if numerator else SINGULAR
+
+
+def _by_value(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
+    site = take_apart(node, carrying.__contains__)
+    if site.extras or any(isinstance(a, fx.Node) for a in [*node.args[1:], *node.kwargs.values()]):
+        return GENERAL  # the exponent of a power is itself a value
+    return ACTIVATION if abs(value_at_zero(site.operation)) < float("inf") else SINGULAR
+
+
+def _by_terms(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
+    return SHIFT if sum(n in carrying for n in nodes_in(node, operator.terms)) == 1 else ADD
+
+
+#: Classes whose operations are of it, or of another, as their arguments carry relevance; any other class is what it is.
+DECIDED: Mapping[OperatorClass, Callable[..., OperatorClass]] = {
+    LINEAR: _by_factors,
+    CONVOLUTION: _by_factors,
+    MATMUL: _by_factors,
+    PRODUCT: _by_factors,
+    QUOTIENT: _by_place,
+    ACTIVATION: _by_value,
+    ADD: _by_terms,
+}
 
 
 def _decide(
@@ -188,40 +214,43 @@ def _decide(
     ends: Ends,
 ) -> Decision | None:
     if operator is None:
-        return _uncovered(node, "unknown operator", ruleset, structure, strict)
+        return _uncovered(node, None, ruleset, structure, strict)
     category = classify(node, operator, carrying, structure.dependent)
-    offered = ("affine",) if category in AFFINE else ()
-    labels = (*structure.labels.get(node, ()), *offered, category, *WIDER.get(category, ()), "any")
+    offered = (AFFINE,) if category.joins else ()
+    labels = (*structure.labels.get(node, ()), *map(str, (*offered, *category.lineage, ANY)))
     if not ruleset.mentions.isdisjoint(labels):
         entry = ruleset.choose(labels, module_stack(node), category, ends.at(node))
         if entry is not None:
-            decision = Decision.of(entry, category, entry.match if entry.match != "any" else category)
+            decision = Decision.of(entry, category, entry.match if entry.match != ANY.name else category.name)
             plain = decision.rule.plain and not decision.post and decision.scope is Scope.OPERATION
-            return None if plain and category in KEEPING else decision
-    if ruleset.bias == "distribute" and category in ("linear", "convolution"):
+            return None if plain and category.keeps else decision
+    if ruleset.bias == "distribute" and category.weighted:
         rule = find_rule("distribute")
-        return Decision(rule, rule.bind({}), category, category)
-    if category in KEEPING:
+        return Decision(rule, rule.bind({}), category, category.name)
+    if category.keeps:
         return None
     return _uncovered(node, category, ruleset, structure, strict)
 
 
-def _uncovered(node: fx.Node, category: str, ruleset: Ruleset, structure: Structure, strict: bool) -> Decision:
-    if not strict and operator_of(node) is not None:
+def _uncovered(
+    node: fx.Node, category: OperatorClass | None, ruleset: Ruleset, structure: Structure, strict: bool
+) -> Decision:
+    if not strict and category is not None:
         rule = find_rule(ruleset.fallback)
-        return Decision(rule, rule.bind({}), category, category, note="fallback: no rule of the ruleset covers it")
+        return Decision(rule, rule.bind({}), category, category.name, note="fallback: no rule of the ruleset covers it")
     place = module_path(node) or "the top level"
-    nearest_rule = next((e for e in ruleset.rules if e.match.split(".")[0] == category), None)
+    nearest_rule = next((e for e in ruleset.rules if e.match.split(".")[0] == str(category)), None)
     hint = f" Its nearest rule is '{nearest_rule.rule}' for '{nearest_rule.match}'." if nearest_rule else ""
     misses = "".join(f"\n  {miss}" for miss in structure.misses[:2])
     remedy = (
         f"Add a rule for '{category}' to the ruleset (for example "
         f"ruleset('{ruleset.name}').override({category}='gradient')), or convert with strict=False."
-        if operator_of(node) is not None
-        else "fxlrp does not know this operator: tell it with fxlrp.graph.operators.register(operator, Operator(kind, "
-        "category, slots))."
+        if category is not None
+        else "fxlrp does not know this operator: tell it with fxlrp.graph.operators.register(operator, Operator("
+        "dependence, category, slots))."
     )
     raise UncoveredOperatorError(
-        f"No rule of '{ruleset.name}' covers {packet(node.target)} ({category}) in module '{place}' "
+        f"No rule of '{ruleset.name}' covers {packet(node.target)} ({category or 'unknown operator'}) in module "
+        f"'{place}' "
         f"({source_line(node) or 'no source line'}).{hint}\n{remedy}{misses}"
     )

@@ -14,6 +14,7 @@ from torch import fx
 from fxlrp.capture import Program
 from fxlrp.graph.linear_sums import AffineSums
 from fxlrp.graph.nodes import module_path
+from fxlrp.graph.operator_classes import PRODUCT, QUOTIENT, OperatorClass
 from fxlrp.graph.operators import operator_of
 from fxlrp.patterns.structure import Structure
 from fxlrp.rules import Conserves, Post, Rule, find_rule
@@ -30,14 +31,14 @@ class Decision:
 
     rule: Rule
     params: Mapping[str, Any]
-    category: str
+    category: OperatorClass
     label: str
     note: str = ""
     post: tuple[Post, ...] = ()
     scope: Scope = Scope.OPERATION
 
     @staticmethod
-    def of(entry: Line, category: str, label: str) -> Decision:
+    def of(entry: Line, category: OperatorClass, label: str) -> Decision:
         """What a line of a ruleset decides."""
         return Decision(*entry.bound, category, label, post=entry.post, scope=entry.scope)
 
@@ -132,7 +133,7 @@ class Plan:
                 key = (decision.label, decision.spelled, self._conversion(node), decision.note)
             elif node in self.relevant and node.op == "call_function" and self._divides(node):
                 operator = operator_of(node)
-                key = (operator.category if operator else "", "gradient", self._conversion(node), "")
+                key = (str(operator.category) if operator else "", "gradient", self._conversion(node), "")
             else:
                 continue
             groups.setdefault(key, []).append(module_path(node))
@@ -145,7 +146,7 @@ class Plan:
         """Whether relevance that arrives is turned back into a gradient here, for want of a rule that takes it."""
         rule, operator = self.rule(node), operator_of(node)
         if rule.plain:  # entries that only move, or are scaled, take their relevance along
-            return operator is not None and not operator.copies and operator.category not in ("product", "quotient")
+            return operator is not None and not operator.copies and operator.category not in (PRODUCT, QUOTIENT)
         return rule.converts and rule.conserves is not Conserves.NOTHING
 
     def _conversion(self, node: fx.Node) -> str:

@@ -12,10 +12,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fxlrp.graph.operator_classes import ANY, CLASSES
 from fxlrp.rules import Rule
-from fxlrp.rules.rule import WIDER
 from fxlrp.spec.citation import Citation, Switch
-from fxlrp.spec.lines import CLASSES, Line, Where
+from fxlrp.spec.lines import Line, Where
 from fxlrp.spec.readings import AttentionReading, InputReading, Reading, StreamsReading
 from fxlrp.spec.ruleset import Ruleset, origins, ruleset
 
@@ -89,12 +89,13 @@ def _others(entry: Line) -> dict[str, Any]:
 
 def _overrules(earlier: Line, later: Line) -> bool:
     """Whether ``earlier`` takes all that ``later`` matches, wherever it stands."""
-    within = (later.match, later.match.split(".")[0], *WIDER.get(later.match, ()), "any")
+    own = CLASSES.get(later.match)
+    wider = own.lineage if own is not None else ()
+    within = (later.match, later.match.split(".")[0], *map(str, (*wider, ANY)))
     if earlier.where != Where() or earlier.match not in within:
         return False
-    taking, left = earlier.bound[0], later.bound[0]
-    category = "add" if later.match == "residual" else later.match
-    return "any" in taking.on or set(left.on) <= set(taking.on) or (category in CLASSES and taking.fits(category))
+    taking, left, category = earlier.bound[0], later.bound[0], later.category
+    return ANY in taking.on or set(left.on) <= set(taking.on) or (category is not None and taking.fits(category))
 
 
 def formula(rule: Rule) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor, fx
 
 from fxlrp.errors import RulesetError
 from fxlrp.graph.nodes import module_path
-from fxlrp.graph.operators import Kind, Operator, is_float, is_movement
+from fxlrp.graph.operator_classes import GENERAL
+from fxlrp.graph.operators import Dependence, Operator, is_float, is_movement
 from fxlrp.graph.residual import unmoved
 from fxlrp.planning.plan import Plan
 from fxlrp.rules import Operation, take_apart
@@ -89,7 +90,7 @@ def _site(
     target: Callable[..., Tensor], operands: Sequence[fx.Node], others: Sequence[fx.Node], live: tuple[bool, ...]
 ) -> Site:
     holes = (*(Hole(i) for i in range(len(operands))), *(Hole(~i) for i in range(len(others))))
-    operator = Operator(Kind.GENERAL, "general", terms=tuple(range(len(operands))))
+    operator = Operator(Dependence.GENERAL, GENERAL, terms=tuple(range(len(operands))))
     return Site(Operation(target, operator, holes, {}, live, 0), tuple(operands), tuple(others))
 
 

@@ -25,8 +25,6 @@ from fxlrp.rules.primitives import as_relevance
 from fxlrp.rules.rule import Message
 from fxlrp.rules.shares import ShareRule
 
-aten = torch.ops.aten
-
 
 @dataclass(frozen=True)
 class Source:
@@ -177,7 +175,7 @@ class _Rewriting:
             # Of several values (split, topk) one may be cut off while others carry on: it is detached after it
             # was taken.
             taken = any(n in self.plan.carrying and not _is_tensor(n) for n in node.all_input_nodes)
-            return self.graph.call_function(aten.detach.default, (copied,)) if taken and _is_tensor(node) else copied
+            return self.graph.call_function(torch.detach, (copied,)) if taken and _is_tensor(node) else copied
         if node in self.plan.sums.roots:
             return self._sum(node)
         plain = self.plan.rule(node).plain and (self.plan.takes(node) is Message.GRADIENT or _copies(node))
@@ -269,7 +267,7 @@ class _Rewriting:
         if (node not in self.plan.carrying and node not in self.attributed) or not _is_tensor(node):
             return self.values[node]
         if node not in self.detached:
-            self.detached[node] = self.graph.call_function(aten.detach.default, (self.values[node],))
+            self.detached[node] = self.graph.call_function(torch.detach, (self.values[node],))
         return self.detached[node]
 
     def _apply(self, node: fx.Node, decision: Decision | None) -> fx.Node:

@@ -17,12 +17,12 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from fxlrp.capture.canonical import Fused
-from fxlrp.graph.operators import Kind, nodes_in, operator_of, packet
+from fxlrp.graph.operator_table import ATTENTION, LAYER_NORM, LAYER_NORM_BACKWARD, SAFE_SOFTMAX
+from fxlrp.graph.operators import LINEAR_LAYER, Dependence, nodes_in, operator_of, packet
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rules.primitives import scale_message
 from fxlrp.rules.rule import Conserves, Message
 
-aten = torch.ops.aten
 #: A kernel takes the region and returns a function of the fused operator's own arguments, or None.
 Kernel = Callable[["Region"], Callable[..., Tensor] | None]
 KERNELS: dict[Any, Kernel] = {}
@@ -118,11 +118,11 @@ class _ConstantScaleNorm(torch.autograd.Function):
         g, at_mean = grads[0].contiguous(), torch.zeros_like(grads[0], memory_format=torch.contiguous_format)
         shape = [g.shape[axis] for axis in ctx.axes]
         wanted = [True, False, False]
-        g = aten.native_layer_norm_backward(g, at_mean, shape, torch.zeros_like(rstd), rstd, weight, None, wanted)[0]
+        g = LAYER_NORM_BACKWARD(g, at_mean, shape, torch.zeros_like(rstd), rstd, weight, None, wanted)[0]
         return g, None, None, None, None, None
 
 
-@kernel(aten.layer_norm)
+@kernel(LAYER_NORM)
 def _layer_norm(region: Region) -> Callable[..., Tensor] | None:
     keep_mean = region.scales("mean") == (1.0, 1.0)
     if not region.holds("scale") or not (keep_mean or region.holds("mean")) or not _only_inner(region):
@@ -187,11 +187,11 @@ def plain_attention(
     return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal or is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
-PLAIN[aten.scaled_dot_product_attention] = plain_attention
-PREPARED[aten.scaled_dot_product_attention] = (3, "attn_mask", simplified_mask)
+PLAIN[ATTENTION] = plain_attention
+PREPARED[ATTENTION] = (3, "attn_mask", simplified_mask)
 
 
-@kernel(aten.scaled_dot_product_attention)
+@kernel(ATTENTION)
 def _attention(region: Region) -> Callable[..., Tensor] | None:
     if not {"scores", "weights", "output"} <= set(region.parts) or not region.untouched_but(
         "scores", "weights", "output"
@@ -254,7 +254,7 @@ def _weights_transposed(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool,
     if mask is None:
         return torch.matmul(torch.softmax(scores, -1).mT, g)
     scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
-    return torch.matmul(aten._safe_softmax(scores, -1).mT, g)
+    return torch.matmul(SAFE_SOFTMAX(scores, -1).mT, g)
 
 
 def constant_weights_attention(
@@ -334,8 +334,8 @@ def after_mixing(plan: Plan) -> Iterator[fx.Node]:
     """
     for node in reversed(plan.program.graph.nodes):
         operator = operator_of(node)
-        if operator is not None and operator.kind is Kind.SOFTMAX:
+        if operator is not None and operator.dependence is Dependence.SOFTMAX:
             return
-        plain = packet(node.target) is aten.linear and node not in plan.decisions
+        plain = operator is not None and operator.maps == (LINEAR_LAYER,) and node not in plan.decisions
         if plain and [n for n in nodes_in(node, (0, 1, 2)) if n in plan.carrying] == [node.args[0]]:
             yield node

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.graph.operators import Kind, is_continuous
+from fxlrp.graph.operators import Dependence, is_continuous
 from fxlrp.rules.dense import jacobian
 from fxlrp.rules.operation import Hole, Operation, fill
 from fxlrp.rules.primitives import as_relevance, carry, ratio, received, same_value, scale_message
@@ -32,11 +32,11 @@ def _value_at_zero(target: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, 
 def _gradient_leak(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Tensor:
     """sum of y g - sum of x . VJP_x(g), in closed form for products and softmax."""
     count = sum(op.live[: op.factors])
-    if op.operator.kind is Kind.FACTORS:
+    if op.operator.dependence is Dependence.FACTORS:
         # each live factor receives sum(y g) less what the additive constants got
         terms = [term for term in operands[op.factors :] if isinstance(term, Tensor)]
         return (1 - count) * received(y - _additive(op, operands) if terms else y, g)
-    if op.operator.kind is Kind.SOFTMAX:
+    if op.operator.dependence is Dependence.SOFTMAX:
         return _softmax_leak(op, y, g, *operands)
     return _local_defect(op, y, g, *operands)
 
@@ -114,9 +114,7 @@ def _(op: Operation, *operands: Tensor) -> Tensor:
 
 def _scales(op: Operation) -> bool:
     """Whether the first operand is multiplied, or divided, entry by entry."""
-    if op.operator.category == "product":
-        return True
-    return op.operator.factors == (0, 1) and op.operator.category == "quotient" and op.args[0] == Hole(0)
+    return op.operator.scales and (op.operator.dependence is Dependence.FACTORS or op.args[0] == Hole(0))
 
 
 @gradient.reference

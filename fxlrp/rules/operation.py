@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from fxlrp.graph.activations import slope_of
-from fxlrp.graph.operators import OPERATORS, Operator, operator_of
+from fxlrp.graph.activations import SpelledActivation
+from fxlrp.graph.operator_table import ALIAS
+from fxlrp.graph.operators import OPERATORS, Operator, operator_of, packet
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Operation:
     @property
     def slope(self) -> Callable[[Tensor], Tensor] | None:
         """(f(x) - f(0)) / x of an activation in closed form, with its parameters filled in."""
-        closed = slope_of(self.target)
+        spelled = isinstance(self.target, SpelledActivation)
+        closed = self.target.closed_slope if spelled else self.operator.slope
         if closed is None:
             return None
         arguments = tuple(a for a in self.args[1:] if not isinstance(a, Hole))
@@ -77,7 +78,7 @@ class Reference:
 
 
 #: A value as it is: what a rule acts on where a value's ways part.
-IDENTITY = Operation(torch.ops.aten.alias.default, OPERATORS[torch.ops.aten.alias], (Hole(0),), {}, (True,), 0)
+IDENTITY = Operation(ALIAS, OPERATORS[packet(ALIAS)], (Hole(0),), {}, (True,), 0)
 
 
 def fill(template: Any, operands: Sequence[Any], extras: Sequence[Any]) -> Any:

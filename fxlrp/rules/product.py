@@ -110,7 +110,7 @@ def _proportional(op: Operation, a: Tensor, b: Tensor, sizes: tuple[Tensor, Tens
 
 def _entrywise(op: Operation, operands: tuple[Tensor, ...]) -> bool:
     """Whether the operation is a * b of two live factors; of any other product there is no share by entry."""
-    return op.operator.category == "product" and len(operands) == 2
+    return op.operator.scales and len(operands) == 2
 
 
 @rule("product", conserves=Conserves.EXACTLY, source=Cite("Arras et al. 2019, sec. 3.1", "LRP-prop"))

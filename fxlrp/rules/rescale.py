@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RulesetError
-from fxlrp.graph.operators import Kind, is_continuous
+from fxlrp.graph.operators import Dependence, is_continuous
 from fxlrp.rules.dense import jacobian
 from fxlrp.rules.elementary import axis_of
 from fxlrp.rules.operation import Operation, Reference
@@ -65,15 +65,10 @@ def rescale(op: Operation, *operands: Any) -> Any:
     """
     if op.reference is None:
         raise RulesetError("Rule 'rescale' needs the values on a reference input, and this operation was given none.")
-    form = FORMS.get(op.operator.kind, between_ends)
-    if not _by_entry(op) and form in (_activation, _quotient):
+    form = FORMS.get(op.operator.dependence, between_ends)
+    if form in (_activation, _quotient) and not op.operator.entrywise:
         form = between_ends
     return form(op, op.reference, operands)
-
-
-def _by_entry(op: Operation) -> bool:
-    """Whether it is a function of one value, or a quotient, entry by entry."""
-    return op.operator.kind is Kind.ACTIVATION or op.operator.factors == (0, 1)
 
 
 def _activation(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
@@ -182,11 +177,11 @@ def _directional(f: Callable[..., Tensor], at: Sequence[Any], live: Sequence[int
 
 
 #: The form of the rule by what the operation is to its operands; any other is taken between its two ends.
-FORMS: dict[Kind, Callable[[Operation, Reference, Sequence[Any]], Any]] = {
-    Kind.ACTIVATION: _activation,
-    Kind.FACTORS: _product,
-    Kind.QUOTIENT: _quotient,
-    Kind.SOFTMAX: _softmax,
+FORMS: dict[Dependence, Callable[[Operation, Reference, Sequence[Any]], Any]] = {
+    Dependence.ACTIVATION: _activation,
+    Dependence.FACTORS: _product,
+    Dependence.QUOTIENT: _quotient,
+    Dependence.SOFTMAX: _softmax,
 }
 
 
@@ -196,15 +191,16 @@ def _(op: Operation, relevance: Tensor, *operands: Any) -> tuple[Tensor, ...]:
     live = [i for i, alive in enumerate(op.live) if alive]
     steps = [operands[i] - op.reference.operands[i] for i in live]
     y, y_ref = op(*operands), op.reference.value
+    kind = op.operator.dependence
     g = ratio(relevance, y - y_ref).flatten()
     ends = [_jacobians(op, at, live) for at in (operands, op.reference.operands)]
-    if op.operator.kind is Kind.ACTIVATION or (len(live) == 1 and op.operator.kind is Kind.QUOTIENT):
+    if kind is Dependence.ACTIVATION or (len(live) == 1 and kind is Dependence.QUOTIENT):
         return (relevance.sum_to_size(operands[live[0]].shape),)
-    if op.operator.kind is Kind.FACTORS:  # of a bilinear map the mean of both ends is the midpoint
+    if kind is Dependence.FACTORS:  # of a bilinear map the mean of both ends is the midpoint
         maps = [0.5 * (a + b) for a, b in zip(*ends, strict=True)]
-    elif op.operator.kind is Kind.SOFTMAX:
+    elif kind is Dependence.SOFTMAX:
         maps = [_softmax_matrix(operands[0], op.reference.operands[0], axis_of(op))]
-    elif _by_entry(op):
+    elif kind is Dependence.QUOTIENT and op.operator.entrywise:
         (a, b), (a_ref, b_ref) = (torch.broadcast_tensors(*v) for v in (operands, op.reference.operands))
         parts = (0.5 * (1 / b + 1 / b_ref) * (a - a_ref), 0.5 * (a + a_ref) * (1 / b - 1 / b_ref))
         shares = (part * ratio(relevance, y - y_ref) for part in parts)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from fxlrp.errors import RulesetError, nearest
+from fxlrp.graph.operator_classes import ANY, OperatorClass, find_class
 from fxlrp.rules.choices import Choice
 from fxlrp.rules.primitives import as_gradient, as_relevance
 
@@ -30,10 +31,6 @@ class Message(Enum):
     def symbol(self) -> str:
         """g or R."""
         return "g" if self is Message.GRADIENT else "R"
-
-
-#: Classes that are a case of another: what is said of a sum holds of a sum with constants.
-WIDER = {"shift": ("add",), "index": ("movement",), "rectifier": ("selection",)}
 
 
 class Conserves(Enum):
@@ -80,7 +77,7 @@ class Rule:
     """
 
     name: str
-    on: tuple[str, ...]
+    on: tuple[OperatorClass, ...]
     surrogate: Callable[..., Tensor]
     conserves: Conserves
     source: Cite
@@ -107,9 +104,9 @@ class Rule:
         signature = inspect.signature(self.surrogate)
         return {name: p for name, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
-    def fits(self, category: str) -> bool:
+    def fits(self, category: OperatorClass) -> bool:
         """Whether the rule can take operations of this class."""
-        return not {"any", category, *WIDER.get(category, ())}.isdisjoint(self.on)
+        return not {ANY, *category.lineage}.isdisjoint(self.on)
 
     def reference(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the slow relevance form of the rule."""
@@ -201,7 +198,7 @@ ALIASES = {
 
 
 def rule(
-    *on: str,
+    *on: str | OperatorClass,
     conserves: Conserves,
     source: Cite,
     leak: Callable[..., Tensor] | None = None,
@@ -214,12 +211,15 @@ def rule(
     plain: bool = False,
     scales: Callable[[Mapping[str, Any]], tuple[float, float] | None] = _unknown_scales,
 ) -> Callable[[Callable[..., Tensor]], Rule]:
-    """Register a function as the rule of its name for the operator classes ``on`` ('any' for all)."""
+    """Register a function as the rule of its name for the operator classes ``on``, by name or as they are ('any' for
+    all). Raises :class:`RulesetError` for a name that is no class's.
+    """
+    classes = tuple(map(find_class, on))
 
     def register(function: Callable[..., Tensor]) -> Rule:
         made = Rule(
             function.__name__,
-            on,
+            classes,
             function,
             conserves,
             source,

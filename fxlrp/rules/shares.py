@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.graph.operator_classes import ADD, AFFINE, OperatorClass, find_class
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import as_relevance, ratio, same_value
 from fxlrp.rules.rule import RULES, Cite, Conserves, Message, Rule
@@ -39,17 +40,18 @@ class ShareRule(Rule):
     shares: Callable[..., Shares] = field(default=list, compare=False)
     whole: Callable[[Mapping[str, Any]], bool] = field(default=lambda parameters: False, compare=False)
 
-    def fits(self, category: str) -> bool:
+    def fits(self, category: OperatorClass) -> bool:
         """Whether the rule can take operations of this class; an affine sum is a sum."""
-        return super().fits("add" if category == "affine" else category)
+        return super().fits(ADD if category == AFFINE else category)
 
 
 def share_rule(
-    *on: str, source: Cite, leak_kind: str, leak: Callable[..., Tensor] | None = None
+    *on: str | OperatorClass, source: Cite, leak_kind: str, leak: Callable[..., Tensor] | None = None
 ) -> Callable[[Callable[..., Shares]], ShareRule]:
     """Register a function that gives shares as the rule of its name; what no numerator takes is its leak (unless
     another is given).
     """
+    classes = tuple(map(find_class, on))
 
     def register(function: Callable[..., Shares]) -> ShareRule:
         @wraps(function)
@@ -65,7 +67,14 @@ def share_rule(
             return (y - torch.stack(passed).sum(0)) * g
 
         made = ShareRule(
-            function.__name__, on, surrogate, Conserves.WITH_LEAK, source, leak or untaken, leak_kind, shares=function
+            function.__name__,
+            classes,
+            surrogate,
+            Conserves.WITH_LEAK,
+            source,
+            leak or untaken,
+            leak_kind,
+            shares=function,
         )
         made.in_relevance(relevance)
         RULES[made.name] = made
@@ -75,7 +84,7 @@ def share_rule(
 
 
 def relevance_share_rule(
-    *on: str,
+    *on: str | OperatorClass,
     source: Cite,
     leak_kind: str,
     leak: Callable[..., Tensor] | None = None,
@@ -84,6 +93,7 @@ def relevance_share_rule(
     """The same for a rule whose numerators are not proportional to x: it takes and gives relevance alone, and its
     function sends each numerator's message to x as it is.
     """
+    classes = tuple(map(find_class, on))
 
     def register(function: Callable[..., Shares]) -> ShareRule:
         @wraps(function)
@@ -92,7 +102,7 @@ def relevance_share_rule(
 
         made = ShareRule(
             function.__name__,
-            on,
+            classes,
             surrogate,
             Conserves.WITH_LEAK,
             source,

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.graph.operators import Kind, Operator
+from fxlrp.graph import operator_classes
+from fxlrp.graph.operator_classes import ADD
+from fxlrp.graph.operators import Dependence, Operator
 from fxlrp.rules.choices import away_from_zero
 from fxlrp.rules.dense import jacobian, matrix
 from fxlrp.rules.linear import LINEAR
@@ -23,7 +25,9 @@ def _sum_itself(z: Tensor, *_: Any) -> Tensor:
 
 #: A sum of linear maps as an operation on its own value z, whose terms get gradient messages. Further operands are what
 #: z is where all units are 0, and the units, whose last axis is summed over and whose others broadcast with those of z.
-AFFINE = Operation(_sum_itself, Operator(Kind.TERMS, "affine", terms=(0,)), (Hole(0),), {}, (True,), 0)
+AFFINE = Operation(
+    _sum_itself, Operator(Dependence.TERMS, operator_classes.AFFINE, terms=(0,)), (Hole(0),), {}, (True,), 0
+)
 
 
 def _epsilon_leak(op: Operation, z: Tensor, g: Tensor, *operands: Any, epsilon: float, bias_factor: float) -> Tensor:
@@ -74,7 +78,7 @@ def _mean_of_units(op: Operation, operands: tuple[Any, ...]) -> Tensor:
     if op is AFFINE:
         return _mean_of_rows(operands[2:])
     live = [x for i, x in enumerate(operands) if op.live[i]]
-    if op.operator.category == "add":
+    if op.operator.category == ADD:
         return _mean_of_rows(live)
     (x,) = live
     if op.factors:
@@ -122,7 +126,7 @@ def _weights(op: Operation, operands: tuple[Any, ...], place: int) -> Tensor:
 
 
 def _connected(op: Operation, weights: Tensor, x: Tensor) -> Tensor:
-    if op.operator.category == "add":  # a whole row for each of its entries
+    if op.operator.category == ADD:  # a whole row for each of its entries
         row = torch.arange(weights.shape[1]) // x.shape[-1]
         return (weights != 0).to(x.dtype) @ (row[:, None] == row[None, :]).to(x.dtype)
     return (weights != 0).to(x.dtype) * (torch.ones_like(x) if op.factors else x != 0).flatten()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxlrp.errors import RulesetError, nearest
+from fxlrp.graph.operator_classes import CLASSES, class_name
 from fxlrp.rules.rule import RULES, find_rule
-from fxlrp.spec.lines import CLASS_ALIASES, Line, labels
+from fxlrp.spec.lines import Line, labels
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class Change:
 
     @staticmethod
     def of(
-        name: str, known: Collection[str], lines: Sequence[Line], given: Change, others: Mapping[str, Any]
+        name: str, fields: Collection[str], lines: Sequence[Line], given: Change, others: Mapping[str, Any]
     ) -> Change:
-        """``given``, with ``others`` sorted into its three kinds. ``known`` are the fields of the ruleset ``name``.
+        """``given``, with ``others`` sorted into its three kinds. ``fields`` are those of the ruleset ``name``.
 
         Raises :class:`RulesetError` for a name of no kind or of several, and for a parameter that no rule takes.
         """
         kinds: dict[str, Collection[str]] = {
-            "fields": known,
-            "rules": {*labels(), *CLASS_ALIASES},
+            "fields": fields,
+            "rules": {*labels(), *(alias for known in CLASSES.values() for alias in known.aliases)},
             "params": {parameter for each in RULES.values() for parameter in each.parameters},
         }
         found = {kind: dict(getattr(given, kind)) for kind in kinds}
@@ -56,5 +57,5 @@ class Change:
                     f"No rule of '{name}' takes the parameter '{key}', so {key}={value!r} would change nothing. "
                     f"Rules that do: {', '.join(takers)}."
                 )
-        matches = {CLASS_ALIASES.get(str(key), str(key)): value for key, value in found["rules"].items()}
+        matches = {class_name(str(key)): value for key, value in found["rules"].items()}
         return Change(found["fields"], matches, found["params"])

@@ -10,34 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fxlrp.graph.operator_classes import ADD, CLASSES, GENERAL, OperatorClass, ruled_names
 from fxlrp.patterns import PATTERNS, Pattern
 from fxlrp.patterns.language import PART
 from fxlrp.rules import Post, Rule, find_rule
 
-#: Operator classes, as rulesets name them.
-CLASSES = (
-    "linear",
-    "convolution",
-    "mixing",
-    "scale",
-    "product",
-    "quotient",
-    "activation",
-    "singular",
-    "softmax",
-    "selection",
-    "rectifier",
-    "sum",
-    "add",
-    "shift",
-    "affine",
-    "movement",
-    "index",
-    "general",
-    "fork",
-    "any",
-)
-CLASS_ALIASES = {"conv": "convolution", "act": "activation", "matmul": "product"}
+RESIDUAL = "residual"
 
 
 class Scope(Enum):
@@ -112,19 +90,24 @@ class Line(BaseModel):
         found = find_rule(self.rule)
         return found, found.bind(self.params)
 
-    def fits(self, category: str) -> bool:
+    @property
+    def category(self) -> OperatorClass | None:
+        """The class of the operations that it matches; None for a pattern or a part of one."""
+        return ADD if self.match == RESIDUAL else CLASSES.get(self.match)
+
+    def fits(self, category: OperatorClass) -> bool:
         """Whether its rule can take an operation of this class; a whole pattern is of none."""
-        return self.bound[0].fits("general" if self.scope is Scope.PATTERN else category)
+        return self.bound[0].fits(GENERAL if self.scope is Scope.PATTERN else category)
 
 
 def labels() -> frozenset[str]:
     """Everything that an entry can match: operator classes, patterns and their parts."""
-    return _labels_of(tuple((name, tuple(group)) for name, group in PATTERNS.items()))
+    return ruled_names() | _labels_of(tuple((name, tuple(group)) for name, group in PATTERNS.items()))
 
 
 @lru_cache(maxsize=8)
 def _labels_of(patterns: tuple[tuple[str, tuple[Pattern, ...]], ...]) -> frozenset[str]:
-    found = {*CLASSES, "residual"}
+    found = {RESIDUAL}
     for name, group in patterns:
         found.add(name)
         for pattern in group:

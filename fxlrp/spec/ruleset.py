@@ -19,13 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, 
 from torch import Tensor
 
 from fxlrp.errors import RulesetError, nearest
+from fxlrp.graph.operator_classes import ANY, FORK, OperatorClass, class_name
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import find_rule
 from fxlrp.rules.rule import ALIASES, RULES, Message
 from fxlrp.spec.changes import Change
 from fxlrp.spec.citation import Citation, RulesetInfo, Switch
 from fxlrp.spec.files import folder, position, read
-from fxlrp.spec.lines import CLASS_ALIASES, CLASSES, Line, Scope, labels
+from fxlrp.spec.lines import RESIDUAL, Line, Scope, labels
 from fxlrp.spec.readings import READINGS, InputReading, Reading, reading_of
 from fxlrp.spec.seeds import LOGIT, NamedSeed
 
@@ -126,7 +127,7 @@ class Ruleset(BaseModel):
         self,
         labels: Iterable[str],
         stack: Sequence[tuple[str, str]],
-        category: str,
+        category: OperatorClass,
         ends: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset()),
     ) -> Line | None:
         """The first entry that matches one of a node's labels in its enclosing modules with a rule for its
@@ -217,7 +218,7 @@ def _line(match: str, value: Any, place: Mapping[str, Any]) -> dict[str, Any]:
     spec: dict[str, Any] = {"rule": value} if isinstance(value, str) else dict(value)
     known = {key: spec.pop(key) for key in ("rule", "params", "where", "post", "scope") if key in spec}
     return {
-        "match": CLASS_ALIASES.get(match, match),
+        "match": class_name(match),
         "rule": known.get("rule", ""),
         "where": known.get("where", place),
         "params": {**known.get("params", {}), **spec},
@@ -332,24 +333,23 @@ def _check_entry(entry: Line, index: int, origin: str, node: yaml.Node | None) -
     except RulesetError as error:
         key = "params" if ALIASES.get(entry.rule, entry.rule) in RULES else "rule"
         raise RulesetError(f"{origin}{position(node, ('rules', index, key))}: {error}") from None
-    if (entry.where.first or entry.where.last) and (entry.match in PATTERNS or entry.match in ("any", "fork")):
+    if (entry.where.first or entry.where.last) and (entry.match in PATTERNS or entry.category in (ANY, FORK)):
         raise RulesetError(
             f"{origin}{position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "
             f"a class or the parts of a pattern; '{entry.match}' is neither."
         )
-    fitting = {Scope.SUBLAYER: entry.match == "residual", Scope.PATTERN: "." in entry.match}
+    fitting = {Scope.SUBLAYER: entry.match == RESIDUAL, Scope.PATTERN: "." in entry.match}
     if not fitting.get(entry.scope, True):
         place = position(node, ("rules", index, "scope"))
         wanted = (
             "'residual'" if entry.scope is Scope.SUBLAYER else "the part in which a pattern ends (attention.output)"
         )
         raise RulesetError(f"{origin}{place}: the scope '{entry.scope.value}' is for {wanted}, not '{entry.match}'.")
-    classes = {*CLASSES, "residual"}
-    category = "add" if entry.match == "residual" else entry.match
-    if entry.match in classes and entry.match != "any" and not chosen.fits(category):
+    category = entry.category
+    if category is not None and category != ANY and not chosen.fits(category):
         place = position(node, ("rules", index, "rule"))
         valid = sorted(r.name for r in RULES.values() if r.fits(category))
         raise RulesetError(
-            f"{origin}{place}: rule '{chosen.name}' is for {', '.join(chosen.on)}, not for '{entry.match}'. "
+            f"{origin}{place}: rule '{chosen.name}' is for {', '.join(map(str, chosen.on))}, not for '{entry.match}'. "
             f"Rules for it: {', '.join(valid)}."
         )

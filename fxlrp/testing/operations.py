@@ -16,6 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from fxlrp.capture.canonical import canonical_function
+from fxlrp.graph import operator_classes as classes
+from fxlrp.graph.operator_classes import OperatorClass
+from fxlrp.graph.operator_table import SAFE_SOFTMAX
 from fxlrp.rules.operation import IDENTITY, Operation, take_apart
 
 BATCH = 2
@@ -58,28 +61,31 @@ class Sample:
 
 def _hidden(x: Tensor) -> Tensor:
     """Scores of which one is masked."""
-    return torch.ops.aten._safe_softmax.default(x, -1)
+    return SAFE_SOFTMAX(x, -1)
 
 
+#: Samples of each operator class that rules can stand on, by class. One for a new class is all that its rules need to
+#: be checked: ``OPERATIONS[SORTING] = (Sample("sort", ...),)``.
+OPERATIONS: dict[OperatorClass, tuple[Sample, ...]] = {}
 ROWS, SQUARE = (BATCH, 3, 4), (BATCH, 4, 4)
 IMAGE, KERNEL = (BATCH, 2, 5), (3, 2, 3)
-LINEAR = (
+OPERATIONS[classes.LINEAR] = (
     Sample("linear", F.linear, (ROWS, (5, 4), (5,))),
     Sample("linear without bias", F.linear, (ROWS, (5, 4))),
     Sample("addmm", lambda x, w, b: torch.addmm(b, x, w), ((BATCH, 4), (4, 3), (3,))),
 )
-CONVOLUTION = (
+OPERATIONS[classes.CONVOLUTION] = (
     Sample("conv1d", F.conv1d, (IMAGE, KERNEL, (3,))),
     Sample("conv1d without bias, strided", lambda x, w: F.conv1d(x, w, stride=2, padding=1), (IMAGE, KERNEL)),
     Sample("conv1d by groups", lambda x, w, b: F.conv1d(x, w, b, groups=2), (IMAGE, (2, 1, 2), (2,))),
     Sample("conv2d", F.conv2d, ((BATCH, 2, 3, 3), (2, 2, 2, 2), (2,))),
     Sample("conv_transpose1d", F.conv_transpose1d, (IMAGE, (2, 3, 2), (3,))),
 )
-MIXING = (
+OPERATIONS[classes.MIXING] = (
     Sample("values mixed by constant weights", lambda x, a: torch.matmul(a, x), (ROWS, (BATCH, 2, 3))),
     Sample("values times a constant matrix", torch.matmul, (ROWS, (BATCH, 4, 2))),
 )
-PRODUCT = (
+OPERATIONS[classes.PRODUCT] = (
     Sample("mul", lambda a, b: a * b, (ROWS, ROWS), live=2),
     Sample("mul with broadcasting", lambda a, b: a * b, (ROWS, (BATCH, 1, 4)), live=2),
     Sample("matmul", torch.matmul, (ROWS, (BATCH, 4, 2)), live=2),
@@ -87,7 +93,7 @@ PRODUCT = (
     Sample("bilinear", F.bilinear, (ROWS, ROWS, (2, 4, 4), (2,)), live=2, referenced=False),
     Sample("addcmul", lambda a, b, c: torch.addcmul(c, a, b), (ROWS, ROWS, ROWS), live=2, referenced=False),
 )
-QUOTIENT = (
+OPERATIONS[classes.QUOTIENT] = (
     Sample("div", lambda a, b: a / b, (ROWS, ROWS), live=2),
     Sample("div with broadcasting", lambda a, b: a / b, (ROWS, (BATCH, 3, 1)), live=2),
     Sample(
@@ -97,7 +103,7 @@ QUOTIENT = (
         live=2,
     ),
 )
-ACTIVATION = (
+OPERATIONS[classes.ACTIVATION] = (
     *(
         Sample(function.__name__, function, (ROWS,))
         for function in (
@@ -124,69 +130,48 @@ ACTIVATION = (
     Sample("cos", torch.cos, (ROWS,)),
     Sample("hardsigmoid", F.hardsigmoid, (ROWS,)),
 )
-SOFTMAX = (
+OPERATIONS[classes.SOFTMAX] = (
     Sample("softmax", lambda x: x.softmax(-1), (ROWS,)),
     Sample("softmax of the middle axis", lambda x: x.softmax(1), (ROWS,)),
     Sample("safe softmax", _hidden, (ROWS,)),
 )
-ADD = (
+OPERATIONS[classes.ADD] = (
     Sample("add", lambda a, b: a + b, (ROWS, ROWS), live=2),
     Sample("sub", lambda a, b: a - b, (ROWS, ROWS), live=2),
     Sample("add scaled", lambda a, b: torch.add(a, b, alpha=0.5), (ROWS, ROWS), live=2),
     Sample("add broadcast", lambda a, b: a + b, (ROWS, (BATCH, 1, 4)), live=2, referenced=False),
 )
-SHIFT = (
+OPERATIONS[classes.SHIFT] = (
     Sample("add a constant", lambda a, c: a + c, (ROWS, ROWS)),
     Sample("subtract a constant row", lambda a, c: a - c, (ROWS, (4,))),
 )
-RECTIFIER = (
+OPERATIONS[classes.RECTIFIER] = (
     Sample("relu", torch.relu, (ROWS,)),
     Sample("leaky relu", lambda x: F.leaky_relu(x, 0.1), (ROWS,)),
     Sample("prelu", F.prelu, (ROWS, (3,))),
 )
-SELECTION = (
+OPERATIONS[classes.SELECTION] = (
     Sample("abs", torch.abs, (ROWS,)),
     Sample("maximum", torch.maximum, (ROWS, ROWS), live=2),
     Sample("amax", lambda x: x.amax(-1), (ROWS,)),
     Sample("norm", lambda x: torch.linalg.vector_norm(x, dim=-1), (ROWS,)),
 )
-SINGULAR = (
+OPERATIONS[classes.SINGULAR] = (
     Sample("log", torch.log, (ROWS,), signed=False),
     Sample("rsqrt", torch.rsqrt, (ROWS,), signed=False),
     Sample("reciprocal", torch.reciprocal, (ROWS,), signed=False),
     Sample("constant over value", lambda b, a: torch.div(a, b), (ROWS, ROWS), signed=False, referenced=False),
 )
-GENERAL = (
+OPERATIONS[classes.GENERAL] = (
     Sample("logsumexp", lambda x: x.logsumexp(-1), (ROWS,)),
     Sample("log_softmax", lambda x: x.log_softmax(-1), (ROWS,)),
     Sample("prod", lambda x: x.prod(-1), (ROWS,)),
 )
-SUM = (Sample("sum", lambda x: x.sum(1), (ROWS,)), Sample("cumsum", lambda x: x.cumsum(1), (ROWS,)))
-SCALE = (Sample("mul by a constant", lambda x, w: x * w, (ROWS, ROWS)),)
-MOVEMENT = (
+OPERATIONS[classes.SUM] = (Sample("sum", lambda x: x.sum(1), (ROWS,)), Sample("cumsum", lambda x: x.cumsum(1), (ROWS,)))
+OPERATIONS[classes.SCALE] = (Sample("mul by a constant", lambda x, w: x * w, (ROWS, ROWS)),)
+OPERATIONS[classes.MOVEMENT] = (
     Sample("transpose", lambda x: x.transpose(1, 2), (ROWS,)),
     Sample("flip", lambda x: x.flip(1), (ROWS,)),
 )
-INDEX = (Sample("select", lambda x: x[:, 0], (ROWS,)),)
-
-#: Samples of each operator class that rulesets can name.
-OPERATIONS: dict[str, tuple[Sample, ...]] = {
-    "linear": LINEAR,
-    "convolution": CONVOLUTION,
-    "mixing": MIXING,
-    "scale": SCALE,
-    "product": PRODUCT,
-    "quotient": QUOTIENT,
-    "activation": ACTIVATION,
-    "singular": SINGULAR,
-    "softmax": SOFTMAX,
-    "selection": SELECTION,
-    "rectifier": RECTIFIER,
-    "sum": SUM,
-    "add": ADD,
-    "shift": SHIFT,
-    "movement": MOVEMENT,
-    "index": INDEX,
-    "fork": (Sample(FORK, lambda x: x, (ROWS,)),),
-    "general": GENERAL,
-}
+OPERATIONS[classes.INDEX] = (Sample("select", lambda x: x[:, 0], (ROWS,)),)
+OPERATIONS[classes.FORK] = (Sample(FORK, lambda x: x, (ROWS,)),)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError
+from fxlrp.graph.operator_classes import ANY
 from fxlrp.rules.operation import Operation, Reference
 from fxlrp.rules.rule import Conserves, Message, Rule
 from fxlrp.testing.operations import OPERATIONS, Sample
@@ -57,13 +58,18 @@ def check_rule(rule: Rule, seeds: Iterable[int] = (0, 1, 2), parameters: Mapping
     - x g_x, and R_x, agree with the rule's slow reference given R_y = y g_y.
 
     And the rule states a source, a formula and shapes. Raises :class:`fxlrp.RulesetError` for unknown
-    parameters.
+    parameters, :class:`fxlrp.FxlrpError` for a class of which there is no sample.
     """
     bound = rule.bind(parameters or {})
     failures = list(_documentation(rule))
-    categories = OPERATIONS if "any" in rule.on else rule.on
+    categories = OPERATIONS if ANY in rule.on else rule.on
     tried = 0
     for category in categories:
+        if category not in OPERATIONS:
+            raise FxlrpError(
+                f"There is no sample of class '{category}' to check a rule on: give one, as in "
+                "fxlrp.testing.operations.OPERATIONS[category] = (Sample(name, code, shapes),)."
+            )
         for sample in OPERATIONS[category]:
             for seed in seeds:
                 tried += 1

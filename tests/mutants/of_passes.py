@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,7 @@ import fxlrp.planning.plan
 from fxlrp.capture.canonical import REPLACEMENTS
 from fxlrp.capture.program import Program
 from fxlrp.engine.targets import Selection
+from fxlrp.graph.operators import OPERATORS, packet
 from fxlrp.patterns import matcher
 from fxlrp.rewrite import graph as rewriting
 from tests.mutants.mutant import Mutant, Patch, agrees, attribute, closes, entry, found, kernel
@@ -64,7 +66,7 @@ def _late_diagonal(patch: pytest.MonkeyPatch) -> None:
 
 
 def _every_add(graph: Any, inside: Any) -> Any:
-    return [(n, n.args[0]) for n in graph.nodes if matcher.packet(n.target) is aten.add]
+    return [(n, n.args[0]) for n in graph.nodes if packet(n.target) is aten.add]
 
 
 def _same_root(a: Any, b: Any) -> bool:
@@ -96,7 +98,7 @@ PASS_MUTANTS = (
     Mutant("causal mask off by one", _late_diagonal, kernel("sdpa_causal", "attnlrp")),
     Mutant(
         "sums match in one order only",
-        attribute(matcher, "COMMUTATIVE", set()),
+        entry(OPERATORS, aten.add, replace(OPERATORS[aten.add], commutative=False)),
         test_structure.test_the_operands_of_a_sum_may_stand_in_either_order,
     ),
     Mutant(
@@ -129,7 +131,7 @@ PASS_MUTANTS = (
 
 def _no_tuple_detach(self: Any, node: Any, original: Any = rewriting._Rewriting._emit) -> Any:
     made = original(self, node)
-    cut = node not in self.plan.carrying and made.target is aten.detach.default
+    cut = node not in self.plan.carrying and made.target is torch.detach
     return made.args[0] if cut else made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxlrp.graph.activations import SLOPES
+from fxlrp.graph.operators import OPERATORS
 from fxlrp.rewrite import kernels
 from fxlrp.rules import RULES, choices, elementary, gamma, linear, primitives, product, shares
 from fxlrp.rules.rule import twin
@@ -23,6 +24,10 @@ aten = torch.ops.aten
 
 def _six_tenths(op: Any, *operands: Tensor, first: float, **options: Any) -> Any:
     return op(*(primitives.scale_message(x, 0.6) for x in operands[: op.factors]), *operands[op.factors :])
+
+
+def _quick_gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    return torch.sigmoid(1.702 * x)
 
 
 def _plain(op: Any, *operands: Any, **parameters: Any) -> Any:
@@ -103,7 +108,7 @@ RULE_MUTANTS = (
     Mutant("offset of a sigmoid forgotten", changed_rule("secant", leak=_zero_leak), rule("secant")),
     Mutant(
         "slope of GELU is that of quick GELU",
-        entry(SLOPES, aten.gelu, lambda x, approximate="none": torch.sigmoid(1.702 * x)),
+        entry(OPERATORS, aten.gelu, replace(OPERATORS[aten.gelu], slope=_quick_gelu)),
         rule("secant"),
     ),
     Mutant("normalised add without sign", attribute(product, "balance", _without_sign), rule("normalised_add")),

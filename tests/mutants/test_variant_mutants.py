@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxlrp.graph.operators import Kind
+from fxlrp.graph.operators import Dependence
 from fxlrp.readout import difference, paths, positions
 from fxlrp.rewrite import graph as rewriting
 from fxlrp.rules import RULES, elementary, primitives, rescale
@@ -74,13 +74,13 @@ def _contrast() -> None:
 
 MUTANTS = (
     Mutant("products by their gradient", attribute(rescale, "between", _at_the_input), _sums_up("pairs")),
-    Mutant("softmax by its gradient", entry(rescale.FORMS, Kind.SOFTMAX, _plain), _sums_up("pairs")),
-    Mutant("quotients by their gradient", entry(rescale.FORMS, Kind.QUOTIENT, _plain), _sums_up("pairs")),
-    Mutant("activations by their gradient", entry(rescale.FORMS, Kind.ACTIVATION, _plain), _sums_up("mlp")),
+    Mutant("softmax by its gradient", entry(rescale.FORMS, Dependence.SOFTMAX, _plain), _sums_up("pairs")),
+    Mutant("quotients by their gradient", entry(rescale.FORMS, Dependence.QUOTIENT, _plain), _sums_up("pairs")),
+    Mutant("activations by their gradient", entry(rescale.FORMS, Dependence.ACTIVATION, _plain), _sums_up("mlp")),
     Mutant("the input's winner always", attribute(rescale, "_winner", _own_winner), _sums_up("cnn")),
     Mutant(
         "softmax by its gradient, alone",
-        entry(rescale.FORMS, Kind.SOFTMAX, _plain),
+        entry(rescale.FORMS, Dependence.SOFTMAX, _plain),
         lambda: test_rules.test_rule_keeps_its_promises(RULES["rescale"]),
     ),
     Mutant(

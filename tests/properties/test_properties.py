@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 import fxlrp
+from fxlrp.graph.operator_classes import ADD, SUM
 from fxlrp.graph.operators import in_slots, operator_of
 from fxlrp.readout.passes import Carried
 from fxlrp.rewrite import rewrite
@@ -112,11 +113,11 @@ def cancels(lrp: fxlrp.ConvertedModel, inputs: dict[str, Tensor]) -> bool:
     values = run(lrp, lrp.conversion.captured(inputs).program, inputs)
     for node in lrp.plan.carrying:
         operator = operator_of(node)
-        if operator is not None and operator.category in ("add", "sum"):
+        if operator is not None and operator.category in (ADD, SUM):
             terms = [values[n] if isinstance(n, fx.Node) else n for n in in_slots(node, operator.terms)]
             total = (
                 sum(abs(t) for t in terms)
-                if operator.category == "add"
+                if operator.category == ADD
                 else node.target(abs(terms[0]), *node.args[1:], **node.kwargs)
             )
             if bool((values[node].abs() < 1e-12 * total).any()):

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import fxlrp
 from fxlrp.app.cli import app
+from fxlrp.graph.operator_classes import ADD, ANY, CLASSES
 from fxlrp.report.descriptions import Description, describe, formula, override, readout
 from fxlrp.rules import RULES
-from fxlrp.rules.rule import WIDER
-from fxlrp.spec.lines import CLASSES, labels
+from fxlrp.spec.lines import RESIDUAL, labels
 from fxlrp.spec.readings import AttentionReading, InputReading, Reading
 from fxlrp.spec.ruleset import origins
 
@@ -82,9 +82,9 @@ def test_rules_are_traced_to_the_file_they_stand_in(mine: Path) -> None:
 def test_a_line_is_called_overruled_when_nothing_can_reach_it(name: str) -> None:
     described = describe(name)
     chosen = [
-        described.ruleset.choose((label, label.split(".")[0], category, *WIDER.get(category, ()), "any"), (), category)
+        described.ruleset.choose((label, label.split(".")[0], *map(str, (*category.lineage, ANY))), (), category)
         for label in labels()
-        for category in ((label,) if label in CLASSES else ("add",) if label == "residual" else CLASSES)
+        for category in ((ADD,) if label == RESIDUAL else (CLASSES[label],) if label in CLASSES else CLASSES.values())
     ]
     for line, entry in zip(described.lines, described.ruleset.rules, strict=True):
         reached = any(found is entry for found in chosen)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError, RulesetError
+from fxlrp.graph.operator_classes import SINGULAR, SOFTMAX
 from fxlrp.rules import RULES, Cite, Conserves, Operation, Rule
 from fxlrp.rules.choices import Stabiliser
 from fxlrp.testing import check_rule
@@ -64,7 +65,7 @@ def test_a_rule_that_breaks_its_promises_is_told_in_words() -> None:
         result: Tensor = 0.5 * op(x) + 0.5 * op(x).detach() + 1e-9
         return result
 
-    broken = Rule("halved", ("softmax",), halved, Conserves.EXACTLY, Cite(""))
+    broken = Rule("halved", (SOFTMAX,), halved, Conserves.EXACTLY, Cite(""))
     report = check_rule(broken, seeds=[7])
     assert not report.passed
     text = str(report)
@@ -86,7 +87,7 @@ def test_a_constant_over_a_value_leaks_twice_what_arrives() -> None:
     """Regression: the plain gradient of c / x took its denominator for a numerator, and declared no leak."""
     from fxlrp.testing.operations import OPERATIONS
 
-    sample = next(s for s in OPERATIONS["singular"] if s.name == "constant over value")
+    sample = next(s for s in OPERATIONS[SINGULAR] if s.name == "constant over value")
     operation, (b, a) = sample.draw(0)
     y = (a / b).detach()
     message = torch.ones_like(y)

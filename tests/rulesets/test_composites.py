@@ -96,7 +96,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 def rules_of(lrp: fxlrp.ConvertedModel, category: str) -> list[str]:
     nodes = lrp.plan.program.graph.nodes
     decided = (lrp.plan.decisions[node] for node in nodes if node in lrp.plan.decisions)
-    return [decision.rule.name for decision in decided if decision.category == category]
+    return [decision.rule.name for decision in decided if str(decision.category) == category]
 
 
 @pytest.mark.parametrize("ruleset", COMPOSITES)

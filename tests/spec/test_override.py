@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import fxlrp
 from fxlrp.errors import RulesetError
+from fxlrp.graph.operator_classes import CLASSES
 from fxlrp.rules import RULES
 from fxlrp.rules.choices import Stabiliser
-from fxlrp.spec.lines import CLASS_ALIASES, labels
+from fxlrp.spec.lines import labels
 from fxlrp.spec.ruleset import Ruleset
 
 
@@ -26,14 +28,14 @@ def test_the_three_kinds_may_be_named() -> None:
 def test_no_name_is_of_two_kinds() -> None:
     kinds = [
         {*Ruleset.model_fields},
-        {*labels(), *CLASS_ALIASES},
+        {*labels(), *(alias for known in CLASSES.values() for alias in known.aliases)},
         {parameter for rule in RULES.values() for parameter in rule.parameters},
     ]
     assert not any(kinds[i] & kinds[j] for i in range(3) for j in range(i))
 
 
 def test_a_name_of_two_kinds_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CLASS_ALIASES, "epsilon", "linear")
+    monkeypatch.setitem(CLASSES, "linear", replace(CLASSES["linear"], aliases=("epsilon",)))
     with pytest.raises(RulesetError, match=r"rules=\{'epsilon': \.\.\.\} or params=\{'epsilon': \.\.\.\}"):
         fxlrp.ruleset("epsilon").override(epsilon=0.1)
     assert fxlrp.ruleset("epsilon").override(params={"epsilon": 0.1}).rules[0].params["epsilon"] == 0.1
