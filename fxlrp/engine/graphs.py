@@ -20,6 +20,7 @@ from fxlrp.capture.attributed import attributed_values
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import CaptureError, RetraceWarning
+from fxlrp.graph.nodes import run
 from fxlrp.patterns.fold_activations import fold_activations
 from fxlrp.patterns.fold_linear import fold_affine
 from fxlrp.patterns.structure import Structure
@@ -69,13 +70,14 @@ def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bo
     """Whether a new graph gives what the model gives on the inputs that it was captured on."""
     if device_of(model).type == "meta":
         return True
-    arguments = program.arguments(model, inputs).values()
+    arguments, returned = program.arguments(model, inputs), program.graph.output_node()
     # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
     with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
         torch.default_generator.manual_seed(0)  # a model that draws numbers in eval mode draws the same ones
         expected = check_runs(model, inputs)
         torch.default_generator.manual_seed(0)
-        found = program.unpack(fx.Interpreter(nn.Module(), graph=program.graph).run(*arguments))
+        values = run(program.graph, arguments, returned.all_input_nodes)
+        found = program.unpack(fx.map_arg(returned.args[0], values.__getitem__))
     return _same_outputs(expected, found)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Any
 
 import networkx as nx
 import torch
@@ -40,13 +42,54 @@ def source_line(node: fx.Node) -> str:
 
 def ancestors(node: fx.Node, beyond: Container[fx.Node] = ()) -> Iterator[fx.Node]:
     """``node`` and what it is computed from, nearest first; nodes in ``beyond`` are neither given nor passed."""
-    queue, seen = [node], set[fx.Node]()
+    queue, seen = deque([node]), set[fx.Node]()
     while queue:
-        current = queue.pop(0)
+        current = queue.popleft()
         if current not in seen and current not in beyond:
             seen.add(current)
             yield current
             queue.extend(current.all_input_nodes)
+
+
+def _as_it_is(node: fx.Node, value: Any) -> Any:
+    return value
+
+
+@torch.no_grad()
+def run(
+    graph: fx.Graph,
+    arguments: Mapping[str, Any],
+    wanted: Iterable[fx.Node] | None = None,
+    each: Callable[[fx.Node, Any], Any] = _as_it_is,
+) -> dict[fx.Node, Any]:
+    """The values of the nodes ``wanted`` (None: of all), without gradients.
+
+    Only what they are computed from is run, and a value is let go once nothing needs it any more. ``arguments`` are the
+    values of placeholders by name; ``each`` makes of a node's value what other nodes, and the answer, get in its place.
+    """
+    kept = {*graph.nodes} if wanted is None else {*wanted}
+    needed = {*kept}
+    users: dict[fx.Node, fx.Node] = {}  # by node the last one that takes its value
+    for node in reversed(graph.nodes):
+        if node in needed and node.op != "output":
+            needed.update(node.all_input_nodes)
+            for source in node.all_input_nodes:
+                users.setdefault(source, node)
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node not in needed or node.op == "output":
+            continue
+        if node.op == "placeholder":
+            value = arguments[str(node.target)]
+        else:
+            function: Any = node.target
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+            value = function(*args, **kwargs)
+        values[node] = each(node, value)
+        for source in node.all_input_nodes:
+            if users[source] is node and source not in kept:
+                del values[source]
+    return values
 
 
 def tensor_value(node: fx.Node) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import InputError
-from fxlrp.graph.nodes import ancestors, module_path
+from fxlrp.graph.nodes import module_path, run
 from fxlrp.graph.operators import nodes_in, operator_of
 from fxlrp.readout.passes import Propagated, Task
 from fxlrp.rewrite.call import widened
@@ -136,20 +136,13 @@ def made_of(task: Task, attributed: Collection[fx.Node], site: AttentionSite) ->
 
     These are found by NaN: it is put in for the attributed, and the graph is computed up to the queries.
     """
-    program, model = task.captured.program, task.lrp.model
-    arguments = program.arguments(model, task.given)
-    needed = set(ancestors(site.queries))
-    values: dict[fx.Node, Any] = {}
-    with torch.no_grad():
-        for node in (n for n in program.graph.nodes if n in needed):
-            if node.op == "placeholder":
-                value = arguments[str(node.target)]
-            else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                function: Any = node.target
-                value = function(*args, **kwargs)
-            values[node] = torch.full_like(value, torch.nan) if node in attributed else value
-    queries: Tensor = values[site.queries]
+    program = task.captured.program
+
+    def marked(node: fx.Node, value: Any) -> Any:
+        return torch.full_like(value, torch.nan) if node in attributed else value
+
+    arguments = program.arguments(task.lrp.model, task.given)
+    queries: Tensor = run(program.graph, arguments, [site.queries], marked)[site.queries]
     return queries.isnan().any(-1).flatten(0, -2).any(0)
 
 

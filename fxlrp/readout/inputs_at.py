@@ -14,7 +14,7 @@ from fxlrp.capture.program import flatten
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.graphs import Captured
 from fxlrp.errors import InputError, nearest
-from fxlrp.graph.nodes import ancestors
+from fxlrp.graph.nodes import run
 from fxlrp.rewrite import Rewritten
 
 
@@ -57,19 +57,9 @@ class Point:
 def point_of(lrp: Conversion, captured: Captured, given: Mapping[str, Any]) -> Point:
     """``given`` inputs with the values that the model makes of them."""
     program, structure = captured.program, captured.structure
-    known: dict[Any, Any] = {}
-    arguments = program.arguments(lrp.model, given)
     wanted = [each.node for each in structure.attributed]
-    needed = {behind for node in wanted for behind in ancestors(node)}
-    with torch.no_grad():
-        for node in (n for n in program.graph.nodes if n in needed):
-            if node.op == "placeholder":
-                known[node] = arguments[str(node.target)]
-            else:
-                target: Any = node.target
-                values = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
-                known[node] = target(*values[0], **values[1])
-    return Point(captured, given, tuple(known[node].detach() for node in wanted))
+    values = run(program.graph, program.arguments(lrp.model, given), wanted)
+    return Point(captured, given, tuple(values[node].detach() for node in wanted))
 
 
 def reference_point(

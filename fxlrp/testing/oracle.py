@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from fxlrp.capture import Program
 from fxlrp.engine.targets import Target, resolve
 from fxlrp.explain.model import ConvertedModel
+from fxlrp.graph.nodes import run
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rules import Conserves, take_apart
@@ -42,7 +43,7 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
     given = lrp.conversion.given(inputs)
     captured = lrp.conversion.captured(given)
     plan = lrp.plan
-    values = run(lrp, captured.program, given)
+    values = in_double(lrp, captured.program, given)
     arrived: dict[tuple[fx.Node, int], Tensor] = {}
     returned: Any = plan.program.graph.output_node().args[0]
     for node, relevance in zip(returned, _seed(lrp, plan, values, given, target), strict=True):
@@ -69,21 +70,9 @@ def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
     return math.nan if any(map(math.isnan, errors)) else max(errors) / (size or 1.0)
 
 
-@torch.no_grad()
-def run(lrp: ConvertedModel, program: Program, given: Mapping[str, Any]) -> dict[fx.Node, Any]:
+def in_double(lrp: ConvertedModel, program: Program, given: Mapping[str, Any]) -> dict[fx.Node, Any]:
     """The value of every node, floats as float64 (after any rounding that a cast in the graph asks for)."""
-    arguments = program.arguments(lrp.model, given)
-    values: dict[fx.Node, Any] = {}
-    for node in program.graph.nodes:
-        if node.op == "output":
-            continue
-        if node.op == "call_function":
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-            value = node.target(*args, **kwargs)
-        else:
-            value = arguments[str(node.target)]
-        values[node] = _double(value)
-    return values
+    return run(program.graph, program.arguments(lrp.model, given), each=lambda node, value: _double(value))
 
 
 def _double(value: Any) -> Any:

@@ -18,7 +18,7 @@ from fxlrp.rewrite import rewrite
 from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs, largest_difference
 from fxlrp.testing.checks import read_at_inputs
 from fxlrp.testing.graphs import Step
-from fxlrp.testing.oracle import run
+from fxlrp.testing.oracle import in_double
 
 #: Every packaged method, read at the inputs, and those in gradients once more in relevance.
 METHODS = {name: rules for name in fxlrp.rulesets() if not (rules := read_at_inputs(name)).compares}
@@ -110,7 +110,7 @@ def test_the_raw_path_gives_the_same(graph: RandomGraph, ruleset: str) -> None:
 
 def cancels(lrp: fxlrp.ConvertedModel, inputs: dict[str, Tensor]) -> bool:
     """Whether some sum of values that carry relevance is 0 but for rounding though its terms are not."""
-    values = run(lrp, lrp.conversion.captured(inputs).program, inputs)
+    values = in_double(lrp, lrp.conversion.captured(inputs).program, inputs)
     for node in lrp.plan.carrying:
         operator = operator_of(node)
         if operator is not None and operator.category in (ADD, SUM):

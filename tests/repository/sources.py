@@ -160,6 +160,20 @@ def _words(node: ast.AST, documentation: set[int]) -> Iterator[str]:
             yield value
 
 
+def operators_spelled(modules: Mapping[str, str]) -> list[str]:
+    """Names of ATen operators outside the table of operators and capture; docstrings and comments may have them."""
+    wrong = []
+    for name, text in modules.items():
+        if name == "fxlrp.graph.operator_table" or name.startswith("fxlrp.capture"):
+            continue
+        tree = ast.parse(text)
+        documentation = set(_docstrings(tree))
+        for node in ast.walk(tree):
+            if any(re.search(r"\baten\b", word) for word in _words(node, documentation)):
+                wrong.append(f"{name}:{getattr(node, 'lineno', 0)} spells an ATen operator")
+    return wrong
+
+
 def engine(modules: Mapping[str, str]) -> dict[str, str]:
     """The modules that may not know any architecture."""
     return {name: text for name, text in modules.items() if name not in TOP and name.split(".")[1] in ENGINE}

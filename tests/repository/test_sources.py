@@ -90,3 +90,26 @@ def test_a_named_architecture_is_found() -> None:
     named = 'def of(x):\n    if name(x) == "LlamaRMSNorm":\n        return x.gpt_neox\n    return option\n'
     text = '"""As in Llama."""  # BERT\n' + named
     assert len(sources.architectures_named({"m": text})) == 2
+
+
+def test_operators_are_spelled_in_their_table_alone() -> None:
+    assert "fxlrp.graph.operator_table" in MODULES
+    assert not sources.operators_spelled(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "found"),
+    [
+        ("fxlrp.planning.decide", "import torch\nINDEXING = {torch.ops.aten.select}", True),
+        ("fxlrp.rules.bad", "def f(x, aten):\n    return aten.relu(x)", True),
+        ("fxlrp.rules.bad", 'def f(x):\n    return getattr(x, "aten")', True),
+        ("fxlrp.rules.bad", 'def f(x):\n    return str(x).startswith("aten.relu")', True),
+        ("fxlrp.rules.bad", "from torch.ops import aten as a", True),
+        ("fxlrp.rules.bad", '"""As aten.relu does."""\n# aten\ndef concatenated(latent): return latent', False),
+        ("fxlrp.capture.bad", "import torch\naten = torch.ops.aten", False),
+        ("fxlrp.graph.operator_table", "import torch\naten = torch.ops.aten", False),
+        ("fxlrp.graph.operators", "import torch\naten = torch.ops.aten", True),
+    ],
+)
+def test_an_operator_spelled_elsewhere_is_found(module: str, text: str, found: bool) -> None:
+    assert bool(sources.operators_spelled({module: text})) is found
