@@ -1,6 +1,7 @@
 """Where relevance enters a graph: the values of a captured program that are attributed.
 
-In: a captured program and its model. Out: float inputs, and the look-ups of integer ids.
+In: a captured program and its model. Out: float inputs that are no masks, and the look-ups of integer ids. What an
+input is follows from its use in the graph, never from its name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from fxlrp.capture.program import Program, weight
 from fxlrp.errors import InputError
 from fxlrp.graph.operators import is_float, packet
+from fxlrp.graph.uses import Use, is_mask, made_of, uses_of
 
 aten = torch.ops.aten
 
@@ -27,16 +29,18 @@ class Attributed:
 
 
 def attributed_values(program: Program, model: nn.Module) -> tuple[Attributed, ...]:
-    """The attributed values: every float input that is no mask, and every look-up of token ids in the input embedding.
+    """The attributed values: every float input that is no mask, and every look-up of ids in the input embedding.
 
-    For a model that names its input embedding (``get_input_embeddings``) other tables, of positions or token types, are
-    additive constants; for any other module each table indexed by an integer input counts.
+    What is a mask follows from how the graph uses it (:func:`fxlrp.graph.uses.is_mask`). For a model that names its
+    input embedding (``get_input_embeddings``) other tables, of positions or token types, are additive constants; for
+    any other module each table that an integer input is looked up in counts.
     Raises :class:`InputError` if nothing is left to explain.
     """
     found: list[Attributed] = []
+    nodes = [program.placeholders[placeholder] for placeholder in program.inputs]
     for placeholder, name in program.inputs.items():
         node = program.placeholders[placeholder]
-        if is_float(node) and "mask" not in name and node.users:
+        if is_float(node) and node.users and not is_mask(uses_of(program.graph, nodes, node)):
             found.append(Attributed(name, node, lookup=False))
     tables = _input_tables(model)
     for node in program.graph.nodes:
@@ -50,17 +54,28 @@ def attributed_values(program: Program, model: nn.Module) -> tuple[Attributed, .
         if behind is not None:
             found.append(Attributed(behind, node, lookup=True))
     if not found:
-        given = ", ".join(program.inputs.values())
-        if any(is_float(program.placeholders[name]) for name in program.inputs):
-            raise InputError(
-                f"Nothing to explain: no operator of {type(model).__name__} uses its inputs ({given}). What "
-                "is computed outside torch (numpy, .item()) carries no relevance: use torch operators."
-            )
-        raise InputError(
-            f"Nothing to explain: {type(model).__name__} was given only integer inputs ({given}) and they are not "
-            "looked up in an embedding. Pass a float tensor, or embed the ids with nn.Embedding."
-        )
+        raise InputError(_nothing(program, model))
     return tuple(found)
+
+
+def _nothing(program: Program, model: nn.Module) -> str:
+    """Why nothing is left to explain: what each input is used for, and what to do."""
+    nodes = [program.placeholders[placeholder] for placeholder in program.inputs]
+    parts = []
+    for node, name in zip(nodes, program.inputs.values(), strict=True):
+        uses = uses_of(program.graph, nodes, node)
+        words = " and ".join(use.value for use in Use if use in uses) or "by no operator"
+        parts.append(f"'{name}' ({words})")
+    parts += [f"'{name}' (by no operator)" for name in program.input_leaves if name not in program.inputs.values()]
+    kind = type(model).__name__
+    said = f"Nothing to explain: {kind} computes with no float input and looks no ids up. Its inputs are used so: "
+    said += ", ".join(parts)
+    if any(is_float(node) for node in nodes):
+        return (
+            f"{said}. What is computed outside torch (numpy, .item()) and what only decides between values carry no "
+            "relevance: use torch operators, and pass a float tensor whose numbers are computed with."
+        )
+    return f"{said}. Pass a float tensor, or embed the ids with nn.Embedding."
 
 
 def _input_tables(model: nn.Module) -> list[Tensor]:
@@ -83,19 +98,10 @@ def _same(model: nn.Module, target: str, table: Tensor) -> bool:
 
 
 def _input_behind(ids: fx.Node, program: Program) -> str | None:
-    """The integer input that ``ids`` are made of (shifted, padded or reshaped)."""
-    queue, seen = [ids], set()
-    while queue:
-        node = queue.pop(0)
-        if node in seen or not isinstance(node, fx.Node):
-            continue
-        seen.add(node)
-        if node.op == "placeholder":
-            value = node.meta.get("val")
-            if node.target in program.inputs and isinstance(value, Tensor) and not value.is_floating_point():
-                name = program.inputs[str(node.target)]
-                if "mask" not in name and "position" not in name and "type" not in name:
-                    return name
-        elif packet(node.target) not in (aten.sym_size, aten.cumsum, aten.arange):
-            queue.extend(node.all_input_nodes)
+    """The integer input whose entries ``ids`` are (shifted, padded, hashed or reshaped), not merely counted along."""
+    for node in made_of(ids):
+        value = node.meta.get("val")
+        given = node.op == "placeholder" and node.target in program.inputs
+        if given and isinstance(value, Tensor) and not value.is_floating_point():
+            return program.inputs[str(node.target)]
     return None

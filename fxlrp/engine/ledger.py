@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from fxlrp.graph.nodes import ancestors, module_path, module_stack
-from fxlrp.graph.operators import operator_of
+from fxlrp.engine.sources import Naming
 from fxlrp.planning.plan import Plan
 from fxlrp.rewrite.call import total, widened
-from fxlrp.rewrite.graph import Leak, Rewritten, Source
+from fxlrp.rewrite.graph import Rewritten
 from fxlrp.rules.primitives import received
 from fxlrp.rules.rule import Message
-
-_NEAR = 64  # how many values behind a constant are looked at to name it
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,11 @@ def compute_ledger(
     constant = [node not in plan.carrying for node in plan.program.graph.output_node().args[0]]  # type: ignore[union-attr]
     held, outside = _not_carried(outputs, constant, explain)
     watched = [*attributed, *leaves, *(site[0] for site in sites)]
+    naming = Naming(plan, dict(zip(rewritten.arguments, arguments, strict=True)))
     names = (
         [each.name for each in plan.structure.attributed],
-        [describe(plan, source) for source in rewritten.sources],
-        [_describe_leak(plan, leak) for leak in rewritten.leaks],
+        [naming.source(source, leaf.detach()) for source, leaf in zip(rewritten.sources, leaves, strict=True)],
+        [naming.leak(leak) for leak in rewritten.leaks],
     )
     rows = [_one_sample(plan, names, rewritten, scalar, watched, attributed, leaves, sites) for scalar in explained]
     for row, constants, rest in zip(rows, held, outside, strict=True):
@@ -164,77 +161,3 @@ def product_sum(value: Tensor, message: Tensor | None) -> Tensor:
         return torch.zeros((), dtype=torch.float64)
     value, message = widened(value.detach()), widened(message.detach())
     return total(received(value, message))
-
-
-def describe(plan: Plan, source: Source) -> tuple[str, str]:
-    """Where an additive constant comes from, and its kind in the field's words."""
-    node, user = source.value, source.user
-    if not isinstance(node, fx.Node):
-        return module_path(user) or user.name, "scalar"
-    weights = _weights_behind(plan, node)
-    depends = node in plan.structure.dependent
-    labels = plan.structure.labels.get(user, ())
-    path = ", ".join(weights[:2]) or module_path(node) or module_path(user) or node.name
-    if node in plan.states:
-        return path, "initial state"
-    return path, _kind(plan, node, user, weights, depends, labels)
-
-
-def _kind(plan: Plan, node: fx.Node, user: fx.Node, weights: list[str], depends: bool, labels: tuple[str, ...]) -> str:
-    name = weights[0].lower() if len(weights) == 1 else ""
-    if _looks_up(node) and _counts_positions(node.args[1]):
-        return "position embedding"
-    words = {"position": "position embedding", "token_type": "token-type embedding", "cls_token": "class token"}
-    for word, kind in words.items():
-        if word in name:
-            return kind
-    if "bias" in name.rsplit(".", 1)[-1]:
-        inner = [kind for _, kind in module_stack(user)][-1:]
-        return "norm shift" if inner and "norm" in inner[0].lower() else "bias"
-    operator = operator_of(user)
-    if weights and not depends and operator is not None and operator.category.weighted:
-        return "bias"
-    if any(label.startswith("norm") for label in labels) and not depends:
-        return "norm constant"
-    if depends:
-        cut = any(n in plan.decisions for n in _chain(node))
-        return "mask" if not cut and not _from_relevance(plan, node) else "value held constant"
-    return "embedding" if _looks_up(node) else "parameter" if weights else "constant"
-
-
-def _chain(node: fx.Node) -> list[fx.Node]:
-    return [node, *node.all_input_nodes]
-
-
-def _from_relevance(plan: Plan, node: fx.Node) -> bool:
-    """Whether the value was computed from one that carries relevance (and was then held constant)."""
-    return any(current in plan.carrying for current in ancestors(node))
-
-
-def _weights_behind(plan: Plan, node: fx.Node) -> list[str]:
-    """The parameters and buffers that a constant is made of, nearest first."""
-    near = islice(ancestors(node, beyond=plan.carrying), _NEAR)
-    weights = plan.program.weights
-    return [weights[str(n.target)] for n in near if n.op == "placeholder" and n.target in weights]
-
-
-def _describe_leak(plan: Plan, leak: Leak) -> tuple[str, str]:
-    """Where a rule keeps relevance, and what the ledger calls it: a plain gradient by what it goes through."""
-    node, kind = leak.node, leak.call.rule.leak_kind or "not passed on"
-    if kind == "plain gradient":
-        labels = plan.structure.labels.get(node, ())
-        pattern = next((label.split(".")[0] for label in labels if label != "residual"), "")
-        decision = plan.decisions.get(node)
-        kind = f"{pattern or decision.category} gradient" if decision else "not passed on"
-    return module_path(node) or node.name, kind
-
-
-def _counts_positions(ids: Any) -> bool:
-    """Whether the rows of a look-up are chosen by counting."""
-    near = islice(ancestors(ids), _NEAR) if isinstance(ids, fx.Node) else ()
-    return any(operator is not None and operator.counts for operator in map(operator_of, near))
-
-
-def _looks_up(node: fx.Node) -> bool:
-    operator = operator_of(node)
-    return operator is not None and operator.looks_up

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
-from fxlrp.engine.ledger import describe
+from fxlrp.capture.program import flatten
+from fxlrp.engine.sources import Naming, counts
 from fxlrp.errors import InputError
 from fxlrp.graph.nodes import module_path, tensor_value
-from fxlrp.graph.operators import is_float
+from fxlrp.graph.operators import is_float, operator_of
+from fxlrp.graph.uses import hides
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs import by_input
 from fxlrp.readout.passes import Carried, Task
@@ -42,7 +44,8 @@ def with_positions(task: Task, reading: PositionReading) -> Answer:
 
     Raises :class:`InputError` for inputs that are no tokens, or positions of other tokens than theirs.
     """
-    sinks = list(_sinks(task.lrp.rewritten(task.captured)[0]))
+    plan = task.lrp.rewritten(task.captured)[0]
+    sinks = list(_sinks(plan))
     taps = [node for one in sinks for node in (one.node, one.constant)]
     propagated = task.propagate((*task.taps, *taps))
     answer = by_input(task, reading, propagated, [c.relevance for c in propagated.attributed])
@@ -53,21 +56,41 @@ def with_positions(task: Task, reading: PositionReading) -> Answer:
             f"'{task.lrp.ruleset.name}' scores tokens, but the main input '{main}' does not hold token ids."
         )
     carried = propagated.taps[len(task.taps) :]
+    leaves, program = flatten(task.given), plan.program
+    naming = Naming(plan, {placeholder: leaves[name] for placeholder, name in program.inputs.items()})
     groups: dict[tuple[str, ...], Tensor] = {}
     for one, value, constant in zip(sinks, carried[::2], carried[1::2], strict=True):
+        if one.share is None and not naming.is_position(Source(one.node, one.constant), constant.value):
+            continue
         found = _by_token(one, value, constant)
-        if found.shape != tokens.shape:
-            raise InputError(
-                f"The positions in '{module_path(one.node)}' are those of {found.shape[1]} values, '{main}' has "
-                f"{tokens.shape[1]} tokens: their relevance cannot be told by token."
-            )
+        _check(found, tokens, main, f"The positions in '{module_path(one.node)}'")
         groups[one.group] = groups[one.group] + found if one.group in groups else found
+    for name, found in _given_positions(task, propagated.attributed):
+        _check(found, tokens, main, f"The positions '{name}'")
+        groups[name,] = groups[name,] + found if (name,) in groups else found
     for found in groups.values():
         tokens = tokens + (found.abs() if reading.absolute else found)
     return replace(answer, summed={**answer.summed, main: tokens})
 
 
+def _check(found: Tensor, tokens: Tensor, main: str, positions: str) -> None:
+    if found.shape != tokens.shape:
+        raise InputError(
+            f"{positions} are those of {found.shape[1]} values, '{main}' has {tokens.shape[1]} tokens: their relevance "
+            "cannot be told by token."
+        )
+
+
+def _given_positions(task: Task, attributed: Sequence[Carried]) -> Iterator[tuple[str, Tensor]]:
+    """Look-ups of other inputs that are attributed and count positions, [batch, tokens]."""
+    leaves = flatten(task.given)
+    for (name, lookup), carried in zip(task.attributed, attributed, strict=True):
+        if lookup and name != task.main_input and counts(leaves[name]):
+            yield name, carried.relevance.sum(-1)
+
+
 def _sinks(plan: Plan) -> Iterator[Sink]:
+    """The sinks of a plan, and the sums with constants that may turn out to be positions."""
     for node in plan.program.graph.nodes:
         if node not in plan.carrying:
             continue
@@ -76,10 +99,10 @@ def _sinks(plan: Plan) -> Iterator[Sink]:
             labels = (label for label in plan.structure.labels.get(node, ()) if "." in label)
             group = (module_path(node), next(labels, ""))
             yield Sink(node, constants[0], group, plan.decisions[node].params["share"])
-        for constant in constants:
-            source = Source(node, constant)
-            if plan.decisions.get(node) is None and describe(plan, source)[1] == "position embedding":
-                yield Sink(node, constant, (node.name,))
+        operator = operator_of(node)
+        adds = operator is not None and operator.category == "add" and plan.decisions.get(node) is None
+        if adds and not hides(node, plan.carrying):
+            yield from (Sink(node, constant, (node.name,)) for constant in constants)
 
 
 def _by_token(one: Sink, value: Carried, constant: Carried) -> Tensor:
