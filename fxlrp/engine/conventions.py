@@ -1,6 +1,9 @@
 """What a family of models agrees on beside its graph: main input, masks of a stream, whether it generates text.
 
-In: a model and its inputs. Out: :class:`Conventions`, asked by everything that names an input itself.
+In: a model and its inputs. Out: :class:`Conventions`, asked by everything that names an input itself. Names of inputs
+mean something only where the model itself says so: by ``main_input_name``, which every model of transformers has, it
+declares that it takes that library's inputs. Of any other module no name is read: its padding is unknown, as a mask
+may mark what counts or what does not, so the default target is the largest logit of all positions.
 """
 
 from __future__ import annotations
@@ -40,13 +43,21 @@ class Conventions:
     def main_input(self, attributed: Iterable[str], given: Iterable[str]) -> str:
         """The input whose relevance is the answer: the model's own choice, else the first that is attributed."""
         explained = {*attributed}
-        return next(name for name in (self.preferred, "inputs_embeds", *given) if name in explained)
+        known = () if self.preferred is None else (self.preferred, "inputs_embeds")
+        return next(name for name in (*known, *given) if name in explained)
 
-    @staticmethod
-    def mask_of_outputs(given: Mapping[str, Any]) -> Tensor | None:
+    def masks(self, given: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """The masks of a model's tokens, 1 where there is one: of its (encoder's) input and of its decoder's."""
+        if self.preferred is None:
+            return None, None
+        found = (given.get(name) for name in ("attention_mask", "decoder_attention_mask"))
+        first, second = (mask if isinstance(mask, Tensor) else None for mask in found)
+        return first, second
+
+    def mask_of_outputs(self, given: Mapping[str, Any]) -> Tensor | None:
         """The mask of the tokens that logits belong to: of an encoder-decoder the decoder's."""
-        decoder = given.get("decoder_attention_mask")
-        return decoder if decoder is not None or "decoder_input_ids" in given else given.get("attention_mask")
+        mask, decoder = self.masks(given)
+        return decoder if decoder is not None or "decoder_input_ids" in given else mask
 
     @staticmethod
     def batch(given: Mapping[str, Any]) -> int:

@@ -74,7 +74,8 @@ class Naming:
         operator = operator_of(user)
         if not given and ("norm.shift" in labels or user in self.shifts):
             return "norm shift"
-        if not given and operator is not None and operator.category in ("linear", "convolution"):
+        added = operator is not None and operator.factors and node in nodes_in(user, operator.terms)
+        if added and not given and self._weights_behind(node):
             return "bias"
         if not given and any(label.startswith("norm") for label in labels):
             return "norm constant"

@@ -40,7 +40,7 @@ def attribute(
     answer = read(task, lrp.ruleset.readout)
     propagated, main = answer.propagated, task.main_input
     assert task.explain is not None
-    mask = given.get("attention_mask")
+    mask, _ = lrp.conventions.masks(given)
     tapped = zip(task.tapped, propagated.taps, strict=False)
     return Attribution(
         relevance=answer.summed[main],
@@ -54,7 +54,7 @@ def attribute(
         tokens=_tokens(inputs, given.get(main), tokenizer),
         at=dict(answer.at) or {name: carried.relevance for name, carried in tapped},
         ledger=_ledger(task, task.explain) if ledger else None,
-        attention_mask=mask.detach() if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+        attention_mask=mask.detach() if mask is not None and mask.ndim == 2 else None,
         image_size=_image_size(given.get(main)),
         of_ids=_are_ids(given.get(main)),
         picture=None if _image_size(given.get(main)) is None else given[main].detach(),

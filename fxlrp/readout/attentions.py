@@ -171,5 +171,5 @@ def rows_read(found: Map, row: int | str) -> Tensor:
 
 def real_tokens(task: Task, count: int) -> Tensor | None:
     """Which tokens are no padding, bool [batch, tokens], where an attention mask of that many tokens says so."""
-    masks = (task.given.get(name) for name in ("attention_mask", "decoder_attention_mask"))
-    return next((m.bool() for m in masks if isinstance(m, Tensor) and m.ndim == 2 and m.shape[1] == count), None)
+    masks = task.lrp.conventions.masks(task.given)
+    return next((m.bool() for m in masks if m is not None and m.ndim == 2 and m.shape[1] == count), None)

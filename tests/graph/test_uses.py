@@ -14,6 +14,7 @@ import fxlrp
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 KEPT = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.float64)
+HOT = nn.functional.one_hot(IDS, 10)[..., :8].double()
 OTHER = X.flip(0) + 0.5
 
 
@@ -174,3 +175,32 @@ def test_the_error_says_how_each_input_is_used(
     with pytest.raises(fxlrp.InputError) as raised:
         fxlrp.convert(Two(function), "gradient").attribute({"a": a, "b": b}, target=1)
     assert said in str(raised.value)
+
+
+class Tagger(nn.Module):
+    """Three classes for every token, by a plain module with a mask that no convention explains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(8, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(x * attention_mask[..., None] + x)
+
+
+class Renamed(Tagger):
+    """The same with another name for the mask."""
+
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        return super().forward(x, kept)
+
+
+def test_the_default_target_of_a_plain_module_does_not_depend_on_names() -> None:
+    largest = Tagger()(X, 1 - KEPT).flatten(1).argmax(1)
+    expected = [(int(i) // 3, int(i) % 3) for i in largest]
+    assert any(KEPT[row, place] == 1 for row, (place, _) in enumerate(expected))
+    for model, name in ((Tagger(), "attention_mask"), (Renamed(), "kept")):
+        found = fxlrp.convert(model, "gradient").attribute({"x": X, name: 1 - KEPT})
+        assert found.target == expected

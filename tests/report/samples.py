@@ -23,7 +23,7 @@ KINDS = (
     ("bias", False, 37),
     ("norm shift", False, 9),
     ("position embedding", False, 1),
-    ("token-type embedding", False, 1),
+    ("embedding", False, 1),
     ("softmax expansion", True, 4),
 )
 
