@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.graph.linear_sums import SIZED
-from fxlrp.graph.nodes import module_path, tensor_value
+from fxlrp.graph.nodes import ancestors, module_path, tensor_value
 from fxlrp.graph.operators import Kind, is_movement, nodes_in, operator_of, packet
 from fxlrp.graph.uses import hides, is_counted, is_mask, made_of, uses_of
 from fxlrp.planning.plan import Plan
@@ -24,6 +24,7 @@ aten = torch.ops.aten
 POSITION = "position embedding"
 _NEAR = 64  # how many values behind a constant are looked at to name it
 _NORMS = frozenset({aten.layer_norm, aten.rms_norm, aten.group_norm, aten.batch_norm})
+_ROOTS = frozenset({aten.rsqrt, aten.sqrt})
 _CHOOSING = frozenset({aten.embedding, aten.index_select, aten.index, aten.gather})
 
 
@@ -120,7 +121,20 @@ class Naming:
             return POSITION
         if chosen:
             return "embedding"
-        return "bias" if adds and learnt else kind
+        if adds and learnt:
+            return "norm shift" if self._standardises(user) else "bias"
+        return kind
+
+    def _standardises(self, user: fx.Node) -> bool:
+        """Whether a sum shifts a value that is divided by a constant deviation, before or after."""
+        beside = [n for n in user.all_input_nodes if n in self.plan.carrying]
+        for product in (*beside, *user.users):
+            operator = operator_of(product)
+            if operator is not None and operator.category in ("product", "quotient"):
+                factors = [n for n in product.all_input_nodes if n not in self.plan.carrying]
+                if any(packet(n.target) in _ROOTS for factor in factors for n in ancestors(factor)):
+                    return True
+        return False
 
     def _chosen(self, node: fx.Node) -> list[fx.Node]:
         """The integers by which rows of tables are chosen for a constant."""
