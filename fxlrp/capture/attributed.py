@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.capture.program import Program, weight
 from fxlrp.errors import InputError
-from fxlrp.graph.operators import is_float, packet
+from fxlrp.graph.operators import is_float, operator_of
 from fxlrp.graph.uses import Use, is_mask, made_of, uses_of
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,8 @@ def attributed_values(program: Program, model: nn.Module) -> tuple[Attributed, .
             found.append(Attributed(name, node, lookup=False))
     tables = _input_tables(model)
     for node in program.graph.nodes:
-        if packet(node.target) is not aten.embedding:
+        operator = operator_of(node)
+        if operator is None or not operator.looks_up:
             continue
         weight, ids = node.args[0], node.args[1]
         target = program.weights.get(str(weight.target), "")

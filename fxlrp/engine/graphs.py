@@ -70,7 +70,8 @@ def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bo
     """Whether a new graph gives what the model gives on the inputs that it was captured on."""
     if device_of(model).type == "meta":
         return True
-    arguments, returned = program.arguments(model, inputs), program.graph.output_node()
+    arguments = program.arguments(model, inputs)
+    returned: Any = program.graph.output_node()
     # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
     with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
         torch.default_generator.manual_seed(0)  # a model that draws numbers in eval mode draws the same ones

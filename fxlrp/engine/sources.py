@@ -13,19 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.graph.linear_sums import SIZED
 from fxlrp.graph.nodes import ancestors, module_path, tensor_value
-from fxlrp.graph.operators import Kind, is_movement, nodes_in, operator_of, packet
+from fxlrp.graph.operator_classes import ADD, CONVOLUTION, PRODUCT, QUOTIENT, RECTIFIER
+from fxlrp.graph.operator_table import NORMS, ROOTS
+from fxlrp.graph.operators import Dependence, Move, is_movement, nodes_in, operator_of, packet
 from fxlrp.graph.uses import hides, is_counted, is_mask, made_of, uses_of
 from fxlrp.planning.plan import Plan
 from fxlrp.rewrite.graph import Leak, Source
 
-aten = torch.ops.aten
 POSITION = "position embedding"
 _NEAR = 64  # how many values behind a constant are looked at to name it
-_NORMS = frozenset({aten.layer_norm, aten.rms_norm, aten.group_norm, aten.batch_norm})
-_ROOTS = frozenset({aten.rsqrt, aten.sqrt})
-_CHOOSING = frozenset({aten.embedding, aten.index_select, aten.index, aten.gather})
 
 
 class Naming:
@@ -36,7 +33,7 @@ class Naming:
         program = plan.program
         self.inputs = [program.placeholders[name] for name in program.inputs]
         self.masks: dict[fx.Node, bool] = {}
-        self.shifts = {n for f in program.fused.values() if packet(f.target) in _NORMS for n in f.members}
+        self.shifts = {n for f in program.fused.values() if packet(f.target) in NORMS for n in f.members}
 
     def source(self, source: Source, value: Tensor) -> tuple[str, str]:
         """Where an additive constant comes from, and its kind in the field's words; ``value`` is what it is."""
@@ -80,8 +77,8 @@ class Naming:
             return "bias"
         if not given and any(label.startswith("norm") for label in labels):
             return "norm constant"
-        adds = operator is not None and operator.category == "add"
-        if (adds or packet(user.target) is aten.where) and hides(user, self.plan.carrying):
+        joined = operator is not None and (operator.category == ADD or operator.masks)
+        if joined and hides(user, self.plan.carrying):
             return self._of_scores(node, value)
         chosen = self._chosen(node)
         if chosen and any(self._places(ids) for ids in chosen):
@@ -113,8 +110,8 @@ class Naming:
         operator = operator_of(user)
         learnt = bool(self._weights_behind(node))
         kind = "parameter" if learnt else "constant"
-        adds = operator is not None and operator.category == "add"
-        joins = packet(user.target) is aten.cat
+        adds = operator is not None and operator.category == ADD
+        joins = operator is not None and operator.move is Move.JOINS
         if joins and not _last_axis(user):
             return "class token" if learnt else "constant"
         if (adds or joins) and _by_place(user, value):
@@ -130,9 +127,9 @@ class Naming:
         beside = [n for n in user.all_input_nodes if n in self.plan.carrying]
         for product in (*beside, *user.users):
             operator = operator_of(product)
-            if operator is not None and operator.category in ("product", "quotient"):
+            if operator is not None and operator.category in (PRODUCT, QUOTIENT):
                 factors = [n for n in product.all_input_nodes if n not in self.plan.carrying]
-                if any(packet(n.target) in _ROOTS for factor in factors for n in ancestors(factor)):
+                if any(packet(n.target) in ROOTS for factor in factors for n in ancestors(factor)):
                     return True
         return False
 
@@ -187,13 +184,14 @@ def _valued(node: fx.Node) -> Iterator[fx.Node]:
         if current not in seen:
             seen.add(current)
             yield current
-            queue.extend([] if packet(current.target) in SIZED else current.all_input_nodes)
+            operator = operator_of(current)
+            queue.extend([] if operator is not None and operator.sized else current.all_input_nodes)
 
 
 def _indices(node: fx.Node) -> fx.Node | None:
     """The integers by which a node chooses rows of a table; None if it chooses none."""
     operator = operator_of(node)
-    if packet(node.target) not in _CHOOSING or operator is None or operator.kind is not Kind.TERMS:
+    if operator is None or not operator.indexed:
         return None
     others = [n for n in node.all_input_nodes if n not in nodes_in(node, operator.terms)]
     values = ((n, tensor_value(n)) for n in others)
@@ -237,8 +235,8 @@ def _convolved(user: fx.Node) -> bool:
         operator = operator_of(node) if node is not None else None
         if node is None or operator is None:
             return False
-        if operator.category == "convolution":
+        if operator.category == CONVOLUTION:
             return True
-        entrywise = operator.kind is Kind.ACTIVATION or operator.category in ("add", "product", "rectifier")
+        entrywise = operator.dependence is Dependence.ACTIVATION or operator.category in (ADD, PRODUCT, RECTIFIER)
         node = nodes_in(node, operator.factors + operator.terms)[0] if entrywise or is_movement(node) else None
     return False

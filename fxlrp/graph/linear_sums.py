@@ -70,7 +70,7 @@ def moved_axes(node: fx.Node) -> tuple[int, ...] | None:
     move = operator.move if operator is not None else None
     if move in (Move.STAYS, Move.ITEM):
         return ()
-    if value is None or move is None:
+    if value is None or move not in (Move.ROWS, Move.CUTS):
         return None
     axes = _axes(node)
     result = tensor_value(node)

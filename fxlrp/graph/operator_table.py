@@ -46,6 +46,10 @@ ALIAS = aten.alias.default
 SAFE_SOFTMAX = aten._safe_softmax.default
 #: Operators that capture spells out and that rewriting may run whole.
 ATTENTION, LAYER_NORM = aten.scaled_dot_product_attention, aten.layer_norm
+#: Operators that capture spells out and that shift what they have normalised.
+NORMS = frozenset({aten.layer_norm, aten.rms_norm, aten.group_norm, aten.batch_norm, aten.instance_norm})
+#: Square roots and their reciprocals, as deviations are made with.
+ROOTS = frozenset({aten.rsqrt, aten.sqrt})
 LAYER_NORM_BACKWARD = aten.native_layer_norm_backward.default
 
 
@@ -59,17 +63,33 @@ def _register(names: str, dependence: Dependence, category: OperatorClass, **tra
 # --- movements ------------------------------------------------------------------------------------------------
 
 _register(
-    """view reshape _unsafe_view permute t mT numpy_T expand expand_as roll narrow repeat repeat_interleave gather tril
-    triu unfold im2col pixel_shuffle pixel_unshuffle flatten unflatten view_as reshape_as diagonal diag_embed movedim
-    swapaxes broadcast_to tile channel_shuffle masked_select take_along_dim rot90 as_strided constant_pad_nd pad
-    reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d atleast_1d atleast_2d squeeze_
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d split_copy expand_copy hsplit vsplit ravel cat concat
-    concatenate stack hstack vstack""",
+    """view reshape _unsafe_view permute t mT numpy_T roll narrow repeat repeat_interleave tril triu unfold im2col
+    pixel_shuffle pixel_unshuffle flatten unflatten view_as reshape_as diagonal diag_embed movedim swapaxes tile
+    channel_shuffle masked_select take_along_dim rot90 as_strided constant_pad_nd pad reflection_pad1d
+    reflection_pad2d replication_pad1d replication_pad2d atleast_1d atleast_2d squeeze_ upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d split_copy hsplit vsplit ravel""",
     Dependence.TERMS,
     MOVEMENT,
     terms=(0,),
     copies=True,
 )
+_register(
+    "expand expand_as expand_copy broadcast_to",
+    Dependence.TERMS,
+    MOVEMENT,
+    terms=(0,),
+    copies=True,
+    move=Move.SPREADS,
+)
+_register(
+    "cat concat concatenate stack hstack vstack",
+    Dependence.TERMS,
+    MOVEMENT,
+    terms=(0,),
+    copies=True,
+    move=Move.JOINS,
+)
+_register("gather", Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, indexed=True)
 _register(
     "alias clone contiguous to _to_copy type_as lift_fresh lift_fresh_copy",
     Dependence.TERMS,
@@ -95,8 +115,8 @@ _register(
     move=Move.CUTS,
 )
 _register("select", Dependence.TERMS, INDEX, terms=(0,), copies=True, move=Move.ROWS)
-_register("index_select index", Dependence.TERMS, INDEX, terms=(0,), copies=True)
-_register("embedding", Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, looks_up=True)
+_register("index_select index", Dependence.TERMS, INDEX, terms=(0,), copies=True, indexed=True)
+_register("embedding", Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, indexed=True, looks_up=True)
 _register(
     """dropout feature_dropout alpha_dropout native_dropout conj real view_as_real view_as_complex matrix_H adjoint
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
@@ -178,18 +198,20 @@ _register("linalg_solve_triangular", Dependence.QUOTIENT, QUOTIENT, factors=(1, 
 
 _register(
     """max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
-    adaptive_max_pool2d amax amin topk sort kthvalue median mode cummax cummin""",
+    adaptive_max_pool2d amin topk sort kthvalue median mode cummax cummin""",
     Dependence.HOMOGENEOUS,
     SELECTION,
     terms=(0,),
     copies=True,
 )
+_register("amax", Dependence.HOMOGENEOUS, SELECTION, terms=(0,), copies=True, largest=True)
 _register("nan_to_num", Dependence.HOMOGENEOUS, SELECTION, terms=(0,), copies=True, entrywise=True)
 _register("abs", Dependence.HOMOGENEOUS, SELECTION, terms=(0,), entrywise=True)
 _register("norm linalg_vector_norm frobenius_norm std hypot", Dependence.HOMOGENEOUS, SELECTION, terms=(0,))
 _register("relu", Dependence.HOMOGENEOUS, RECTIFIER, terms=(0,), copies=True, entrywise=True)
 _register("leaky_relu rrelu prelu _prelu_kernel", Dependence.HOMOGENEOUS, RECTIFIER, terms=(0,), entrywise=True)
-_register("max min", Dependence.HOMOGENEOUS, SELECTION, terms=(0, 1), copies=True)
+_register("max", Dependence.HOMOGENEOUS, SELECTION, terms=(0, 1), copies=True, largest=True)
+_register("min", Dependence.HOMOGENEOUS, SELECTION, terms=(0, 1), copies=True)
 _register("maximum minimum fmax fmin", Dependence.HOMOGENEOUS, SELECTION, terms=(0, 1), copies=True, entrywise=True)
 _register("where", Dependence.HOMOGENEOUS, SELECTION, terms=(1, 2), copies=True, entrywise=True, masks=True)
 _register("masked_fill", Dependence.HOMOGENEOUS, SELECTION, terms=(0, 2), copies=True, entrywise=True, masks=True)
@@ -254,14 +276,19 @@ register(activations.SPELLED, Operator(Dependence.ACTIVATION, ACTIVATION, terms=
 # --- what carries no relevance --------------------------------------------------------------------------------
 
 _register(
-    """eq ne lt le gt ge logical_and logical_or logical_not logical_xor sign sgn round floor ceil trunc argmax
-    argmin argsort isnan isinf isfinite isposinf isneginf floor_divide bitwise_and bitwise_or bitwise_not
-    bitwise_xor __and__ __or__ __xor__ __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift
-    full_like rand_like randn_like new_full scalar_tensor heaviside signbit any all
-    nonzero searchsorted bucketize multinomial bernoulli item detach _local_scalar_dense histc bincount one_hot
+    """eq ne lt le gt ge logical_and logical_or logical_not logical_xor argmax argmin argsort isnan isinf isfinite
+    isposinf isneginf bitwise_not full_like rand_like randn_like new_full scalar_tensor heaviside signbit any all
+    nonzero searchsorted bucketize multinomial bernoulli item _local_scalar_dense histc bincount one_hot
     equal""",
     Dependence.CONSTANT,
     CONSTANT,
+)
+_register(
+    """sign sgn round floor ceil trunc floor_divide detach bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__
+    __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift""",
+    Dependence.CONSTANT,
+    CONSTANT,
+    rounds=True,
 )
 _register(
     """sym_size sym_numel sym_stride zeros ones full eye zeros_like ones_like empty_like new_zeros new_ones

@@ -39,6 +39,8 @@ class Move(Enum):
     ITEM = "takes one of several values"
     ROWS = "moves whole rows (entries along the last axis) along the axes that its arguments `dim` name"
     CUTS = "cuts the axis that its argument `dim` names into pieces, in order"
+    SPREADS = "repeats entries along axes of size one"
+    JOINS = "joins several values along the axis that its argument `dim` names"
 
 
 def _always(node: fx.Node) -> bool:
@@ -76,7 +78,9 @@ class Operator:
     ``entrywise``: each entry of the result is made of the entries at its own place (every activation is);
     ``arithmetic``: the function of Python's :mod:`operator` that it then is; ``commutative``: its first two arguments
     may change places; ``masks``: it keeps entries, or puts others (limits) in their place. ``move``: what a movement
-    does. ``maps``: the ways in which it is a linear map by weights; ``reduces``: the slot that names the axes it sums
+    does. ``rounds``: it keeps integers numbers of the same kind (hashed, halved, cut off), though no gradient passes.
+    ``indexed``: it takes the entries that integers among its arguments name. ``largest``: it takes the largest entries.
+    ``maps``: the ways in which it is a linear map by weights; ``reduces``: the slot that names the axes it sums
     or averages over. ``looks_up``: it takes the rows of its first argument that the ids in the second name.
     ``counts``: it counts positions. ``sized``: it depends on the sizes of its arguments, not on their values.
     ``slope``: of an activation, (f(x) - f(0)) / x in closed form.
@@ -95,6 +99,9 @@ class Operator:
     move: Move | None = None
     maps: tuple[LinearMap, ...] = ()
     reduces: int | None = None
+    rounds: bool = False
+    indexed: bool = False
+    largest: bool = False
     looks_up: bool = False
     counts: bool = False
     sized: bool = False

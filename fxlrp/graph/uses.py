@@ -13,22 +13,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxlrp.graph.linear_sums import SIZED
 from fxlrp.graph.live import dependent, reached
 from fxlrp.graph.nodes import tensor_value
-from fxlrp.graph.operators import Kind, Operator, is_float, is_movement, nodes_in, operator_of, packet
-
-aten = torch.ops.aten
-#: Operators that keep an integer a number of the same kind (hashed, halved, cut off), though no gradient passes them.
-ROUNDED = frozenset(
-    {
-        *(aten.floor_divide, aten.round, aten.floor, aten.ceil, aten.trunc, aten.sign, aten.sgn, aten.detach),
-        *(aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor, aten.__and__, aten.__or__, aten.__xor__),
-        *(aten.__lshift__, aten.__rshift__, aten.bitwise_left_shift, aten.bitwise_right_shift),
-    }
-)
-#: What counts along an axis: its result tells places, not what stands there.
-COUNTED = frozenset({aten.cumsum, aten.arange})
+from fxlrp.graph.operator_classes import ADD, MATMUL, MOVEMENT, PRODUCT, QUOTIENT, SELECTION, SUM
+from fxlrp.graph.operators import Dependence, Move, Operator, is_float, is_movement, nodes_in, operator_of
 
 
 class Use(Enum):
@@ -46,7 +34,9 @@ class Use(Enum):
 
 
 #: What a value may be computed by and still be the mask that it was: moved, shifted and scaled by numbers, added up.
-_ARITHMETIC = frozenset({"movement", "sum", "add", "product", "quotient", "selection"})
+_ARITHMETIC = (MOVEMENT, SUM, ADD, PRODUCT, QUOTIENT, SELECTION)
+#: What may lie between scores and their softmax.
+_SCALING = (ADD, PRODUCT, QUOTIENT, SELECTION)
 _TELLS = frozenset({Use.CONDITION, Use.HIDES, Use.ROWS})
 _MASKS = _TELLS | {Use.ENTRIES, Use.COUNT, Use.SIZE}
 
@@ -65,7 +55,7 @@ def uses_of(graph: fx.Graph, inputs: Iterable[fx.Node], own: fx.Node) -> frozens
     """How the input ``own``, one of ``inputs``, is used."""
     inputs = [n for n in inputs if n is not own]
     behind = dependent(graph, inputs)
-    lookups = [n for n in graph.nodes if packet(n.target) is aten.embedding and n.args[1] in behind]
+    lookups = [n for n in graph.nodes if _looks_up(n) and n.args[1] in behind]
     others = reached(graph, [*(n for n in inputs if is_float(n)), *lookups])
     weights = dependent(graph, (n for n in graph.nodes if n.op == "placeholder" and n not in {own, *inputs}))
     return _Uses(others, weights).of(own)
@@ -91,17 +81,18 @@ class _Uses:
     def _at(self, user: fx.Node, node: fx.Node) -> frozenset[Use]:
         """The uses of ``node`` by ``user``."""
         operator = operator_of(user)
-        if packet(user.target) in SIZED:
-            return frozenset({Use.SIZE})
         if operator is None:  # the output, or what the table does not know
             return frozenset({Use.VALUE})
-        if packet(user.target) is aten._to_copy and _is_bool(user):
+        if operator.sized:
+            return frozenset({Use.SIZE})
+        if operator.move is Move.STAYS and _is_bool(user) and not _is_bool(node):  # a cast
             return frozenset({Use.CONDITION})
-        if operator.kind is Kind.CONSTANT and packet(user.target) not in ROUNDED:
+        constant = operator.dependence is Dependence.CONSTANT
+        if constant and not operator.rounds:
             return frozenset({Use.CONDITION})
-        if operator.kind is not Kind.CONSTANT and node not in nodes_in(user, operator.factors + operator.terms):
+        if not constant and node not in nodes_in(user, operator.factors + operator.terms):
             return frozenset({_asked(user, node)})
-        if packet(user.target) in COUNTED and not is_float(user):
+        if operator.counts and not is_float(user):
             return frozenset({Use.COUNT})
         return self._numbers(user, node, operator)
 
@@ -111,17 +102,18 @@ class _Uses:
         if any(n in self.others for n in beside):
             return frozenset({self._meeting(user, node, operator)})
         scaled = operator.factors and any(n in self.weights and _entries(n) for n in beside)
-        arithmetic = operator.kind is Kind.CONSTANT or operator.category in _ARITHMETIC or not is_float(user)
+        constant = operator.dependence is Dependence.CONSTANT
+        arithmetic = constant or any(map(operator.category.within, _ARITHMETIC)) or not is_float(user)
         return self.of(user) if arithmetic and not scaled else frozenset({Use.VALUE})
 
     def _meeting(self, user: fx.Node, node: fx.Node, operator: Operator) -> Use:
         """The use of ``node`` where it meets what other inputs hold."""
-        if operator.kind is Kind.QUOTIENT:
+        if operator.dependence is Dependence.QUOTIENT:
             below = node is not user.args[0] and any(_sums(n) for n in made_of(node))
             return Use.COUNT if below else Use.VALUE
-        if operator.category == "add" and hides(user, self.others, _scales_rows(user, node)):
+        if operator.category == ADD and hides(user, self.others, _scales_rows(user, node)):
             return Use.HIDES
-        if operator.category == "product" and not operator.terms:
+        if operator.scales:
             return Use.ROWS if _scales_rows(user, node) else Use.ENTRIES
         return Use.VALUE
 
@@ -136,13 +128,13 @@ def hides(node: fx.Node, values: Container[fx.Node], by_row: bool = False) -> bo
             operator = operator_of(user)
             if operator is None:
                 return False
-            chooses = packet(user.target) in (aten.amax, aten.max) and by_row
-            if chooses or (operator.kind is Kind.SOFTMAX and _weighs(user, values)):
+            chooses = operator.largest and by_row
+            if chooses or (operator.dependence is Dependence.SOFTMAX and _weighs(user, values)):
                 found = True
-            elif is_movement(user) or operator.category in ("add", "product", "quotient", "selection"):
+            elif is_movement(user) or operator.category in _SCALING:
                 pending += [user] if user not in seen else []
                 seen.add(user)
-            elif operator.kind is not Kind.CONSTANT:
+            elif operator.dependence is not Dependence.CONSTANT:
                 return False
     return found
 
@@ -151,7 +143,7 @@ def _weighs(weights: fx.Node, values: Container[fx.Node]) -> bool:
     """Whether a softmax is a factor of products with ``values``, cast and moved before."""
     for user in weights.users:
         operator = operator_of(user)
-        if operator is not None and operator.category in ("matmul", "product"):
+        if operator is not None and operator.category in (MATMUL, PRODUCT):
             if any(n in values for n in user.all_input_nodes if n is not weights):
                 return True
         elif is_movement(user) and _weighs(user, values):
@@ -161,7 +153,7 @@ def _weighs(weights: fx.Node, values: Container[fx.Node]) -> bool:
 
 def _sums(node: fx.Node) -> bool:
     operator = operator_of(node)
-    return operator is not None and operator.category == "sum"
+    return operator is not None and operator.category == SUM
 
 
 def _scales_rows(user: fx.Node, node: fx.Node) -> bool:
@@ -181,16 +173,23 @@ def _scales_rows(user: fx.Node, node: fx.Node) -> bool:
 
 def _unspread(node: fx.Node) -> torch.Tensor | None:
     """A value before it was spread over axes that it does not differ along."""
-    while packet(node.target) in (aten.expand, aten._to_copy, aten.clone) and isinstance(node.args[0], fx.Node):
+    operator = operator_of(node)
+    while operator is not None and operator.move in (Move.SPREADS, Move.STAYS) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
+        operator = operator_of(node)
     return tensor_value(node)
 
 
 def _asked(user: fx.Node, node: fx.Node) -> Use:
     """The use of a value that is none of the terms and factors of an operator."""
-    if packet(user.target) is aten.embedding:
+    if _looks_up(user):
         return Use.IDS
     return Use.CONDITION if _is_bool(node) else Use.INDEX
+
+
+def _looks_up(node: fx.Node) -> bool:
+    operator = operator_of(node)
+    return operator is not None and operator.looks_up
 
 
 def _is_bool(node: fx.Node) -> bool:
@@ -213,12 +212,12 @@ def taken_from(node: fx.Node) -> list[fx.Node]:
     not.
     """
     operator = operator_of(node)
-    if packet(node.target) in COUNTED | SIZED:
-        return []
     if operator is None:
         return node.all_input_nodes
-    if operator.kind is Kind.CONSTANT:
-        return node.all_input_nodes if packet(node.target) in ROUNDED else []
+    if operator.counts or operator.sized:
+        return []
+    if operator.dependence is Dependence.CONSTANT:
+        return node.all_input_nodes if operator.rounds else []
     return nodes_in(node, operator.factors + operator.terms)
 
 
@@ -235,4 +234,5 @@ def made_of(node: fx.Node, beyond: Container[fx.Node] = ()) -> list[fx.Node]:
 
 def is_counted(ids: Any) -> bool:
     """Whether ids are made by counting along an axis."""
-    return isinstance(ids, fx.Node) and any(packet(n.target) in COUNTED for n in made_of(ids))
+    operators = map(operator_of, made_of(ids)) if isinstance(ids, fx.Node) else ()
+    return any(operator is not None and operator.counts for operator in operators)

@@ -12,6 +12,7 @@ from fxlrp.capture.program import flatten
 from fxlrp.engine.sources import Naming, counts
 from fxlrp.errors import InputError
 from fxlrp.graph.nodes import module_path, tensor_value
+from fxlrp.graph.operator_classes import ADD
 from fxlrp.graph.operators import is_float, operator_of
 from fxlrp.graph.uses import hides
 from fxlrp.planning.plan import Plan
@@ -100,7 +101,7 @@ def _sinks(plan: Plan) -> Iterator[Sink]:
             group = (module_path(node), next(labels, ""))
             yield Sink(node, constants[0], group, plan.decisions[node].params["share"])
         operator = operator_of(node)
-        adds = operator is not None and operator.category == "add" and plan.decisions.get(node) is None
+        adds = operator is not None and operator.category == ADD and plan.decisions.get(node) is None
         if adds and not hides(node, plan.carrying):
             yield from (Sink(node, constant, (node.name,)) for constant in constants)
 
