@@ -21,7 +21,6 @@ from writing import joined, linked, plain, prose, table
 import fxlrp
 from fxlrp.graph.operators import OPERATORS, Dependence
 from fxlrp.patterns import PATTERNS, Pattern
-from fxlrp.patterns.language import PART
 from fxlrp.rules import RULES, Conserves, Rule
 from fxlrp.rules.rule import ALIASES
 
@@ -138,7 +137,7 @@ def patterns_page() -> str:
 
 def pattern_text(each: Pattern) -> str:
     """One pattern: its docstring, its parts and its code."""
-    parts = sorted({str(node.args[1]) for node in each.graph.nodes if node.target is PART})
+    parts = sorted(each.parts)
     named = "Parts: " + ", ".join(f"`{each.name}.{part}`" for part in parts) + "." if parts else ""
     code = dedent(inspect.getsource(each.code))
     return joined(f"**{each.code.__name__}**: {prose(each.doc)} {named}", f"```python\n{code}```")

@@ -33,6 +33,10 @@ class RulesetError(FxlrpError):
     """A ruleset, or one of its rules, is unknown or malformed."""
 
 
+class PatternError(FxlrpError):
+    """The code of a pattern cannot be looked for as it is written."""
+
+
 class UncoveredOperatorError(FxlrpError):
     """A live, non-homogeneous operator that no rule of the ruleset covers."""
 

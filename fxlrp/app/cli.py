@@ -191,7 +191,7 @@ def plan(model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_jso
         ("pattern", "rule", "message", "count", "modules", "note"),
         [(row.pattern, row.rule, row.message, str(row.count), row.modules, row.note) for row in rows.rows],
     )
-    for miss in rows.near_misses:
+    for miss in rows.told_misses:
         _stdout().print(Text(f"near miss: {miss}", "yellow"))
 
 

@@ -202,16 +202,3 @@ def _unwrap(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_unwrap(item) for item in value)
     return value
-
-
-def canonical_function(module: fx.GraphModule) -> fx.Graph:
-    """The canonical graph of a traced function (a pattern's code) with the values of its trace."""
-    graph = fx.Graph()
-    mode = FakeTensorMode()
-    for node in module.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor):
-            node.meta["val"] = mode.from_tensor(torch.empty(value.shape, dtype=value.dtype))
-    graph.output(_Walk(graph, Builder(graph, mode)).copy(module, {}))
-    graph.eliminate_dead_code()
-    return graph

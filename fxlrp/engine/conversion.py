@@ -26,6 +26,7 @@ from fxlrp.graph.nodes import module_outputs
 from fxlrp.planning.decide import make_plan
 from fxlrp.planning.plan import Plan
 from fxlrp.rewrite import Rewritten, rewrite
+from fxlrp.rules import RULES, Rule
 from fxlrp.spec.lines import glob
 from fxlrp.spec.ruleset import Ruleset, ruleset
 
@@ -43,12 +44,13 @@ class Conversion:
         self.graphs = graphs or Graphs()
         self.last: Captured | None = None
         self._rewrites: dict[Any, tuple[Plan, Rewritten]] = {}
+        self._rules: tuple[Rule, ...] = ()
         self._owners: dict[str, tuple[nn.Module, str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what a file brings back, captures anew: graphs hold values of the tracer that cannot be copied.
         kept = {name: getattr(self, name) for name in ("model", "ruleset", "strict")}
-        return {**kept, "graphs": Graphs(), "last": None, "_rewrites": {}, "_owners": {}}
+        return {**kept, "graphs": Graphs(), "last": None, "_rewrites": {}, "_rules": (), "_owners": {}}
 
     @property
     def config(self) -> Any:
@@ -77,6 +79,7 @@ class Conversion:
             raise InputError(
                 "There is no plan before the first call: pass example_inputs to convert, or call the model once."
             )
+        self.last = self.graphs.current(self.model, self.last)
         return self.rewritten(self.last.folded(self.ruleset.fold))[0]
 
     @cached_property
@@ -194,6 +197,8 @@ class Conversion:
         With ``entered`` the values of look-ups are arguments.
         """
         key = (captured, taps, ledger, entered)
+        if self._rules != (known_rules := tuple(RULES.values())):  # a rule was registered, or replaced, since
+            self._rules, self._rewrites = known_rules, {}
         if key not in self._rewrites:
             self._rewrites = {k: made for k, made in self._rewrites.items() if self.graphs.holds(k[0])}
             known = (plan for (of, *_), (plan, _) in self._rewrites.items() if of is captured)

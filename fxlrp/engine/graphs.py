@@ -21,6 +21,7 @@ from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import device_of, flatten
 from fxlrp.errors import CaptureError, RetraceWarning
 from fxlrp.graph.nodes import run
+from fxlrp.patterns import Pattern, registered
 from fxlrp.patterns.fold_activations import fold_activations
 from fxlrp.patterns.fold_linear import fold_affine
 from fxlrp.patterns.structure import Structure
@@ -28,10 +29,15 @@ from fxlrp.patterns.structure import Structure
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A program with its structure, as shared by every ruleset, and the forms that rulesets asked to fold it into."""
+    """A program with its structure, as shared by every ruleset, and the forms that rulesets asked to fold it into.
+
+    ``origin`` is the program before activations were folded, ``patterns`` are those that it was searched for.
+    """
 
     program: Program
     structure: Structure
+    origin: Program
+    patterns: tuple[Pattern, ...]
     forms: dict[tuple[str, ...], Captured] = field(default_factory=dict, repr=False)
 
     def folded(self, folds: tuple[str, ...]) -> Captured:
@@ -41,7 +47,8 @@ class Captured:
             for name in folds:
                 program, moved = FOLDS[name](program)
                 attributed = tuple(replace(each, node=moved[each.node]) for each in attributed)
-            self.forms[folds] = Captured(program, Structure.of(program, attributed)) if folds else self
+            made = Structure.of(program, attributed)
+            self.forms[folds] = Captured(program, made, self.origin, self.patterns) if folds else self
         return self.forms[folds]
 
 
@@ -62,8 +69,13 @@ _NOT_FOLLOWED = (
 
 
 def _captured(model: nn.Module, inputs: Mapping[str, Any], record_only: bool) -> Captured:
-    program = fold_activations(capture(model, inputs, record_only=record_only))
-    return Captured(program, Structure.of(program, attributed_values(program, model)))
+    return _searched(model, capture(model, inputs, record_only=record_only))
+
+
+def _searched(model: nn.Module, origin: Program) -> Captured:
+    """A captured program with its activations folded, and what the patterns of now find in it."""
+    program = fold_activations(origin)
+    return Captured(program, Structure.of(program, attributed_values(program, model)), origin, registered())
 
 
 def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bool:
@@ -132,6 +144,16 @@ class Graphs:
                 raise CaptureError(f"{type(model).__name__} {_NOT_FOLLOWED}")
             self.traced += 1
             known[:] = [c for c in known if c not in recorded] + [found]
+        return self.current(model, found)
+
+    def current(self, model: nn.Module, captured: Captured) -> Captured:
+        """The same capture, searched anew where patterns were registered, or replaced, since."""
+        if captured.patterns == registered():
+            return captured
+        others = [c for known in self.programs.values() for c in known if c.origin is captured.origin]
+        found = next((c for c in others if c.patterns == registered()), None) or _searched(model, captured.origin)
+        for known in self.programs.values():
+            known[:] = [found if c.origin is captured.origin else c for c in known]
         return found
 
     def holds(self, captured: Captured) -> bool:

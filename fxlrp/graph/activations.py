@@ -23,6 +23,7 @@ def spelled_activation(x: Tensor) -> Tensor:
     return x.clone()
 
 
+spelled_activation.register_fake(torch.empty_like)
 SPELLED = torch.ops.fxlrp.spelled_activation
 
 

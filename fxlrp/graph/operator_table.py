@@ -63,7 +63,7 @@ def _register(names: str, dependence: Dependence, category: OperatorClass, **tra
 # --- movements ------------------------------------------------------------------------------------------------
 
 _register(
-    """view reshape _unsafe_view permute t mT numpy_T roll narrow repeat repeat_interleave tril triu unfold im2col
+    """view reshape _unsafe_view permute roll narrow repeat repeat_interleave tril triu unfold im2col
     pixel_shuffle pixel_unshuffle flatten unflatten view_as reshape_as diagonal diag_embed movedim swapaxes tile
     channel_shuffle masked_select take_along_dim rot90 as_strided constant_pad_nd pad reflection_pad1d
     reflection_pad2d replication_pad1d replication_pad2d atleast_1d atleast_2d squeeze_ upsample_nearest1d
@@ -73,6 +73,8 @@ _register(
     terms=(0,),
     copies=True,
 )
+for _names, _copies in (("t mT numpy_T", True), ("adjoint matrix_H", False)):
+    _register(_names, Dependence.TERMS, MOVEMENT, terms=(0,), copies=_copies, move=Move.EXCHANGES)
 _register(
     "expand expand_as expand_copy broadcast_to",
     Dependence.TERMS,
@@ -118,7 +120,7 @@ _register("select", Dependence.TERMS, INDEX, terms=(0,), copies=True, move=Move.
 _register("index_select index", Dependence.TERMS, INDEX, terms=(0,), copies=True, indexed=True)
 _register("embedding", Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, indexed=True, looks_up=True)
 _register(
-    """dropout feature_dropout alpha_dropout native_dropout conj real view_as_real view_as_complex matrix_H adjoint
+    """dropout feature_dropout alpha_dropout native_dropout conj real view_as_real view_as_complex
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
     _upsample_bicubic2d_aa grid_sampler_2d grid_sampler fft_fft fft_fft2 fft_fftn fft_ifft fft_rfft fft_irfft
     _fft_c2c _fft_r2c _fft_c2r""",
@@ -177,7 +179,7 @@ for _names, _maps in (
 _register("mul", Dependence.FACTORS, PRODUCT, factors=(0, 1), entrywise=True, arithmetic=operator.mul, commutative=True)
 _register("addcmul", Dependence.FACTORS, PRODUCT, factors=(1, 2), terms=(0,), entrywise=True)
 _register("lerp", Dependence.FACTORS, PRODUCT, factors=(2,), terms=(0, 1), entrywise=True)
-_register("matmul", Dependence.FACTORS, MATMUL, factors=(0, 1), maps=(_MATRIX,))
+_register("matmul", Dependence.FACTORS, MATMUL, factors=(0, 1), maps=(_MATRIX,), matrices=True)
 _register("outer dot ger vdot kron _grouped_mm", Dependence.FACTORS, MATMUL, factors=(0, 1))
 _register("addmm", Dependence.FACTORS, MATMUL, factors=(1, 2), terms=(0,), maps=(_ADDED_MATRIX,))
 _register("baddbmm addbmm addmv addr", Dependence.FACTORS, MATMUL, factors=(1, 2), terms=(0,))

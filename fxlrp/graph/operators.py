@@ -40,6 +40,7 @@ class Move(Enum):
     ROWS = "moves whole rows (entries along the last axis) along the axes that its arguments `dim` name"
     CUTS = "cuts the axis that its argument `dim` names into pieces, in order"
     SPREADS = "repeats entries along axes of size one"
+    EXCHANGES = "exchanges the last two axes"
     JOINS = "joins several values along the axis that its argument `dim` names"
 
 
@@ -79,7 +80,8 @@ class Operator:
     ``arithmetic``: the function of Python's :mod:`operator` that it then is; ``commutative``: its first two arguments
     may change places; ``masks``: it keeps entries, or puts others (limits) in their place. ``move``: what a movement
     does. ``rounds``: it keeps integers numbers of the same kind (hashed, halved, cut off), though no gradient passes.
-    ``indexed``: it takes the entries that integers among its arguments name. ``largest``: it takes the largest entries.
+    ``indexed``: it takes the entries that integers among its arguments name. ``largest``: it takes the largest entries. ``matrices``: it multiplies the
+    matrices that its first two arguments hold along their last axes.
     ``maps``: the ways in which it is a linear map by weights; ``reduces``: the slot that names the axes it sums
     or averages over. ``looks_up``: it takes the rows of its first argument that the ids in the second name.
     ``counts``: it counts positions. ``sized``: it depends on the sizes of its arguments, not on their values.
@@ -102,6 +104,7 @@ class Operator:
     rounds: bool = False
     indexed: bool = False
     largest: bool = False
+    matrices: bool = False
     looks_up: bool = False
     counts: bool = False
     sized: bool = False

@@ -1,4 +1,4 @@
-"""Folds each activation that a model spells out into one operator, so that rules meet it as a whole."""
+"""Folds each activation that a model, or a pattern, spells out into one operator, so that rules meet it as a whole."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from fxlrp.capture import Program
 from fxlrp.graph.activations import SpelledActivation
 from fxlrp.patterns import activations  # fills the table of patterns
 from fxlrp.patterns.language import PATTERNS
-from fxlrp.patterns.matcher import Match, find
+from fxlrp.patterns.matcher import Form, Match, attempts
 
-__all__ = ["activations", "fold_activations"]
+__all__ = ["activations", "fold_activations", "folded"]
 
 
 def fold_activations(program: Program) -> Program:
     """A copy of ``program`` in which each match of an ``activation`` pattern is one call with the same
     arithmetic inside.
     """
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(program.graph, values))
-    folded: dict[fx.Node, fx.Node] = {}
-    for match in find(graph, {"activation": PATTERNS["activation"]})[0]:
-        if match.root.users:  # an inner spelling of an activation folded already has none left
-            folded[match.root] = _fold(graph, match)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    moved = {old: folded.get(new, new) for old, new in values.items()}  # a fused operator may act on an activation
+    graph, moved = folded(program.graph)
     fused = {moved[exit_node]: region.moved(moved) for exit_node, region in program.fused.items()}
     return replace(program, graph=graph, fused=fused)
+
+
+def folded(source: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of a graph in which each match of an ``activation`` pattern is one call, and where its nodes went."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(source, values))
+    calls: dict[fx.Node, fx.Node] = {}
+    for match in attempts(graph, [Form(each, each.written) for each in PATTERNS.get("activation", ())])[0]:
+        if match.root.users:  # an inner spelling of an activation folded already has none left
+            calls[match.root] = _fold(graph, match)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    return graph, {old: calls.get(new, new) for old, new in values.items()}  # a fused operator may act on an activation
 
 
 def _fold(graph: fx.Graph, match: Match) -> fx.Node:
@@ -39,10 +44,10 @@ def _fold(graph: fx.Graph, match: Match) -> fx.Node:
     arithmetic = fx.GraphModule({}, _between(source, match.root))
     target = SpelledActivation(match.pattern.code.__name__, arithmetic, match.pattern.slope)
     with graph.inserting_after(match.root):
-        folded = graph.call_function(target, (source,))
-    folded.meta = dict(match.root.meta)
-    match.root.replace_all_uses_with(folded)
-    return folded
+        call = graph.call_function(target, (source,))
+    call.meta = dict(match.root.meta)
+    match.root.replace_all_uses_with(call)
+    return call
 
 
 def _between(source: fx.Node, root: fx.Node) -> fx.Graph:

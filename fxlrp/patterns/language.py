@@ -1,22 +1,25 @@
-"""The language in which patterns are written: ordinary torch code plus three markers.
+"""The language in which patterns are written: ordinary torch code plus four markers.
 
-``part(x, "name")`` labels a value, ``either(a, b)`` offers spellings of one value, and ``chain(x)`` stands for
-x after any scaling, masking, adding of a bias, casting and moving. A pattern is traced with the same operators
-as a captured model, so it reads like the model code it looks for.
+``part(x, "name")`` labels a value, ``either(a, b)`` offers spellings of one value, ``chain(x)`` stands for x after
+any scaling, masking, adding of a bias, casting and moving, and ``any_axis(x)`` lets the operator that x is made by act
+along any axis. A pattern is captured as a model is, so it reads like the model code it looks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxlrp.capture.canonical import canonical_function
+from fxlrp.capture.code import capture_code
+from fxlrp.errors import PatternError
+from fxlrp.graph.operators import is_movement
 
 
 @torch.library.custom_op("fxlrp::part", mutates_args=())
@@ -34,11 +37,22 @@ def _chain(x: Tensor, adding: bool) -> Tensor:
     return x.clone()
 
 
-PART, EITHER, CHAIN = (
+@torch.library.custom_op("fxlrp::any_axis", mutates_args=())
+def _any_axis(x: Tensor, name: str) -> Tensor:
+    return x.clone()
+
+
+for _marker in (_part, _chain, _any_axis):
+    _marker.register_fake(lambda x, _: torch.empty_like(x))
+_either.register_fake(lambda options: torch.empty_like(options[0]))
+
+PART, EITHER, CHAIN, ANY_AXIS = (
     torch.ops.fxlrp.part.default,
     torch.ops.fxlrp.either.default,
     torch.ops.fxlrp.chain.default,
+    torch.ops.fxlrp.any_axis.default,
 )
+MARKERS = frozenset({PART, EITHER, CHAIN, ANY_AXIS})
 
 
 def part(x: Tensor, name: str) -> Tensor:
@@ -57,14 +71,20 @@ def chain(x: Tensor, *, adding: bool = True) -> Tensor:
     return _chain(x, adding)
 
 
+def any_axis(x: Tensor, name: str = "") -> Tensor:
+    """``x``, whose operator (a mean, a softmax) may act along any axes; along the same wherever ``name`` is given."""
+    return _any_axis(x, name)
+
+
 @dataclass(frozen=True, eq=False)
 class Pattern:
     """A named sub-structure of a graph.
 
-    ``code`` is torch code over example tensors; ``examples`` gives them (by parameter name: a shape, or a
-    number for a scalar that may be anything); those in ``dependent`` must depend on the model's inputs, so that
+    ``code`` is torch code over example tensors; ``examples`` gives them (by parameter name: a shape, or ``()`` for a
+    number that may be anything); those in ``dependent`` must depend on the model's inputs, so that
     a product with a weight is no gate. ``carried`` are inputs that go from step to step. ``slope`` makes the
-    pattern an activation: a function of one tensor with ``f(x)/x`` in closed form.
+    pattern an activation: a function of one tensor with ``f(x)/x`` in closed form. ``check`` is asked of every match
+    (a :class:`fxlrp.patterns.Match`): None or True if it holds, else a sentence that says why not.
     """
 
     name: str
@@ -74,47 +94,79 @@ class Pattern:
     dependent: frozenset[str] = frozenset()
     slope: Callable[..., Tensor] | None = None
     carried: tuple[str, ...] = ()
+    check: Callable[[Any], str | bool | None] | None = None
+
+    @property
+    def spelled(self) -> str:
+        """The name, and that of the function where it is another."""
+        return f"'{self.name}'" + ("" if self.code.__name__ == self.name else f" ({self.code.__name__})")
+
+    @property
+    def packaged(self) -> bool:
+        """Whether it comes with fxlrp: a model need not have what it looks for."""
+        return self.code.__module__.startswith("fxlrp.")
 
     @cached_property
-    def graph(self) -> fx.Graph:
-        """The canonical graph of the pattern's code."""
-        tensors = [torch.rand(shape, dtype=torch.float64) + 0.5 for shape in self.examples.values()]
-        return canonical_function(make_fx(self.code, pre_dispatch=True)(*tensors))
+    def written(self) -> fx.Graph:
+        """The canonical graph of the code as it is written, with no activation folded.
+
+        A number that follows from the examples' sizes, as the scale of an attention does, may be any number: it is
+        a placeholder. Raises :class:`PatternError` for code that cannot be traced so.
+        """
+        try:
+            graph = capture_code(self.code, self._tensors(1))
+        except Exception as error:  # whatever the pattern's own code does
+            raise PatternError(
+                f"The pattern {self.spelled} cannot be traced: {type(error).__name__}: {error}"
+            ) from error
+        if self.slope is None and any(_numbers(graph)):  # an activation is the same at every size
+            try:
+                larger = capture_code(self.code, self._tensors(2))
+            except Exception:  # code for the examples' sizes alone: its numbers are meant as they stand
+                return graph
+            _set_free(graph, larger)
+        return graph
+
+    def _tensors(self, scale: int) -> dict[str, Tensor]:
+        """Examples of all parameters, with every axis longer than one that many times as long."""
+        return {
+            name: torch.rand([n * scale if n > 1 else n for n in shape], dtype=torch.float64) + 0.5
+            for name, shape in self.examples.items()
+        }
 
     @cached_property
-    def root(self) -> fx.Node:
-        """The node whose value the pattern computes; matching is anchored there."""
-        result: Any = self.graph.output_node().args[0]
-        return result
-
-    @cached_property
-    def size(self) -> int:
-        """How many operators its shortest spelling has."""
-        return len(_shortest(self.root))
-
-    @cached_property
-    def must_depend(self) -> frozenset[fx.Node]:
-        """The pattern's inputs that must depend on the model's inputs."""
-        return frozenset(p for p, name in zip(self.parameters, self.examples, strict=True) if name in self.dependent)
-
-    @cached_property
-    def parameters(self) -> tuple[fx.Node, ...]:
-        """The pattern's inputs, in the order of its signature."""
-        return tuple(node for node in self.graph.nodes if node.op == "placeholder")
+    def parts(self) -> frozenset[str]:
+        """The labels of its parts."""
+        return frozenset(str(node.args[1]) for node in self.written.nodes if node.target is PART)
 
 
-def _shortest(node: Any) -> frozenset[fx.Node]:
-    """The operators of the shortest spelling of a pattern value (markers and inputs are no evidence of a match)."""
-    if not isinstance(node, fx.Node) or node.op == "placeholder":
-        return frozenset()
-    if node.target is EITHER:
-        options: Any = node.args[0]
-        return min((_shortest(option) for option in options), key=len)
-    own = frozenset[fx.Node]() if node.target in (PART, CHAIN) else frozenset({node})
-    return own.union(*(_shortest(argument) for argument in node.all_input_nodes))
+def _numbers(graph: fx.Graph) -> Iterator[tuple[fx.Node, int, Any]]:
+    """The numbers among the arguments of operators that calculate, with their places."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target not in MARKERS and not is_movement(node):
+            for index, value in enumerate(node.args):
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    yield node, index, value
+
+
+def _set_free(graph: fx.Graph, larger: fx.Graph) -> None:
+    """Put placeholders in the place of numbers that are others in a graph of the same code for larger examples."""
+    here, there = list(_numbers(graph)), list(_numbers(larger))
+    if [(node.target, index) for node, index, _ in here] != [(node.target, index) for node, index, _ in there]:
+        return
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for (node, index, value), (_, _, other) in zip(here, there, strict=True):
+        if value != other:
+            with graph.inserting_after(last):
+                node.update_arg(index, graph.placeholder(f"size_{node.name}"))
 
 
 PATTERNS: dict[str, list[Pattern]] = {}
+
+
+def registered() -> tuple[Pattern, ...]:
+    """All patterns in the order in which they were registered, name by name: what a match depends on."""
+    return tuple(each for group in PATTERNS.values() for each in group)
 
 
 def pattern(
@@ -123,16 +175,34 @@ def pattern(
     slope: Callable[..., Tensor] | None = None,
     dependent: tuple[str, ...] = (),
     carried: tuple[str, ...] = (),
+    check: Callable[[Any], str | bool | None] | None = None,
     **examples: tuple[int, ...],
 ) -> Callable[..., Pattern]:
     """Register torch code as a pattern: ``@pattern("norm", x=(2, 3), eps=())``.
 
-    Several functions may share one name when their structures have nothing in common.
+    Several functions may share one name when their structures have nothing in common; one of the same name as an
+    earlier one replaces it, and a warning says so. ``check`` gets each match and returns None or True if it holds, or
+    a sentence that says why not. Conversions made before see the pattern from their next call on. Raises
+    :class:`PatternError` if the examples are not the parameters of the function, or its code cannot be traced.
     """
 
     def register(code: Callable[..., Tensor]) -> Pattern:
-        made = Pattern(name, code, examples, (code.__doc__ or "").strip(), frozenset(dependent), slope, carried)
-        PATTERNS.setdefault(name, []).append(made)
+        if list(inspect.signature(code).parameters) != list(examples):
+            raise PatternError(
+                f"The pattern '{name}' has the parameters {', '.join(inspect.signature(code).parameters)} but examples "
+                f"of {', '.join(examples)}: give one of each, in this order."
+            )
+        doc = (code.__doc__ or "").strip()
+        made = Pattern(name, code, examples, doc, frozenset(dependent), slope, carried, check)
+        if not made.packaged:  # those are traced when they are first needed; a faulty one is to fail here
+            _ = made.written
+        group = PATTERNS.setdefault(name, [])
+        earlier = next((i for i, each in enumerate(group) if each.code.__name__ == code.__name__), None)
+        if earlier is None:
+            group.append(made)
+        else:
+            group[earlier] = made
+            warnings.warn(f"The pattern {made.spelled} replaces the one registered before.", stacklevel=2)
         return made
 
     return register

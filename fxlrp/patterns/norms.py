@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxlrp.patterns.language import either, part, pattern
+from fxlrp.patterns.language import any_axis, either, part, pattern
 
 
 def _inverse_root(x: Tensor, variance: Tensor, eps: Tensor) -> Tensor:
@@ -21,10 +21,16 @@ def _inverse_root(x: Tensor, variance: Tensor, eps: Tensor) -> Tensor:
     )
 
 
+def _mean(x: Tensor) -> Tensor:
+    """The mean over the axes that are normalised: the last, those of a picture, of a group of channels."""
+    return any_axis(x.mean(-1, keepdim=True), "normalised")
+
+
 def _standardised(x: Tensor, eps: Tensor) -> Tensor:
-    centred = x - part(x.mean(-1, keepdim=True), "mean")
-    square = torch.pow(centred, 2).mean(-1, keepdim=True)
-    return _inverse_root(centred, either(square, square * eps, x.var(-1, keepdim=True)), eps)
+    centred = x - part(_mean(x), "mean")
+    square = _mean(torch.pow(centred, 2))
+    variance = any_axis(x.var(-1, keepdim=True), "normalised")
+    return _inverse_root(centred, either(square, square * eps, variance), eps)
 
 
 @pattern("norm", x=(2, 3), eps=())
@@ -43,25 +49,26 @@ def layer_norm_affine(x: Tensor, eps: Tensor, gain: Tensor, shift: Tensor) -> Te
 @pattern("norm", x=(2, 3), eps=())
 def layer_norm_by_deviation(x: Tensor, eps: Tensor) -> Tensor:
     """(x - mean(x)) / (std(x) + eps)."""
-    centred = x - part(x.mean(-1, keepdim=True), "mean")
-    deviation = x.std(-1, keepdim=True)
+    centred = x - part(_mean(x), "mean")
+    deviation = any_axis(x.std(-1, keepdim=True), "normalised")
     return centred / part(either(deviation + eps, deviation), "scale")
 
 
 @pattern("norm", x=(2, 3), eps=())
 def rms_norm(x: Tensor, eps: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + eps)."""
-    return _inverse_root(x, torch.pow(x, 2).mean(-1, keepdim=True), eps)
+    return _inverse_root(x, _mean(torch.pow(x, 2)), eps)
 
 
 @pattern("unit_norm", x=(2, 3), eps=())
 def unit_norm(x: Tensor, eps: Tensor) -> Tensor:
     """x / ||x||, with a floor under the length or without."""
-    length = either(torch.linalg.vector_norm(x, dim=-1, keepdim=True), torch.pow(x, 2).sum(-1, keepdim=True).sqrt())
+    length = any_axis(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+    length = either(length, any_axis(torch.pow(x, 2).sum(-1, keepdim=True)).sqrt())
     return x / part(either(torch.clamp_min(length, 1e-12), length + eps, length), "scale")
 
 
 @pattern("unit_norm", x=(2, 3), eps=())
 def unit_norm_by_root(x: Tensor, eps: Tensor) -> Tensor:
     """x / sqrt(sum(x^2) + eps)."""
-    return _inverse_root(x, torch.pow(x, 2).sum(-1, keepdim=True), eps)
+    return _inverse_root(x, any_axis(torch.pow(x, 2).sum(-1, keepdim=True)), eps)

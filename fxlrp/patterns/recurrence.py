@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxlrp.patterns.language import chain, either, part, pattern
+from fxlrp.patterns.language import any_axis, chain, either, part, pattern
 
 
 @pattern(
@@ -32,12 +32,12 @@ def selective_scan(rate: Tensor, before: Tensor, step: Tensor, gain: Tensor, sig
 
 
 def _decay(rate: Tensor) -> Tensor:
-    return part(torch.exp(chain(torch.cumsum(rate, -1))), "decay")
+    return part(torch.exp(chain(any_axis(torch.cumsum(rate, -1)))), "decay")
 
 
 def _contract(a: Tensor, b: Tensor) -> Tensor:
-    """A sum of products over an axis, as einsum or spelled out."""
-    return either(torch.einsum("...i,...i->...", a, b), (a * b).sum(-1))
+    """A sum of products over an axis, wherever the scan has it, as einsum or spelled out."""
+    return either(torch.einsum("...i,...i->...", a, b), any_axis((a * b).sum(-1)))
 
 
 def _fed(signal: Tensor, delta: Tensor) -> Tensor:

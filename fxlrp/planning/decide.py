@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import fx
 
 from fxlrp.capture import Program
-from fxlrp.errors import UncoveredOperatorError
+from fxlrp.errors import RulesetError, UncoveredOperatorError, nearest
 from fxlrp.graph.linear_sums import affine_sums
 from fxlrp.graph.nodes import module_path, module_stack, source_line
 from fxlrp.graph.operator_classes import (
@@ -43,7 +43,7 @@ from fxlrp.rules.elementary import value_at_zero
 from fxlrp.rules.operation import take_apart
 from fxlrp.rules.rule import Message
 from fxlrp.rules.shares import ShareRule
-from fxlrp.spec.lines import Scope
+from fxlrp.spec.lines import Scope, labels
 from fxlrp.spec.ruleset import Ruleset
 
 
@@ -51,8 +51,11 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
     """Choose a rule for every operation that needs one.
 
     Raises :class:`UncoveredOperatorError` for a live operation that does not keep relevance by itself and that
-    no rule covers; with ``strict=False`` the ruleset's fallback takes it and the plan says so.
+    no rule covers; with ``strict=False`` the ruleset's fallback takes it and the plan says so. Raises
+    :class:`RulesetError` for a ruleset older than a pattern that was replaced, if it names a part that is gone.
     """
+    for name in sorted(ruleset.mentions - labels()):
+        raise RulesetError(f"Ruleset '{ruleset.name}' names '{name}', which is no more.{nearest(name, labels())}")
     plan, refused = _draft(program, structure, ruleset, strict, Ends())
     if ruleset.positional:
         plan, refused = _draft(program, structure, ruleset, strict, _ends(plan))
@@ -241,7 +244,7 @@ def _uncovered(
     place = module_path(node) or "the top level"
     nearest_rule = next((e for e in ruleset.rules if e.match.split(".")[0] == str(category)), None)
     hint = f" Its nearest rule is '{nearest_rule.rule}' for '{nearest_rule.match}'." if nearest_rule else ""
-    misses = "".join(f"\n  {miss}" for miss in structure.misses[:2])
+    misses = "".join(f"\n  near miss: {miss}" for miss in structure.misses if miss.telling)
     remedy = (
         f"Add a rule for '{category}' to the ruleset (for example "
         f"ruleset('{ruleset.name}').override({category}='gradient')), or convert with strict=False."

@@ -159,8 +159,19 @@ class Plan:
 
     @property
     def near_misses(self) -> tuple[str, ...]:
-        """Patterns found nowhere, and where the best attempt failed."""
+        """For every pattern that was found nowhere the best attempt, the most complete first: how much of it there
+        was, where, what was expected and what was found.
+        """
         return tuple(str(miss) for miss in self.structure.misses)
+
+    @property
+    def told_misses(self) -> tuple[str, ...]:
+        """Those of them that the printed plan has: of patterns that the ruleset mentions, if they are the user's own,
+        or if most of a packaged one was there and no other pattern stands in that place.
+        """
+        named = {match.partition(".")[0] for match in self.ruleset.mentions}
+        told = (miss for miss in self.structure.misses if miss.pattern.name in named and miss.telling)
+        return tuple(str(miss) for miss in told)
 
     def __str__(self) -> str:
         head = ("pattern", "rule", "message", "count", "modules", "note")
@@ -175,7 +186,7 @@ class Plan:
                 f"{self.ruleset.name}: {self.ruleset.title}",
                 "",
                 *lines,
-                *("near miss: " + m for m in self.near_misses),
+                *("near miss: " + m for m in self.told_misses),
             ]
         )
 

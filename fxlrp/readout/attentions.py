@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import InputError
-from fxlrp.graph.nodes import module_path, run
+from fxlrp.graph.nodes import module_path, run, source_line
 from fxlrp.graph.operators import nodes_in, operator_of
+from fxlrp.patterns import Match
 from fxlrp.readout.passes import Propagated, Task
 from fxlrp.rewrite.call import widened
 
@@ -80,17 +81,29 @@ def sites(task: Task) -> list[AttentionSite]:
     Raises :class:`InputError` for a model without attention.
     """
     matches = [m for m in task.captured.structure.matches if m.pattern.name == ATTENTION]
+    for match in matches:
+        _check_layout(match)
     found = {
         m.parts["weights"]: AttentionSite(*(m.parts[part] for part in ("scores", "weights", "output"))) for m in matches
     }
     if not found:
-        near = next((f" {miss}." for miss in task.captured.structure.misses if miss.pattern == ATTENTION), "")
+        near = next((f" {miss}." for miss in task.captured.structure.misses if miss.pattern.name == ATTENTION), "")
         raise InputError(
             f"{type(task.lrp.model).__name__} has no attention that the pattern '{ATTENTION}' recognises, and the "
             f"reading of '{task.lrp.ruleset.name}' needs its weights.{near} Take a ruleset that reads relevance at the "
             "inputs, such as 'attnlrp'."
         )
     return [found[node] for node in task.captured.program.graph.nodes if node in found]
+
+
+def _check_layout(match: Match) -> None:
+    """Raise :class:`InputError` unless the axes of weights are [..., queries, keys], as readers take them."""
+    if {-1, -2} & {*match.layouts.get("weights", ())}:
+        weights = match.parts["weights"]
+        raise InputError(
+            f"The attention weights of '{module_path(weights) or 'the top level'}' ({source_line(weights)}) have their "
+            "axes in another order than [..., queries, keys], in which they are read. Compute them in that order."
+        )
 
 
 def attention_maps(task: Task, *, relevance: bool, gradient: bool) -> tuple[list[Map], Propagated]:

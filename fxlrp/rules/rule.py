@@ -8,6 +8,7 @@ reference and documentation.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -213,6 +214,9 @@ def rule(
 ) -> Callable[[Callable[..., Tensor]], Rule]:
     """Register a function as the rule of its name for the operator classes ``on``, by name or as they are ('any' for
     all). Raises :class:`RulesetError` for a name that is no class's.
+
+    It replaces an earlier one of that name, and a warning says so; conversions made before take it from their next
+    call on.
     """
     classes = tuple(map(find_class, on))
 
@@ -233,10 +237,17 @@ def rule(
             plain,
             scales,
         )
-        RULES[made.name] = made
+        enter(made)
         return made
 
     return register
+
+
+def enter(made: Rule) -> None:
+    """Put a rule into the table. One of the same name is replaced, and a warning says so."""
+    if made.name in RULES:
+        warnings.warn(f"The rule '{made.name}' replaces the one registered before.", stacklevel=3)
+    RULES[made.name] = made
 
 
 def find_rule(name: str) -> Rule:

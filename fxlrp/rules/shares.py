@@ -18,7 +18,7 @@ from torch import Tensor
 from fxlrp.graph.operator_classes import ADD, AFFINE, OperatorClass, find_class
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import as_relevance, ratio, same_value
-from fxlrp.rules.rule import RULES, Cite, Conserves, Message, Rule
+from fxlrp.rules.rule import Cite, Conserves, Message, Rule, enter
 
 #: Numerators, whose gradients are the contributions, with their denominators.
 Shares = list[tuple[Tensor, Tensor]]
@@ -77,7 +77,7 @@ def share_rule(
             shares=function,
         )
         made.in_relevance(relevance)
-        RULES[made.name] = made
+        enter(made)
         return made
 
     return register
@@ -112,7 +112,7 @@ def relevance_share_rule(
             shares=function,
             whole=whole,
         )
-        RULES[made.name] = made
+        enter(made)
         return made
 
     return register

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence, Set
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fxlrp.graph.operator_classes import ADD, CLASSES, GENERAL, OperatorClass, ruled_names
-from fxlrp.patterns import PATTERNS, Pattern
-from fxlrp.patterns.language import PART
+from fxlrp.patterns import Pattern, registered
 from fxlrp.rules import Post, Rule, find_rule
 
 RESIDUAL = "residual"
@@ -84,9 +83,9 @@ class Line(BaseModel):
     post: tuple[Post, ...] = ()
     scope: Scope = Scope.OPERATION
 
-    @cached_property
+    @property
     def bound(self) -> tuple[Rule, dict[str, Any]]:
-        """The rule and its complete parameters."""
+        """The rule that its name means now, and its complete parameters."""
         found = find_rule(self.rule)
         return found, found.bind(self.params)
 
@@ -97,19 +96,15 @@ class Line(BaseModel):
 
     def fits(self, category: OperatorClass) -> bool:
         """Whether its rule can take an operation of this class; a whole pattern is of none."""
-        return self.bound[0].fits(GENERAL if self.scope is Scope.PATTERN else category)
+        return find_rule(self.rule).fits(GENERAL if self.scope is Scope.PATTERN else category)
 
 
 def labels() -> frozenset[str]:
     """Everything that an entry can match: operator classes, patterns and their parts."""
-    return ruled_names() | _labels_of(tuple((name, tuple(group)) for name, group in PATTERNS.items()))
+    return ruled_names() | _labels_of(registered())
 
 
 @lru_cache(maxsize=8)
-def _labels_of(patterns: tuple[tuple[str, tuple[Pattern, ...]], ...]) -> frozenset[str]:
-    found = {RESIDUAL}
-    for name, group in patterns:
-        found.add(name)
-        for pattern in group:
-            found.update(f"{name}.{node.args[1]}" for node in pattern.graph.nodes if node.target is PART)
-    return frozenset(found)
+def _labels_of(patterns: tuple[Pattern, ...]) -> frozenset[str]:
+    named = {label for each in patterns for label in (each.name, *(f"{each.name}.{part}" for part in each.parts))}
+    return frozenset({RESIDUAL, *named})

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from fxlrp.capture.canonical import canonical_function
+from fxlrp.capture.code import capture_code
 from fxlrp.graph import operator_classes as classes
 from fxlrp.graph.operator_classes import OperatorClass
 from fxlrp.graph.operator_table import SAFE_SOFTMAX
@@ -47,7 +46,7 @@ class Sample:
         values = values if self.signed else [value.abs() + 0.5 for value in values]
         if self.name == FORK:  # no operator: the value itself
             return IDENTITY, (values[0].requires_grad_(),)
-        graph = canonical_function(make_fx(lambda *given: self.code(*given), pre_dispatch=True)(*values))
+        graph = capture_code(lambda **given: self.code(*given.values()), {f"x{i}": x for i, x in enumerate(values)})
         holders = [node for node in graph.nodes if node.op == "placeholder"]
         given = dict(zip(holders, values, strict=True))
         root = graph.output_node().args[0]
