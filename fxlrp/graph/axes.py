@@ -21,6 +21,7 @@ from fxlrp.graph.operators import Move, operator_of
 Layout = Mapping[int, int]
 
 _EVERYWHERE = (True, True, True)
+_ELLIPSIS = string.digits  # stand for the axes of an ellipsis: letters are the equation's own
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -240,11 +241,10 @@ def _of_equation(equation: str, ranks: Sequence[int]) -> Contraction | None:
     if "->" not in equation:
         letters = sorted({*inside} - {".", ","})
         result = "..." * ("..." in inside) + "".join(x for x in letters if inside.count(x) == 1)
-    spare = "αβγδεζηθ"
     extra = [
         count - len(term.replace("...", "")) if "..." in term else 0 for term, count in zip(terms, ranks, strict=True)
     ]
-    rest = spare[: max(extra)]
+    rest = _ELLIPSIS[: max(extra)]
     operands = tuple(term.replace("...", rest[len(rest) - n :]) for term, n in zip(terms, extra, strict=True))
     return Contraction(
         (operands[0], operands[1]), result.replace("...", rest), frozenset(rest), "..." in equation, explicit=True

@@ -80,12 +80,12 @@ class Operator:
     ``arithmetic``: the function of Python's :mod:`operator` that it then is; ``commutative``: its first two arguments
     may change places; ``masks``: it keeps entries, or puts others (limits) in their place. ``move``: what a movement
     does. ``rounds``: it keeps integers numbers of the same kind (hashed, halved, cut off), though no gradient passes.
-    ``indexed``: it takes the entries that integers among its arguments name. ``largest``: it takes the largest entries. ``matrices``: it multiplies the
-    matrices that its first two arguments hold along their last axes.
-    ``maps``: the ways in which it is a linear map by weights; ``reduces``: the slot that names the axes it sums
-    or averages over. ``looks_up``: it takes the rows of its first argument that the ids in the second name.
-    ``counts``: it counts positions. ``sized``: it depends on the sizes of its arguments, not on their values.
-    ``slope``: of an activation, (f(x) - f(0)) / x in closed form.
+    ``indexed``: it takes the entries that integers among its arguments name. ``largest``: it takes the largest entries.
+    ``matrices``: it multiplies the matrices that its first two arguments hold along their last axes. ``maps``: the ways
+    in which it is a linear map by weights; ``reduces``: the slot that names the axes it sums or averages over.
+    ``looks_up``: it takes the rows of its first argument that the ids in the second name. ``counts``: it counts
+    positions. ``sized``: it depends on the sizes of its arguments, not on their values. ``slope``: of an activation,
+    (f(x) - f(0)) / x in closed form.
     """
 
     dependence: Dependence

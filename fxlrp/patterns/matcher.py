@@ -340,19 +340,23 @@ def attempts(
 def _tried(form: Form, node: fx.Node, inside: frozenset[fx.Node], attempt: _Attempt) -> Match | None:
     """The first match of a pattern at a root that has the inputs it must have and passes its check."""
     for bound in attempt.match(form.root, node, {}, _Bound()):
-        fixed = [
-            n for n in form.parameters if n in form.pattern.dependent and bound.values[form.parameters[n]] not in inside
-        ]
-        if fixed:
-            reason = f"'{fixed[0]}' does not depend on what is explained in the inputs"
-            attempt.fail(bound, partial(str, reason))
-            continue
         match = _as_match(form, node, bound)
-        verdict = None if form.pattern.check is None else form.pattern.check(match)
-        if verdict is None or verdict is True:
+        objection = _objection(match, inside)
+        if not objection:
             return match
-        attempt.fail(bound, partial(str, verdict if isinstance(verdict, str) else "its check does not hold"))
+        attempt.fail(bound, partial(str, objection))
     return None
+
+
+def _objection(match: Match, inside: frozenset[fx.Node]) -> str:
+    """Why a structure that is all there is no match of its pattern, "" if it is."""
+    for name in match.pattern.dependent:
+        if match.inputs[name] not in inside:
+            return f"its input '{name}' does not depend on what is explained in the inputs"
+    verdict = None if match.pattern.check is None else match.pattern.check(match)
+    if verdict is None or verdict is True:
+        return ""
+    return verdict if isinstance(verdict, str) and verdict else "its check does not hold"
 
 
 def _miss(form: Form, best: tuple[_Attempt, fx.Node] | None, covered: frozenset[fx.Node]) -> NearMiss:
