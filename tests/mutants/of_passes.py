@@ -21,7 +21,7 @@ from fxlrp.capture.canonical import REPLACEMENTS
 from fxlrp.capture.program import Program
 from fxlrp.engine.targets import Selection
 from fxlrp.graph.operators import OPERATORS, packet
-from fxlrp.patterns import matcher
+from fxlrp.patterns import attempt
 from fxlrp.rewrite import graph as rewriting
 from tests.mutants.mutant import Mutant, Patch, agrees, attribute, closes, entry, found, kernel
 from tests.patterns import test_structure
@@ -70,7 +70,7 @@ def _every_add(graph: Any, inside: Any) -> Any:
 
 
 def _same_root(a: Any, b: Any) -> bool:
-    return matcher._steps(a)[0] is matcher._steps(b)[0]
+    return attempt.steps_of(a)[0] is attempt.steps_of(b)[0]
 
 
 def _first_program(self: Any, inputs: Any, original: Any = fxlrp.engine.conversion.Conversion.captured) -> Any:
@@ -103,7 +103,7 @@ PASS_MUTANTS = (
     ),
     Mutant(
         "two slices of one value are the same",
-        attribute(matcher, "_same_entries", _same_root),
+        attribute(attempt, "same_entries", _same_root),
         found("halves of a gate"),
     ),
     Mutant(
