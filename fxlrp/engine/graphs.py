@@ -90,7 +90,8 @@ def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bo
         expected = check_runs(model, inputs)
         torch.default_generator.manual_seed(0)
         values = run(program.graph, arguments, returned.all_input_nodes)
-        found = program.unpack(fx.map_arg(returned.args[0], values.__getitem__))
+        outputs: Any = returned.args[0]
+        found = program.unpack(fx.map_arg(outputs, values.__getitem__))
     return _same_outputs(expected, found)
 
 

@@ -120,10 +120,9 @@ def module_outputs(graph: fx.Graph) -> dict[str, fx.Node]:
     return outputs
 
 
-def to_networkx(graph: fx.Graph, nodes: Iterable[fx.Node] | None = None) -> nx.DiGraph[fx.Node]:
-    """The (sub)graph as a networkx digraph of nodes, for cuts, dominators and paths."""
-    kept = set(graph.nodes if nodes is None else nodes)
+def to_networkx(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:
+    """These nodes as a networkx digraph, from each to those that take its value: for cuts, dominators and paths."""
     drawn: nx.DiGraph[fx.Node] = nx.DiGraph()
-    drawn.add_nodes_from(node for node in graph.nodes if node in kept)
-    drawn.add_edges_from((source, node) for node in drawn for source in node.all_input_nodes if source in kept)
+    drawn.add_nodes_from(nodes)
+    drawn.add_edges_from([(source, node) for node in drawn for source in node.all_input_nodes if source in drawn])
     return drawn

@@ -5,31 +5,35 @@ In: the node of the logits [batch, positions, classes] and the values that carry
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container
+from collections.abc import Container
 from typing import Any
 
 import networkx as nx
 from torch import fx
 
-from fxlrp.graph.nodes import tensor_value, to_networkx
+from fxlrp.graph.nodes import tensor_value
 from fxlrp.graph.operator_classes import SUM
 from fxlrp.graph.operators import Move, operator_of, row_map
 
 MIXED = "where rows are mixed"
 
 
-def last_mixed(logits: fx.Node, carrying: Collection[fx.Node], passed: Container[fx.Node] = ()) -> fx.Node | None:
+def last_mixed(logits: fx.Node, carrying: Container[fx.Node], passed: Container[fx.Node] = ()) -> fx.Node | None:
     """The earliest value through which all relevance of the logits comes and behind which every row [batch, position]
     is computed from that row alone; None where already the logits' own operator mixes rows. Nodes ``passed`` count as
     mixing.
 
     Seen from the logits backwards, it is the earliest dominator of all the places at which rows are mixed.
     """
-    drawn: nx.DiGraph[Any] = to_networkx(logits.graph, carrying)
-    mixing = [node for node in drawn if node in passed or not keeps_rows(node, carrying)]
-    drawn.remove_edges_from(list(drawn.in_edges(mixing)))
-    drawn.add_edges_from((MIXED, node) for node in mixing)
-    dominators = nx.immediate_dominators(drawn.reverse(copy=False), logits)
+    backwards: nx.DiGraph[Any] = nx.DiGraph()
+    queue = [logits]
+    while queue:
+        node = queue.pop()
+        rowwise = node not in passed and keeps_rows(node, carrying)
+        behind: list[Any] = [n for n in node.all_input_nodes if n in carrying] if rowwise else []
+        queue.extend(n for n in behind if n not in backwards)
+        backwards.add_edges_from([(node, n) for n in behind or [MIXED]])
+    dominators = nx.immediate_dominators(backwards, logits)
     found = dominators[MIXED]
     while found is not logits:
         if _rows(found) is not None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import networkx as nx
 from torch import Tensor, fx
 
 from fxlrp.errors import RulesetError
-from fxlrp.graph.nodes import module_path
+from fxlrp.graph.nodes import module_path, to_networkx
 from fxlrp.graph.operator_classes import GENERAL
 from fxlrp.graph.operators import Dependence, Operator, is_float, is_movement
 from fxlrp.graph.residual import unmoved
@@ -96,16 +97,12 @@ def _site(
 
 def between(starts: Sequence[fx.Node], node: fx.Node) -> list[fx.Node]:
     """The float values on the ways from ``starts`` to ``node``, in the order of the graph, ``node`` the last."""
-    reached, found = {*starts}, []
-    for current in _from_first(starts, node):
-        if current not in reached and is_float(current) and not reached.isdisjoint(current.all_input_nodes):
-            reached.add(current)
-            found.append(current)
-    needed = {node}
-    for each in reversed(found):
-        if each in needed:
-            needed.update(each.all_input_nodes)
-    return [each for each in found if each in needed]
+    window = [each for each in _from_first(starts, node) if each in starts or is_float(each)]
+    drawn = to_networkx(window)
+    drawn.remove_edges_from(list(drawn.in_edges(starts)))  # a way begins at the last of the starts on it
+    reached = set[fx.Node]().union(*(nx.descendants(drawn, start) for start in starts))
+    needed = nx.ancestors(drawn, node) | {node}
+    return [each for each in window if each in reached and each in needed]
 
 
 def _from_first(starts: Sequence[fx.Node], node: fx.Node) -> list[fx.Node]:

@@ -97,8 +97,8 @@ PASS_MUTANTS = (
     ),
     Mutant("causal mask off by one", _late_diagonal, kernel("sdpa_causal", "attnlrp")),
     Mutant(
-        "sums match in one order only",
-        entry(OPERATORS, aten.add, replace(OPERATORS[aten.add], commutative=False)),
+        "products match in one order only",
+        entry(OPERATORS, aten.mul, replace(OPERATORS[aten.mul], commutative=False)),
         test_structure.test_the_operands_of_a_sum_may_stand_in_either_order,
     ),
     Mutant(

@@ -54,7 +54,7 @@ def _badness(found: tuple[float, frozenset[str]]) -> float:
 
 
 def _prefixes(plan: Plan, carrying: list[fx.Node], orders: int, most: int) -> Iterator[frozenset[fx.Node]]:
-    drawn = to_networkx(plan.program.graph, carrying)
+    drawn = to_networkx(carrying)
     attributed = {each.node for each in plan.structure.attributed}
     for seed in range(orders):
         rng = random.Random(seed)
