@@ -247,6 +247,7 @@ def same_entries(a: Any, b: Any) -> bool:
 
 
 def steps_of(value: Any) -> tuple[Any, list[Any]]:
+    """The value that movements were made of, and the movements, the last first; casts and copies are none."""
     steps = []
     while isinstance(value, fx.Node) and is_movement(value):
         operator = operator_of(value)

@@ -388,7 +388,7 @@ def test_a_pattern_registered_twice_is_replaced_with_a_word() -> None:
     assert len(PATTERNS["own"]) == 1
     with pytest.raises(RulesetError, match=r"names 'own\.old', which is no more.*own\.new"):
         _ = lrp.plan
-    with pytest.raises(RulesetError, match="nothing is called 'own.old'"):
+    with pytest.raises(RulesetError, match=r"no operator class.* is called 'own\.old'"):
         converted(lambda q, k, v: torch.sinh(q), {"match": "own.old", "rule": "gradient"})
     other = lrp.with_ruleset({"name": "n", "extends": "gradient", "rules": [{"match": "own.new", "rule": "gradient"}]})
     assert count(other.plan) == 1
