@@ -21,7 +21,7 @@ from benchmarks.architectures import Architecture
 from benchmarks.examples import example
 from benchmarks.measure import Timed
 from fxlrp.capture import program
-from fxlrp.capture.export import quiet
+from fxlrp.capture.process import quiet
 from fxlrp.graph.operators import is_float, packet
 from fxlrp.planning.plan import Plan
 

@@ -5,7 +5,7 @@ from torch import nn
 
 import fxlrp
 from benchmarks import examine  # noqa: F401  (its imports, too)
-from fxlrp.capture.export import quiet
+from fxlrp.capture.process import quiet
 
 torch.set_num_threads(1)  # a pool of threads would not survive the fork
 with quiet():

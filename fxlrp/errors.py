@@ -21,6 +21,10 @@ class CaptureError(FxlrpError):
     """The model could not be exported to a graph."""
 
 
+class VersionError(FxlrpError):
+    """The installed version of torch or transformers lacks something that fxlrp rests on."""
+
+
 class InputError(FxlrpError):
     """The inputs do not fit the model: wrong names, NaN, mixed devices, nothing to explain."""
 

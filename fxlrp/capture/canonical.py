@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
+from fxlrp.capture import torch_private as private
 from fxlrp.errors import CaptureError
 from fxlrp.graph.nodes import module_path, source_line
 from fxlrp.graph.operators import OPERATORS, packet
@@ -61,7 +60,7 @@ class Fused:
 class Builder(GraphAppendingTracer):
     """Appends nodes with the meta of the node being replaced and the fake value of their own."""
 
-    def __init__(self, graph: fx.Graph, mode: FakeTensorMode | None) -> None:
+    def __init__(self, graph: fx.Graph, mode: private.FakeTensorMode | None) -> None:
         super().__init__(graph)
         self.mode = mode
         self.origin: Mapping[str, Any] = {}
@@ -72,7 +71,7 @@ class Builder(GraphAppendingTracer):
         node.meta.update({key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin})
         if self.mode is not None:
             values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-            with self.mode, torch.no_grad(), enable_python_dispatcher():  # whose kernels take free sizes
+            with self.mode, torch.no_grad(), private.enable_python_dispatcher():  # whose kernels take free sizes
                 node.meta["val"] = node.target(*values[0], **values[1])
         else:
             node.meta["val"] = None
@@ -118,7 +117,7 @@ def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]
 def mutates(graph: fx.Graph) -> bool:
     """Whether an operator writes to its arguments, of those that are not dropped or replaced anyway."""
     return any(
-        isinstance(node.target, torch._ops.OpOverload)
+        isinstance(node.target, private.OpOverload)
         and node.target._schema.is_mutable
         and packet(node.target) not in _DROPPED
         and packet(node.target) not in REPLACEMENTS
@@ -129,7 +128,7 @@ def mutates(graph: fx.Graph) -> bool:
 def unknown(target: Any) -> bool:
     """Whether neither the table of operators nor that of replacements has an operator."""
     known = (OPERATORS, REPLACEMENTS, _DROPPED)
-    return isinstance(target, torch._ops.OpOverload) and all(packet(target) not in table for table in known)
+    return isinstance(target, private.OpOverload) and all(packet(target) not in table for table in known)
 
 
 class _Walk:
@@ -152,7 +151,7 @@ class _Walk:
 
     def _one(self, module: fx.GraphModule, node: fx.Node, values: dict[Any, Any]) -> Any:
         name = getattr(node.target, "__name__", "")
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if isinstance(node.target, private.HigherOrderOperator):
             return self._inline(module, node, name, values)
         if node.target is operator.getitem and not isinstance(values[node.args[0]], fx.Node):
             return values[node.args[0]][node.args[1]]

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxlrp.capture.expansions
 import fxlrp.capture.quantised  # noqa: F401  (both fill the table of replacements)
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import canonicalise, mutates, unknown
-from fxlrp.capture.export import quiet
+from fxlrp.capture.process import quiet
 from fxlrp.capture.traced import Traced, with_values
 from fxlrp.errors import CaptureError
 
@@ -31,7 +31,7 @@ def capture_code(code: Callable[..., Tensor], examples: Mapping[str, Tensor]) ->
     def run(*tensors: Tensor) -> Tensor:
         return code(**dict(zip(examples, tensors, strict=True)))
 
-    module = make_fx(run, pre_dispatch=True)(*(x.clone() for x in examples.values()))
+    module = private.make_fx(run, pre_dispatch=True)(*(x.clone() for x in examples.values()))
     if mutates(module.graph) or any(unknown(node.target) for node in module.graph.nodes if _is_aten(node)):
         with quiet():
             exported = torch.export.export(_Module(code), (), {k: x.clone() for k, x in examples.items()}, strict=False)
@@ -63,7 +63,7 @@ class _Module(nn.Module):
 
 
 def _is_aten(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+    return isinstance(node.target, private.OpOverload) and node.target.namespace == "aten"
 
 
 def _count(graph: fx.Graph) -> int:

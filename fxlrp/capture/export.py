@@ -6,28 +6,23 @@ sequence axes are symbolic wherever the model allows it.
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
-from transformers import PreTrainedModel
-from transformers.exporters.configs import DynamoConfig
-from transformers.exporters.exporter_dynamo import DynamoExporter
 
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.packed import unrolled_packing
+from fxlrp.capture.process import quiet
+from fxlrp.capture.twin import twin
 from fxlrp.errors import CaptureError, FxlrpError, InputError
 
 
-@torch.compiler.disable
 def export(model: nn.Module, inputs: Mapping[str, Any]) -> ExportedProgram:
     """The exported program of ``model`` on ``inputs``: dynamic axes first, the inputs' own shapes where that fails.
 
@@ -53,22 +48,25 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> ExportedProgram:
 
 
 def check_runs(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """The model's own outputs. Raises :class:`InputError` with the model's own words if it fails on the inputs."""
+    """The model's own outputs. Raises :class:`InputError` with the model's own words if it fails on the inputs.
+
+    What the model writes to itself and to its inputs is written to copies.
+    """
+    given = private.pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, dict(inputs))
     try:
         with torch.no_grad():
-            return model(**inputs)
+            return twin(model)(**given)
     except Exception as error:
         name = type(model).__name__
         raise InputError(f"The model {name} itself fails on these inputs: {type(error).__name__}: {error}") from error
 
 
 def _export_once(model: nn.Module, inputs: dict[str, Any], dynamic: bool) -> ExportedProgram:
-    shapes = pytree.tree_map(_dynamic_axes if dynamic else _static_axes, inputs)
-    with quiet(), torch.no_grad(), steady(model):
-        if isinstance(model, PreTrainedModel):
-            config = DynamoConfig(dynamic=dynamic, dynamic_shapes=shapes)
-            return DynamoExporter().export(model, inputs, config=config).program
-        return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+    shapes = private.pytree.tree_map(_dynamic_axes if dynamic else _static_axes, inputs)
+    with quiet(), torch.no_grad(), steady(model) as traced:
+        if private.is_pretrained(traced):
+            return private.export_pretrained(traced, inputs, dynamic, shapes)
+        return torch.export.export(traced, (), inputs, dynamic_shapes=shapes, strict=False)
 
 
 def _dynamic_axes(value: Any) -> Any:
@@ -78,31 +76,35 @@ def _dynamic_axes(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return None
     free = 2 if value.ndim in (2, 3) else 1
-    return tuple(Dim.AUTO if axis < free and size > 1 else None for axis, size in enumerate(value.shape))
+    return tuple(Dim.AUTO if axis < free and size > 1 else Dim.STATIC for axis, size in enumerate(value.shape))
 
 
 def _static_axes(value: Any) -> Any:
-    return (None,) * value.ndim if isinstance(value, Tensor) else None
+    return (Dim.STATIC,) * value.ndim if isinstance(value, Tensor) else None
 
 
 def _two_samples(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    tensors = [leaf for leaf in pytree.tree_leaves(dict(inputs)) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in private.pytree.tree_leaves(dict(inputs)) if isinstance(leaf, Tensor)]
     if not tensors or any(leaf.ndim == 0 or len(leaf) != 1 for leaf in tensors):
         return dict(inputs)
-    doubled: dict[str, Any] = pytree.tree_map(lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, dict(inputs))
+    doubled: dict[str, Any] = private.pytree.tree_map(_twice, dict(inputs))
     return doubled
+
+
+def _twice(value: Any) -> Any:
+    return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
 
 def _stands_for(exported: ExportedProgram, inputs: Mapping[str, Any]) -> bool:
     """Whether the graph holds for ``inputs``: a model may have fixed the batch that it was shown."""
     shown = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
     values = [shown[name] for name in exported.graph_signature.user_inputs if isinstance(name, str)]
-    pairs = list(zip(values, pytree.tree_leaves(dict(inputs)), strict=False))
+    pairs = list(zip(values, private.pytree.tree_leaves(dict(inputs)), strict=False))
     sizes = [
         pair for value, leaf in pairs if isinstance(value, Tensor) for pair in zip(value.shape, leaf.shape, strict=True)
     ]
     fits = all(not isinstance(fixed, int) or fixed == size for fixed, size in sizes)
-    return fits and hold(getattr(exported, "_guards_code", None) or (), inputs)
+    return fits and hold(private.guards_of(exported), inputs)
 
 
 def hold(guards: Iterable[Any], inputs: Mapping[str, Any]) -> bool:
@@ -112,45 +114,14 @@ def hold(guards: Iterable[Any], inputs: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silences what the exporters print and log about themselves; errors still rise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def steady(model: nn.Module) -> Iterator[None]:
-    """What a trace needs of torch and of the model, reversible: plain kernels, no autocast, sequences unrolled."""
-    with _plain_attention(), _without_autocast(), _own_forward(model), unrolled_packing():
-        yield
-
-
-@contextmanager
-def _own_forward(model: nn.Module) -> Iterator[None]:
-    """The exporter puts the model's forward back as an attribute of the instance; it goes if it was none before."""
-    before = "forward" in vars(model)
-    try:
-        yield
-    finally:
-        if not before:
-            vars(model).pop("forward", None)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keeps ``nn.MultiheadAttention`` off its fused inference kernel, which hides the operators inside."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+def steady(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as it can be traced, its twin: plain kernels, no autocast, packed sequences unrolled."""
+    traced = twin(model)
+    for module in traced.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # whether a mask allows it is data
+    with _without_autocast(), unrolled_packing(traced):
+        yield traced
 
 
 @contextmanager

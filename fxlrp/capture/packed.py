@@ -3,16 +3,16 @@
 How many steps a sample takes is data, so ``torch.export`` refuses the packed kernels. Inside
 :func:`unrolled_packing` the same values come from ordinary operators: packing selects the entries where a token
 is, a recurrent module runs over the padded axis and holds its state where the sample has ended, unpacking
-scatters the entries back. The model and its code stay as they are.
+scatters the entries back. It is set up for one model, a twin, in one thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from fxlrp.capture import torch_private as private
 
 State = tuple[Tensor, ...]
 #: From the input's share of the pre-activation, the state and the weights of a cell to its next state.
@@ -98,8 +100,8 @@ class PackedLayout:
         """How many samples are present at each step, up to the longest."""
         steps = self.present.shape[0]
         longest: Any = self.lengths.max().item()
-        torch._check(longest >= 1)
-        torch._check(longest <= steps)
+        private.check(longest >= 1)
+        private.check(longest <= steps)
         return self.present.sum(1)[:longest]
 
     def gather(self, padded: Tensor) -> Tensor:
@@ -149,9 +151,9 @@ class _Packing(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch._VF._pack_padded_sequence:
+        if func is private.VF._pack_padded_sequence:
             return self.pack(*args, **(kwargs or {}))
-        if func is torch._VF._pad_packed_sequence:
+        if func is private.VF._pad_packed_sequence:
             return self.pad(func, *args, **(kwargs or {}))
         if func is torch.as_tensor and _symbolic(args[0]):
             return torch.stack([torch.scalar_tensor(length, dtype=torch.int64) for length in args[0]])
@@ -160,7 +162,7 @@ class _Packing(TorchFunctionMode):
     def pack(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """The data of the packed sequence and its batch sizes."""
         padded = padded.transpose(0, 1) if batch_first else padded
-        torch._check(padded.shape[1] == lengths.shape[0])
+        private.check(padded.shape[1] == lengths.shape[0])
         layout = PackedLayout.of(lengths, int(padded.shape[0]))
         sizes = layout.batch_sizes()
         self.layouts[sizes] = layout
@@ -188,7 +190,7 @@ class _Packing(TorchFunctionMode):
         def forward(module: nn.RNNBase, input: Any, hx: Any = None) -> Any:
             layout = self.layouts.get(input.batch_sizes) if isinstance(input, PackedSequence) else None
             if layout is None:
-                return original(module, input, hx)
+                return original(input, hx)
             x = layout.scatter(input.data)
             many = module.mode == "LSTM"
             if hx is None:
@@ -214,11 +216,14 @@ def _symbolic(data: Any) -> bool:
 
 
 @contextmanager
-def unrolled_packing() -> Iterator[None]:
-    """Packed sequences made inside are padded ones in disguise; everything is as before afterwards."""
+def unrolled_packing(model: nn.Module) -> Iterator[None]:
+    """Packed sequences that ``model`` makes inside are padded ones in disguise.
+
+    Its recurrent modules get a forward of their own for it, so ``model`` is a twin of the user's.
+    """
     packing = _Packing()
-    with ExitStack() as stack:
-        for kind in (nn.LSTM, nn.GRU, nn.RNN):
-            stack.enter_context(patch.object(kind, "forward", packing.stand_in(kind.forward)))
-        stack.enter_context(packing)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.forward = MethodType(packing.stand_in(module.forward), module)
+    with packing:
         yield

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
-from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 
 import fxlrp.capture.expansions
 import fxlrp.capture.quantised  # noqa: F401  (both fill the table of replacements)
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import Fused, canonicalise
-from fxlrp.capture.export import export, hold, quiet, steady
+from fxlrp.capture.export import export, hold, steady
+from fxlrp.capture.process import quiet
 from fxlrp.capture.record import record
 from fxlrp.capture.traced import Traced
-from fxlrp.errors import CaptureError, RetraceWarning
+from fxlrp.errors import CaptureError, RetraceWarning, VersionError
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Program:
     constants: Mapping[str, Tensor]
     inputs: Mapping[str, str]
     input_leaves: tuple[str, ...]
-    output_spec: pytree.TreeSpec
+    output_spec: private.pytree.TreeSpec
     fused: Mapping[fx.Node, Fused]
     guards: tuple[str, ...]
     shapes: Mapping[str, tuple[int | None, ...]]
@@ -94,7 +94,7 @@ class Program:
 
     def unpack(self, values: tuple[Any, ...]) -> Any:
         """The model's own output object from the flat outputs of the graph."""
-        outputs = pytree.tree_unflatten(list(values), self.output_spec)
+        outputs = private.pytree.tree_unflatten(list(values), self.output_spec)
         for layer in _layers_of_caches(outputs):
             _cut_to_window(layer)
         return outputs
@@ -104,12 +104,12 @@ def _layers_of_caches(outputs: Any) -> Iterator[Any]:
     """The layers of every cache in an output object, those of an encoder-decoder's two caches as well."""
     for value in outputs.values() if isinstance(outputs, Mapping) else ():
         for cache in (value, getattr(value, "self_attention_cache", None)):
-            yield from getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()
+            yield from getattr(cache, "layers", ()) if private.is_cache(cache) else ()
 
 
 def _cut_to_window(layer: Any) -> None:
     """A cache of sliding attention holds the last window of keys; transformers exports it whole."""
-    if isinstance(layer, DynamicSlidingWindowLayer) and layer.keys is not None and layer.values is not None:
+    if private.is_sliding(layer) and layer.keys is not None and layer.values is not None:
         layer.cumulative_length = layer.keys.shape[-2]
         kept = slice(-layer.sliding_window + 1, None)
         layer.keys, layer.values = layer.keys[..., kept, :], layer.values[..., kept, :]
@@ -124,7 +124,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Any], *, record_only: bool = 
     traced = _recorded(model, inputs) if record_only else _traced(model, inputs)
     with quiet():
         graph, fused = canonicalise(traced.module)
-    paths = [path for path, _ in pytree.tree_flatten_with_path(dict(inputs))[0]]
+    paths = [path for path, _ in private.pytree.tree_flatten_with_path(dict(inputs))[0]]
     leaves = tuple(_leaf_name(path) for path in paths)
     names = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
     used = {placeholder: leaf for placeholder, leaf in zip(traced.inputs, leaves, strict=True) if placeholder in names}
@@ -156,16 +156,18 @@ def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     except CaptureError as refusal:
         try:
             recorded = _recorded(model, inputs)
+        except VersionError:
+            raise
         except Exception:  # whatever the model's own code does under another tracer
             raise refusal from None
         note = f"{refusal}\nUntil then it is recorded anew on each input, which takes its time."
-        warnings.warn(note, RetraceWarning, stacklevel=5)
+        warnings.warn(note, RetraceWarning, stacklevel=6)
         return recorded
 
 
 def _recorded(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
-    with quiet(), steady(model):
-        return record(model, inputs)
+    with quiet(), steady(model) as traced:
+        return record(traced, inputs)
 
 
 def _same(given: Any, recorded: Any) -> bool:
@@ -193,4 +195,4 @@ def weight(model: nn.Module, target: str) -> Tensor:
 
 def flatten(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of the (possibly nested) inputs by the names of :class:`Program`."""
-    return {_leaf_name(path): leaf for path, leaf in pytree.tree_flatten_with_path(dict(inputs))[0]}
+    return {_leaf_name(path): leaf for path, leaf in private.pytree.tree_flatten_with_path(dict(inputs))[0]}

@@ -8,7 +8,6 @@ what rounding added, so that relevance passes to x and the ledger shows the roun
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,11 +15,9 @@ from torch.fx.proxy import Proxy
 
 from fxlrp.capture.canonical import replaces
 from fxlrp.capture.expansions import _narrowed, _value, _widened
+from fxlrp.capture.foreign import FOREIGN, Foreign, name_of
 from fxlrp.graph.operator_classes import CONSTANT
-from fxlrp.graph.operators import Dependence, Operator, packet, register
-
-with suppress(ImportError):  # defines the operators quantized_decomposed, where torch still has them
-    import torch.ao.quantization.fx._decomposed
+from fxlrp.graph.operators import Dependence, Operator, register
 
 aten = torch.ops.aten
 
@@ -75,7 +72,7 @@ def _there_and_back(target: Any) -> Callable[..., Any]:
     """What was quantised from x and comes back is x, rounded; a stored integer weight is only spelled out."""
 
     def replacement(q: Any, *grid: Any, **options: Any) -> Any:
-        if packet(q.node.target) not in QUANTISING:
+        if name_of(q.node.target) not in QUANTISING:
             return NotImplemented
         overload = target.tensor if hasattr(target, "tensor") and isinstance(grid[0], Proxy) else target.default
         return _rounded(Proxy(q.node.args[0], q.tracer), overload(q, *grid, **options))
@@ -83,27 +80,26 @@ def _there_and_back(target: Any) -> Callable[..., Any]:
     return replacement
 
 
-def _known(*names: str) -> tuple[Any, ...]:
-    """Those operators of quantized_decomposed that this PyTorch defines."""
-    return tuple(
-        getattr(torch.ops.quantized_decomposed, name) for name in names if f"quantized_decomposed::{name}" in _DEFINED
-    )
+def _decomposed(*names: str) -> tuple[str, ...]:
+    """Operators that torch.ao and torchao both define, by name."""
+    return tuple(f"quantized_decomposed::{name}" for name in names)
 
 
-_DEFINED = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names()}
 #: Operators from floating point to integers, and their steps and zeros.
-QUANTISING = _known("quantize_per_tensor", "quantize_per_channel", "quantize_per_channel_group", "quantize_per_token")
-_GRIDS = _known(
+QUANTISING = _decomposed(
+    "quantize_per_tensor", "quantize_per_channel", "quantize_per_channel_group", "quantize_per_token"
+)
+_GRIDS = _decomposed(
     "choose_qparams",
     "choose_qparams_symmetric",
     "choose_qparams_per_token",
     "choose_qparams_per_token_asymmetric",
 )
-_BACK = _known(
+_BACK = _decomposed(
     "dequantize_per_tensor", "dequantize_per_channel", "dequantize_per_channel_group", "dequantize_per_token"
 )
-for _packet in _BACK:
-    replaces(_packet)(_there_and_back(_packet))
-_FAKE = (aten.fake_quantize_per_tensor_affine, aten.fake_quantize_per_channel_affine)
-for _packet in (*QUANTISING, *_GRIDS, *_BACK, *_FAKE):
-    register(_packet, Operator(Dependence.CONSTANT, CONSTANT))
+_ROUNDING = Operator(Dependence.CONSTANT, CONSTANT)
+FOREIGN.update({name: Foreign(_ROUNDING) for name in (*QUANTISING, *_GRIDS)})
+FOREIGN.update({name: Foreign(_ROUNDING, _there_and_back) for name in _BACK})
+for _packet in (aten.fake_quantize_per_tensor_affine, aten.fake_quantize_per_channel_affine):
+    register(_packet, _ROUNDING)

@@ -6,51 +6,49 @@ recording stands for the model on exactly these inputs and no others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call, functionalize
 from torch.fx import traceback as fx_traceback
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules import module as hooks
-from torch.utils import _pytree as pytree
 
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import mutates, unknown
+from fxlrp.capture.foreign import introduce
+from fxlrp.capture.process import attention_spelled_out
 from fxlrp.capture.traced import Traced, with_values
 
 
-@torch.compiler.disable
 def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
-    """The operators that ``model`` runs on ``inputs``, in-place ones replaced by their functional forms.
+    """The operators that ``model``, a twin, runs on ``inputs``, in-place ones replaced by their functional forms.
 
     First they are recorded as they are, on copies of what the model may write to; what writes is then replayed.
     """
-    given, spec = pytree.tree_flatten(dict(inputs))
+    given, spec = private.pytree.tree_flatten(dict(inputs))
     held = dict(model.named_parameters()) | dict(model.named_buffers())
-    outputs: list[pytree.TreeSpec] = []
+    outputs: list[private.pytree.TreeSpec] = []
 
     def arguments() -> tuple[dict[str, Tensor], list[Any]]:
         return held | {name: buffer.clone() for name, buffer in model.named_buffers()}, _copied(given)
 
     def run(weights: dict[str, Tensor], leaves: list[Any]) -> list[Any]:
-        result = functional_call(model, weights, (), pytree.tree_unflatten(leaves, spec))
-        flat, form = pytree.tree_flatten(result)
+        result = functional_call(model, weights, (), private.pytree.tree_unflatten(leaves, spec))
+        flat, form = private.pytree.tree_flatten(result)
         outputs.append(form)
         return flat
 
     decompositions = torch.export.default_decompositions()
     table: dict[Any, Any] = {target: decompositions[target] for target in decompositions if unknown(target)}
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        with _module_paths(model):
-            module = _traced(run, table, *arguments())
+    with attention_spelled_out(), torch.no_grad():
+        _mark_module_paths(model)
+        module = _traced(run, table, *arguments())
         if mutates(module.graph):
             replay = fx.Interpreter(module)
             with fx_traceback.preserve_node_meta():
                 module = _traced(functionalize(lambda *values: replay.run(*values)), table, *arguments())
+    introduce(module.graph)
     holders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
     constants = _lifted(module)
     with_values(module.graph)
@@ -69,7 +67,7 @@ def _copied(leaves: list[Any]) -> list[Any]:
 
 
 def _traced(run: Callable[..., Any], table: dict[Any, Any], *arguments: Any) -> fx.GraphModule:
-    return make_fx(
+    return private.make_fx(
         run,
         decomposition_table=table,
         _allow_non_fake_inputs=True,
@@ -93,14 +91,13 @@ def _lifted(module: fx.GraphModule) -> dict[str, Tensor]:
     return {name: holder.meta["val"] for name, holder in holders.items()}
 
 
-@contextmanager
-def _module_paths(model: nn.Module) -> Iterator[None]:
-    """Writes to each recorded node which modules it ran in, as torch.export does."""
+def _mark_module_paths(model: nn.Module) -> None:
+    """Hooks that write to each recorded node which modules it ran in, as torch.export does. ``model`` is a twin."""
     paths = {id(module): path for path, module in model.named_modules()}
     stack: list[tuple[str, str]] = []
 
     def mark() -> None:
-        mode = get_proxy_mode()
+        mode = private.get_proxy_mode()
         for node in reversed(mode.tracer.graph.nodes) if mode is not None else ():
             if "nn_module_stack" in node.meta:
                 break
@@ -114,9 +111,6 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
         mark()
         stack.pop()
 
-    handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module in model.modules():
+        module.register_forward_pre_hook(enter, prepend=True)
+        module.register_forward_hook(leave, prepend=True)

@@ -8,17 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import decomposed
+from fxlrp.capture.foreign import introduce
 from fxlrp.errors import CaptureError
 from fxlrp.graph.nodes import source_line
-
-#: Where torch keeps the functions that a graph holds if a vmap was traced but not carried out.
-_VMAP = "torch._functorch.predispatch"
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Traced:
     weights: Mapping[str, str]
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
-    output_spec: pytree.TreeSpec
+    output_spec: private.pytree.TreeSpec
     guards: tuple[str, ...] = ()
     recorded: tuple[Any, ...] | None = None
 
@@ -45,13 +42,14 @@ class Traced:
         Raises :class:`CaptureError` where the graph holds the steps of a ``torch.vmap`` instead of their result.
         """
         for node in exported.graph.nodes:
-            if getattr(node.target, "__module__", "") == _VMAP:
+            if private.is_vmap_step(node.target):
                 raise CaptureError(
                     f"torch.export leaves a torch.vmap unresolved in the graph, at {source_line(node)}. Write the loop "
                     "or the batch axis out."
                 )
         if any(spec.kind is not OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs):
             _drop_mutations(exported)
+        introduce(exported.graph)
         exported = decomposed(exported)
         specs = exported.graph_signature.input_specs
         held = [s for s in specs if s.kind is not InputKind.USER_INPUT and s.target is not None]
@@ -61,7 +59,7 @@ class Traced:
             constants={s.arg.name: exported.constants[s.target] for s in held if s.target in exported.constants},
             inputs=tuple(s.arg.name for s in specs if s.kind is InputKind.USER_INPUT),
             output_spec=exported.call_spec.out_spec,
-            guards=tuple(getattr(exported, "_guards_code", None) or ()),
+            guards=private.guards_of(exported),
         )
 
 
@@ -74,7 +72,7 @@ def _drop_mutations(exported: ExportedProgram) -> None:
 
 def with_values(graph: fx.Graph) -> None:
     """Replace the values of a trace by fake ones of a single mode: shapes and types without data."""
-    mode = FakeTensorMode()
+    mode = private.FakeTensorMode()
 
     def fake(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from fxlrp.capture import Program
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.program import device_of, flatten
+from fxlrp.capture.torch_private import LOCK, outside_compiler
 from fxlrp.engine.conventions import Conventions
 from fxlrp.engine.graphs import Captured, Graphs
 from fxlrp.errors import InputError, TrainingModeError, nearest
@@ -151,8 +152,9 @@ class Conversion:
 
     def captured(self, inputs: Mapping[str, Any]) -> Captured:
         """The program that stands for the model on these inputs, captured now if there is none yet."""
-        self.last = self.graphs.serve(self.model, (self.dtype, self.device), inputs)
-        return self.last.folded(self.ruleset.fold)
+        captured = self.graphs.serve(self.model, (self.dtype, self.device), inputs)
+        self.last = captured  # read by :attr:`plan` alone: another thread may have served other inputs since
+        return captured.folded(self.ruleset.fold)
 
     def arguments(
         self,
@@ -189,6 +191,7 @@ class Conversion:
         weight: Tensor = getattr(*self._owners[target])
         return weight
 
+    @outside_compiler
     def rewritten(
         self, captured: Captured, taps: tuple[fx.Node, ...] = (), ledger: bool = False, entered: bool = False
     ) -> tuple[Plan, Rewritten]:
@@ -199,12 +202,15 @@ class Conversion:
         key = (captured, taps, ledger, entered)
         if self._rules != (known_rules := tuple(RULES.values())):  # a rule was registered, or replaced, since
             self._rules, self._rewrites = known_rules, {}
-        if key not in self._rewrites:
-            self._rewrites = {k: made for k, made in self._rewrites.items() if self.graphs.holds(k[0])}
-            known = (plan for (of, *_), (plan, _) in self._rewrites.items() if of is captured)
-            plan = next(known, None) or make_plan(captured.program, captured.structure, self.ruleset, self.strict)
-            self._rewrites[key] = (plan, rewrite(plan, taps, ledger=ledger, entered=entered))
-        return self._rewrites[key]
+        made = self._rewrites.get(key)
+        if made is None:
+            with LOCK:
+                held = {k: each for k, each in self._rewrites.items() if self.graphs.holds(k[0])}
+                known = (plan for (of, *_), (plan, _) in held.items() if of is captured)
+                plan = next(known, None) or make_plan(captured.program, captured.structure, self.ruleset, self.strict)
+                made = held.get(key) or (plan, rewrite(plan, taps, ledger=ledger, entered=entered))
+                self._rewrites = {**held, key: made}
+        return made
 
     def taps(self, captured: Captured, globs: Sequence[str]) -> dict[str, fx.Node]:
         """The output node of every module whose path fits a glob, in the order of the graph.

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from fxlrp.capture import Program, capture
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.attributed import attributed_values
 from fxlrp.capture.export import check_runs
+from fxlrp.capture.process import attention_spelled_out, unmoved
 from fxlrp.capture.program import device_of, flatten
+from fxlrp.capture.torch_private import LOCK, outside_compiler
 from fxlrp.errors import CaptureError, RetraceWarning
 from fxlrp.graph.nodes import run
 from fxlrp.patterns import Pattern, registered
@@ -40,16 +41,20 @@ class Captured:
     patterns: tuple[Pattern, ...]
     forms: dict[tuple[str, ...], Captured] = field(default_factory=dict, repr=False)
 
+    @outside_compiler
     def folded(self, folds: tuple[str, ...]) -> Captured:
         """The program with these folds applied (see :attr:`fxlrp.spec.ruleset.Ruleset.fold`), made once."""
-        if folds not in self.forms:
-            program, attributed = self.program, self.structure.attributed
-            for name in folds:
-                program, moved = FOLDS[name](program)
-                attributed = tuple(replace(each, node=moved[each.node]) for each in attributed)
-            made = Structure.of(program, attributed)
-            self.forms[folds] = Captured(program, made, self.origin, self.patterns) if folds else self
-        return self.forms[folds]
+        if folds in self.forms:
+            return self.forms[folds]
+        with LOCK:
+            if folds not in self.forms:
+                program, attributed = self.program, self.structure.attributed
+                for name in folds:
+                    program, moved = FOLDS[name](program)
+                    attributed = tuple(replace(each, node=moved[each.node]) for each in attributed)
+                made = Structure.of(program, attributed)
+                self.forms[folds] = Captured(program, made, self.origin, self.patterns) if folds else self
+            return self.forms[folds]
 
 
 #: What a ruleset may ask to be folded before its rules are chosen: a program to another and the new nodes of the old.
@@ -85,10 +90,9 @@ def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bo
     arguments = program.arguments(model, inputs)
     returned: Any = program.graph.output_node()
     # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
-        torch.default_generator.manual_seed(0)  # a model that draws numbers in eval mode draws the same ones
-        expected = check_runs(model, inputs)
-        torch.default_generator.manual_seed(0)
+    with torch.no_grad(), attention_spelled_out():
+        with unmoved():  # a model that draws numbers in eval mode and its graph draw the same ones
+            expected = check_runs(model, inputs)
         values = run(program.graph, arguments, returned.all_input_nodes)
         outputs: Any = returned.args[0]
         found = program.unpack(fx.map_arg(outputs, values.__getitem__))
@@ -98,7 +102,7 @@ def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bo
 def _same_outputs(expected: Any, found: Any) -> bool:
     """Whether two output objects hold float tensors of equal shapes and, but for rounding of any type, equal values."""
     ours, theirs = (
-        [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+        [t for t in private.pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
         for outputs in (expected, found)
     )
     return len(ours) == len(theirs) and all(
@@ -123,6 +127,7 @@ class Graphs:
     traced: int = 0
     warned: bool = False
 
+    @outside_compiler
     def serve(self, model: nn.Module, context: tuple[Any, ...], inputs: Mapping[str, Any]) -> Captured:
         """The program that stands for ``model`` on these inputs, captured now if there is none yet.
 
@@ -131,36 +136,45 @@ class Graphs:
         """
         leaves = flatten(inputs)
         known = self.programs.setdefault((*context, *((name, _kind(leaf)) for name, leaf in leaves.items())), [])
-        found = next((c for c in known if c.program.accepts(leaves)), None)
+        found = _standing(known, leaves)
         if found is None:
-            self._warn(model, known, leaves)
-            recorded = [c for c in known if c.program.recorded is not None]
-            found = _captured(model, inputs, record_only=bool(recorded))
-            agrees = _agrees(model, found.program, inputs)
-            if not agrees and found.program.recorded is None:
-                warnings.warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning, stacklevel=4)
-                found = _captured(model, inputs, record_only=True)
-                agrees = _agrees(model, found.program, inputs)
-            if not agrees:
-                raise CaptureError(f"{type(model).__name__} {_NOT_FOLLOWED}")
-            self.traced += 1
-            known[:] = [c for c in known if c not in recorded] + [found]
+            with unmoved():  # one capture at a time: another thread may have made the graph meanwhile
+                found = _standing(known, leaves) or self._capture(model, known, leaves, inputs)
         return self.current(model, found)
+
+    def _capture(
+        self, model: nn.Module, known: list[Captured], leaves: Mapping[str, Any], inputs: Mapping[str, Any]
+    ) -> Captured:
+        self._warn(model, known, leaves)
+        recorded = [c for c in known if c.program.recorded is not None]
+        found = _captured(model, inputs, record_only=bool(recorded))
+        agrees = _agrees(model, found.program, inputs)
+        if not agrees and found.program.recorded is None:
+            warnings.warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning, stacklevel=5)
+            found = _captured(model, inputs, record_only=True)
+            agrees = _agrees(model, found.program, inputs)
+        if not agrees:
+            raise CaptureError(f"{type(model).__name__} {_NOT_FOLLOWED}")
+        self.traced += 1
+        known[:] = [c for c in known if c not in recorded] + [found]
+        return found
 
     def current(self, model: nn.Module, captured: Captured) -> Captured:
         """The same capture, searched anew where patterns were registered, or replaced, since."""
         if captured.patterns == registered():
             return captured
-        others = [c for known in self.programs.values() for c in known if c.origin is captured.origin]
-        found = next((c for c in others if c.patterns == registered()), None) or _searched(model, captured.origin)
-        for known in self.programs.values():
-            known[:] = [found if c.origin is captured.origin else c for c in known]
+        with LOCK:
+            others = [c for known in self.programs.values() for c in known if c.origin is captured.origin]
+            found = next((c for c in others if c.patterns == registered()), None) or _searched(model, captured.origin)
+            for known in self.programs.values():
+                known[:] = [found if c.origin is captured.origin else c for c in known]
         return found
 
     def holds(self, captured: Captured) -> bool:
         """Whether the graph is still one of the cache's."""
-        forms = (form for known in self.programs.values() for c in known for form in (c, *c.forms.values()))
-        return any(form is captured for form in forms)
+        with LOCK:
+            forms = (form for known in self.programs.values() for c in known for form in (c, *c.forms.values()))
+            return any(form is captured for form in forms)
 
     def _warn(self, model: nn.Module, known: Sequence[Captured], leaves: Mapping[str, Any]) -> None:
         """Say once what it is that keeps the graphs traced so far from standing for these inputs."""
@@ -171,8 +185,13 @@ class Graphs:
                 f"{type(model).__name__} has fixed {', '.join(fixed)} in its graph: inputs of other sizes are "
                 "traced anew, once for each. Pad them to a few sizes to save that time.",
                 RetraceWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
+
+
+def _standing(known: Sequence[Captured], leaves: Mapping[str, Any]) -> Captured | None:
+    """The program among ``known`` that stands for the model on these inputs."""
+    return next((c for c in tuple(known) if c.program.accepts(leaves)), None)
 
 
 def _kind(value: Any) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from fxlrp.capture import torch_private as private
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.explained import Explained
 from fxlrp.engine.ledger import Ledger, compute_ledger
@@ -46,7 +46,7 @@ def attribute(
         relevance=answer.summed[main],
         inputs=dict(answer.summed),
         features=answer.features[main],
-        outputs=pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, propagated.outputs),
+        outputs=private.pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, propagated.outputs),
         target=task.explain.resolved,
         explained=propagated.explained,
         ruleset=lrp.ruleset.info,

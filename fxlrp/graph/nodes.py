@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import fx
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 def module_stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
@@ -122,6 +124,8 @@ def module_outputs(graph: fx.Graph) -> dict[str, fx.Node]:
 
 def to_networkx(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:
     """These nodes as a networkx digraph, from each to those that take its value: for cuts, dominators and paths."""
+    import networkx as nx  # a fifth of a second, which whoever draws no graph is spared
+
     drawn: nx.DiGraph[fx.Node] = nx.DiGraph()
     drawn.add_nodes_from(nodes)
     drawn.add_edges_from([(source, node) for node in drawn for source in node.all_input_nodes if source in drawn])

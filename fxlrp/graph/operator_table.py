@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import transformers.integrations.moe  # noqa: F401  (defines the grouped product of experts as an operator)
 from torch import Tensor, fx
 from torch.nn import functional as F
 
@@ -185,7 +184,6 @@ _register("addmm", Dependence.FACTORS, MATMUL, factors=(1, 2), terms=(0,), maps=
 _register("baddbmm addbmm addmv addr", Dependence.FACTORS, MATMUL, factors=(1, 2), terms=(0,))
 _register("einsum", Dependence.FACTORS, MATMUL, factors=(1,))
 _register("bilinear", Dependence.FACTORS, MATMUL, factors=(0, 1, 2), terms=(3,))
-register(torch.ops.transformers.grouped_mm_fallback, Operator(Dependence.FACTORS, MATMUL, factors=(0, 1)))
 _register(
     "div true_divide divide",
     Dependence.QUOTIENT,

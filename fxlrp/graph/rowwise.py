@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-import networkx as nx
 from torch import fx
 
 from fxlrp.graph.nodes import tensor_value
@@ -25,6 +24,8 @@ def last_mixed(logits: fx.Node, carrying: Container[fx.Node], passed: Container[
 
     Seen from the logits backwards, it is the earliest dominator of all the places at which rows are mixed.
     """
+    import networkx as nx  # loaded where a graph is walked: not everyone who imports fxlrp does
+
     backwards: nx.DiGraph[Any] = nx.DiGraph()
     queue = [logits]
     while queue:

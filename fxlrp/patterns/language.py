@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.code import capture_code
 from fxlrp.errors import PatternError
 from fxlrp.graph.operators import is_movement
@@ -106,13 +107,18 @@ class Pattern:
         """Whether it comes with fxlrp: a model need not have what it looks for."""
         return self.code.__module__.startswith("fxlrp.")
 
-    @cached_property
+    @property
     def written(self) -> fx.Graph:
         """The canonical graph of the code as it is written, with no activation folded.
 
         A number that follows from the examples' sizes, as the scale of an attention does, may be any number: it is
         a placeholder. Raises :class:`PatternError` for code that cannot be traced so.
         """
+        with private.LOCK:  # before the lock of a cached property: one order of locks for all threads
+            return self._written
+
+    @cached_property
+    def _written(self) -> fx.Graph:
         try:
             graph = capture_code(self.code, self._tensors(1))
         except Exception as error:  # whatever the pattern's own code does
@@ -129,10 +135,9 @@ class Pattern:
 
     def _tensors(self, scale: int) -> dict[str, Tensor]:
         """Examples of all parameters, with every axis longer than one that many times as long."""
-        return {
-            name: torch.rand([n * scale if n > 1 else n for n in shape], dtype=torch.float64) + 0.5
-            for name, shape in self.examples.items()
-        }
+        draw = torch.Generator().manual_seed(0)  # the global one is the user's
+        sizes = {name: [n * scale if n > 1 else n for n in shape] for name, shape in self.examples.items()}
+        return {name: torch.rand(size, dtype=torch.float64, generator=draw) + 0.5 for name, size in sizes.items()}
 
     @cached_property
     def parts(self) -> frozenset[str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fxlrp.capture.process import attention_spelled_out
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.explained import Explained
 from fxlrp.engine.targets import Selection, logits_of
@@ -104,7 +104,7 @@ class Passes:
         cut = _cut(plan, taps)
         _, rewritten = lrp.rewritten(task.captured, (*taps, *cut))
         # Attention spelled out: products of matrices, which are batched over targets, and weights that are kept.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), attention_spelled_out():
             flat, values, tapped = lrp.run(rewritten, task.arguments(lrp, rewritten), task.given)
             outputs = task.captured.program.unpack(flat)
             if self.steps is None:

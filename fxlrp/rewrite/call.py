@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from fxlrp.capture import torch_private as private
 from fxlrp.graph.operators import is_continuous
 from fxlrp.rules import Operation, Post, Rule
 from fxlrp.rules.operation import Reference
@@ -71,8 +71,8 @@ class RuleCall:
         arrived = message if self.takes is Message.RELEVANCE else received(y, message)
         counted = [i for i, live in enumerate(self.operation.live) if live or i in self.operation.sources]
         # An operand may be several tensors, of which the operation takes one out.
-        leaves = {i: pytree.tree_map_only(Tensor, _leaf, values[i]) for i in counted}
-        watched = [x for x in pytree.tree_leaves(leaves) if isinstance(x, Tensor) and x.requires_grad]
+        leaves = {i: private.pytree.tree_map_only(Tensor, _leaf, values[i]) for i in counted}
+        watched = [x for x in private.pytree.tree_leaves(leaves) if isinstance(x, Tensor) and x.requires_grad]
         with torch.enable_grad():
             value = self(*(leaves.get(i, x) for i, x in enumerate(values)))
         given = torch.autograd.grad(value, watched, message, allow_unused=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 from torch import Tensor, fx
 
 from fxlrp.errors import RulesetError
@@ -97,6 +96,8 @@ def _site(
 
 def between(starts: Sequence[fx.Node], node: fx.Node) -> list[fx.Node]:
     """The float values on the ways from ``starts`` to ``node``, in the order of the graph, ``node`` the last."""
+    import networkx as nx
+
     window = [each for each in _from_first(starts, node) if each in starts or is_float(each)]
     drawn = to_networkx(window)
     drawn.remove_edges_from(list(drawn.in_edges(starts)))  # a way begins at the last of the starts on it

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxlrp.capture import torch_private as private
 from fxlrp.graph.operators import is_float, operands_of, operator_of, packet
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rewrite import kernels
@@ -284,9 +285,7 @@ class _Rewriting:
             for index in site.operation.sources:
                 operands[index] = self.held[node, index] = self._leaf(node, site.operands[index], operands[0])
         target = site.operation.target
-        if self.ledger and isinstance(
-            target, torch._ops.OpOverload
-        ):  # a number that became a leaf needs another overload
+        if self.ledger and isinstance(target, private.OpOverload):  # a number that became a leaf needs another overload
             call = replace(call, operation=replace(site.operation, target=target.overloadpacket))
         others = map(self._on_reference, (*site.operands, *site.extras)) if call.rule.compares else ()
         made = self.graph.call_function(call, (*operands, *extras, *others))

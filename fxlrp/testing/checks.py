@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxlrp.capture import torch_private as private
 from fxlrp.engine.ledger import Ledger
 from fxlrp.engine.targets import Target
 from fxlrp.errors import FxlrpError
@@ -121,7 +121,7 @@ def relative_gap(ledger: Ledger, floor: float = EXACT_FLOOR) -> float:
 def value_error(expected: Any, found: Any) -> float:
     """The largest deviation among the float tensors of two output objects, relative to the largest entry of each."""
     errors = [0.0]
-    for ours, theirs in zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True):
+    for ours, theirs in zip(private.pytree.tree_leaves(expected), private.pytree.tree_leaves(found), strict=True):
         if isinstance(ours, Tensor) and ours.is_floating_point() and ours.numel():
             largest = ours.abs().max().clamp_min(torch.finfo(ours.dtype).tiny)
             errors.append(float((ours - theirs).abs().max() / largest) if not torch.equal(ours, theirs) else 0.0)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed  # defines the operators of quantized_decomposed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
