@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -23,8 +23,8 @@ from fxlrp.errors import (
     TargetError,
     TrainingModeError,
     UncoveredOperatorError,
+    VersionError,
 )
-from fxlrp.evaluate.comparison import Comparison, compare
 from fxlrp.explain.model import ConvertedModel, convert
 from fxlrp.planning.plan import Plan
 from fxlrp.results.attribution import Attribution
@@ -32,10 +32,14 @@ from fxlrp.results.generation import GenerationAttribution
 from fxlrp.results.views import provided_by, view
 from fxlrp.spec.ruleset import Ruleset, ruleset, rulesets
 
+if TYPE_CHECKING:
+    from fxlrp.evaluate.comparison import Comparison, compare
+
 __version__ = "0.1.0"
 
 provided_by("fxlrp.report")
-#: Public modules, loaded on first use: nothing else needs them.
+#: Public names and the modules that hold them, loaded on first use: nothing else needs these.
+_NAMES = dict.fromkeys(("Comparison", "compare"), "fxlrp.evaluate.comparison")
 _MODULES = {name: f"fxlrp.{name}" for name in ("evaluate", "shipped", "testing")} | {"plots": "fxlrp.report.plots"}
 
 
@@ -52,10 +56,18 @@ def attribute(
 
 
 def __getattr__(name: str) -> Any:
-    """Public modules on first use."""
+    """Public modules and names on first use."""
     if name in _MODULES:
         return import_module(_MODULES[name])
+    if name in _NAMES:
+        found = globals()[name] = getattr(import_module(_NAMES[name]), name)
+        return found
     raise AttributeError(f"module 'fxlrp' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """Also what is loaded on first use."""
+    return sorted({*globals(), *_MODULES, *_NAMES})
 
 
 __all__ = [
@@ -76,6 +88,7 @@ __all__ = [
     "TargetError",
     "TrainingModeError",
     "UncoveredOperatorError",
+    "VersionError",
     "attribute",
     "compare",
     "convert",

@@ -152,7 +152,8 @@ def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     Raises :class:`CaptureError` with torch.export's own reason if it can be neither.
     """
     try:
-        return Traced.of(export(model, inputs))
+        with quiet():
+            return Traced.of(export(model, inputs))
     except CaptureError as refusal:
         try:
             recorded = _recorded(model, inputs)

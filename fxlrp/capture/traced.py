@@ -47,10 +47,9 @@ class Traced:
                     f"torch.export leaves a torch.vmap unresolved in the graph, at {source_line(node)}. Write the loop "
                     "or the batch axis out."
                 )
-        if any(spec.kind is not OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs):
-            _drop_mutations(exported)
         introduce(exported.graph)
         exported = decomposed(exported)
+        _drop_mutations(exported)  # what was written in place is an output only now
         specs = exported.graph_signature.input_specs
         held = [s for s in specs if s.kind is not InputKind.USER_INPUT and s.target is not None]
         return Traced(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from fxlrp.errors import RulesetError
+
+if TYPE_CHECKING:
+    import yaml
 
 
 def folder() -> Path:
@@ -25,6 +26,8 @@ def read(path: Path, changed: float) -> tuple[dict[str, Any], yaml.Node | None]:
 
     Raises :class:`RulesetError` for what is no YAML, or no mapping.
     """
+    import yaml  # whoever loads no ruleset from a file is spared it
+
     text = path.read_text(encoding="utf-8")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -44,6 +47,8 @@ def position(node: yaml.Node | None, path: Sequence[Any]) -> str:
     """``:line:column`` of the deepest part of ``path`` that the file has."""
     if node is None:
         return ""
+    import yaml
+
     place = node.start_mark
     for key in path:
         if isinstance(node, yaml.MappingNode):

@@ -12,9 +12,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -29,6 +28,9 @@ from fxlrp.spec.files import folder, position, read
 from fxlrp.spec.lines import RESIDUAL, Line, Scope, labels
 from fxlrp.spec.readings import READINGS, InputReading, Reading, reading_of
 from fxlrp.spec.seeds import LOGIT, NamedSeed
+
+if TYPE_CHECKING:
+    import yaml
 
 #: What a ruleset takes from the one that it extends unless it says otherwise, besides rules.
 INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "fold")

@@ -177,3 +177,52 @@ def operators_spelled(modules: Mapping[str, str]) -> list[str]:
 def engine(modules: Mapping[str, str]) -> dict[str, str]:
     """The modules that may not know any architecture."""
     return {name: text for name, text in modules.items() if name not in TOP and name.split(".")[1] in ENGINE}
+
+
+#: The one module that may reach for what torch and transformers keep to themselves.
+PRIVATE_ROOM = "fxlrp.capture.torch_private"
+#: Modules without an underscore that are promised no more than those with one.
+_UNPROMISED = ("torch.fx.experimental", "torch.ao")
+#: Of transformers, what its manual documents under a path of its own.
+_PROMISED = ("transformers.utils",)
+_PRIVATE_ATTRIBUTES = ("_guards_code",)
+
+
+def private_apis(modules: Mapping[str, str]) -> list[str]:
+    """Imports and uses of private names of torch and transformers outside the room that checks them."""
+    wrong = []
+    for name, text in modules.items():
+        if name == PRIVATE_ROOM:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            wrong.extend(f"{name}:{node.lineno} uses {path}" for path in _paths(node) if _is_private(path))
+    return sorted(set(wrong))
+
+
+def _paths(node: ast.AST) -> Iterator[str]:
+    """The dotted names of other packages that a line imports or spells out."""
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.Attribute):
+        parts, value = [node.attr], node.value
+        while isinstance(value, ast.Attribute):
+            parts.append(value.attr)
+            value = value.value
+        root = value.id if isinstance(value, ast.Name) else ""
+        yield ".".join([root, *reversed(parts)])
+    elif isinstance(node, ast.Constant) and node.value in _PRIVATE_ATTRIBUTES:
+        yield f".{node.value}"
+
+
+def _is_private(path: str) -> bool:
+    root, *rest = path.split(".")
+    if rest and rest[-1] in _PRIVATE_ATTRIBUTES:
+        return True
+    if root not in ("torch", "transformers") or rest[:1] == ["ops"]:
+        return False
+    unpromised = any(f"{path}.".startswith(f"{each}.") for each in _UNPROMISED)
+    deep = root == "transformers" and any(part.islower() for part in rest) and not path.startswith(_PROMISED)
+    return unpromised or deep or any(re.match("_(?!_)", part) for part in rest)

@@ -113,3 +113,25 @@ def test_operators_are_spelled_in_their_table_alone() -> None:
 )
 def test_an_operator_spelled_elsewhere_is_found(module: str, text: str, found: bool) -> None:
     assert bool(sources.operators_spelled({module: text})) is found
+
+
+def test_private_apis_have_one_door() -> None:
+    assert not sources.private_apis(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from torch.utils import _pytree as pytree", True),
+        ("import torch._dynamo", True),
+        ("import torch\ndef late(n):\n    return isinstance(n, torch._ops.OpOverload)", True),
+        ("from torch.fx.experimental.proxy_tensor import make_fx", True),
+        ("from transformers.cache_utils import Cache", True),
+        ("def of(e):\n    return getattr(e, '_guards_code', None) or ()", True),
+        ("from torch.fx.proxy import Proxy\nfrom transformers import PreTrainedModel", False),
+        ("import torch\nsoftmax = torch.ops.aten._softmax.default", False),
+    ],
+)
+def test_a_private_api_elsewhere_is_found(text: str, found: bool) -> None:
+    assert bool(sources.private_apis({"fxlrp.engine.bad": text})) is found
+    assert not sources.private_apis({sources.PRIVATE_ROOM: text})
