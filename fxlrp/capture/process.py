@@ -74,12 +74,13 @@ class _Here:
 def _ignored_warnings(here: _Here) -> Iterator[None]:
     """An entry among the filters that holds for one thread; ``warnings.catch_warnings`` would silence all of them."""
     entry: Any = ("ignore", here, Warning, None, 0)
-    filters: Any = warnings.filters
-    filters.insert(0, entry)
+    before: Any = warnings.filters
+    before.insert(0, entry)
     try:
         yield
     finally:
-        for each in (filters, warnings.filters):  # others, if the model's own code has entered catch_warnings
+        now: Any = warnings.filters
+        for each in (before, now):  # others, if the model's own code has entered catch_warnings
             while entry in each:
                 each.remove(entry)
 

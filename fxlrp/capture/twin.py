@@ -131,19 +131,18 @@ def _is_held(content: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an object is its class and its attributes, with no way of its own to be copied."""
+    """Whether an object is its class and its attributes, with no way of its own to be made or copied."""
     kind = type(value)
     return (
         isinstance(getattr(value, "__dict__", None), dict)
-        and not isinstance(value, (type, Tensor, BaseException))
-        and kind.__new__ is object.__new__
-        and kind.__reduce__ is object.__reduce__
-        and kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__getstate__ is object.__getstate__
-        and kind not in copyreg.dispatch_table
+        and not isinstance(value, (type, BaseException))
+        and all(getattr(kind, name) is getattr(object, name) for name in _MAKING)
         and not any(hasattr(kind, name) for name in _OWN_WAYS)
+        and kind not in copyreg.dispatch_table
     )
 
 
+#: How objects are made and taken apart, unless their class has a way of its own.
+_MAKING = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
 #: By these a class says that its objects are more than their attributes.
 _OWN_WAYS = ("__deepcopy__", "__copy__", "__setstate__", "__slots__", "__del__")
