@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxlrp.capture.canonical import canonical_function
+from fxlrp.capture.code import capture_code
 from fxlrp.graph.rowwise import keeps_rows, last_mixed
 
 
@@ -38,8 +39,9 @@ def _late(x: Tensor, _: Tensor) -> Tensor:
     return torch.relu(_mixed(x)).cumsum(1)
 
 
-def _captured(function: object) -> tuple[fx.Graph, frozenset[fx.Node], fx.Node]:
-    graph = canonical_function(make_fx(function, pre_dispatch=True)(torch.rand(2, 3, 4), torch.rand(4, 4)))
+def _captured(function: Callable[..., Tensor]) -> tuple[fx.Graph, frozenset[fx.Node], fx.Node]:
+    examples = zip(inspect.signature(function).parameters, (torch.rand(2, 3, 4), torch.rand(4, 4)), strict=True)
+    graph = capture_code(function, dict(examples))
     carrying = {next(iter(graph.nodes))}
     for node in graph.nodes:
         if any(n in carrying for n in node.all_input_nodes) and node.op == "call_function":
