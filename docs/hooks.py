@@ -27,6 +27,7 @@ from fxlrp.rules.rule import ALIASES
 CONSERVES = {
     Conserves.EXACTLY: "exactly",
     Conserves.WITH_LEAK: "with a declared leak",
+    Conserves.DIFFERENCES: "differences from a reference",
     Conserves.NOTHING: "passes nothing on",
 }
 

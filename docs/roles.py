@@ -1,4 +1,4 @@
-"""Prepares docstrings and names for the manual, where static analysis or Markdown would read them wrongly."""
+"""Prepares docstrings for the manual, where Markdown would read them wrongly."""
 
 from __future__ import annotations
 
@@ -16,20 +16,3 @@ class PlainRoles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:
             obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value).replace("``", "`")
-
-
-class ShadowedFunctions(griffe.Extension):
-    """A package's function that has the name of one of its modules is found with ``()`` behind."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.functions: dict[str, griffe.Function] = {}
-
-    def on_function_instance(self, *, func: griffe.Function, **kwargs: Any) -> None:
-        self.functions[func.path] = func
-
-    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
-        for path, function in self.functions.items():
-            package, _, name = path.rpartition(".")
-            if package == pkg.path and pkg.members[name].is_module:
-                pkg.members[f"{name}()"] = function

@@ -102,7 +102,7 @@ def _(
                 constant[i] + bias_gamma * constant[i].clamp(max=0),
             )
         result += row * relevance.flatten()[i] / away_from_zero(row.sum() + offset, options["epsilon"])
-    if options["form"] is GammaForm.GENERALISED:
+    if options["form"] is GammaForm.GENERALISED and options["bridge"]:
         result = result * flat / away_from_zero(flat, options["bridge"])
     return result.reshape(x.shape)
 

@@ -30,6 +30,12 @@ class Reading(BaseModel):
     taps: ClassVar[bool] = True
     #: Whether it reads passes at the given inputs alone, so that one forward pass can serve many targets.
     at_given: ClassVar[bool] = True
+    #: Whether it reads attention weights, which the model must have.
+    of_attention: ClassVar[bool] = False
+    #: Whether it scores tokens, so that the main input must be token ids.
+    of_tokens: ClassVar[bool] = False
+    #: What it reads out, as an error message says it.
+    reads: ClassVar[str] = "a score of the inputs"
 
     kind: str
 
@@ -76,6 +82,7 @@ class DifferenceReading(FeatureReading):
     compares: ClassVar[bool] = True
     accounts: ClassVar[bool] = False
     at_given: ClassVar[bool] = False
+    reads: ClassVar[str] = "the effect of a difference from a reference"
     kind: Literal["difference", "patching"] = "difference"
 
 
@@ -89,6 +96,7 @@ class IntegratedReading(FeatureReading):
     accounts: ClassVar[bool] = False
     taps: ClassVar[bool] = False
     at_given: ClassVar[bool] = False
+    reads: ClassVar[str] = "an average over the path from a reference"
     kind: Literal["integrated"] = "integrated"
     steps: int = Field(default=32, ge=1)
 
@@ -102,6 +110,7 @@ class SmoothReading(FeatureReading):
 
     accounts: ClassVar[bool] = False
     at_given: ClassVar[bool] = False
+    reads: ClassVar[str] = "an average over noisy inputs"
     kind: Literal["smooth"] = "smooth"
     samples: int = Field(default=50, ge=1)
     sigma: float = Field(default=0.15, ge=0)
@@ -128,6 +137,8 @@ class AttentionReading(Reading):
     neither minimum nor maximum.
     """
 
+    of_attention: ClassVar[bool] = True
+    reads: ClassVar[str] = "attention maps"
     kind: Literal["attention"] = "attention"
     matrix: Literal["weights", "relevance", "gradient", "gradient_relevance"] = "weights"
     positive: bool = False
@@ -155,6 +166,8 @@ class StreamsReading(Reading):
     computed from.
     """
 
+    of_attention: ClassVar[bool] = True
+    reads: ClassVar[str] = "attention maps"
     kind: Literal["streams"] = "streams"
     matrix: Literal["gradient", "gradient_relevance"] = "gradient"
     normalise: bool = True
@@ -171,6 +184,8 @@ class PositionReading(FeatureReading):
     absolute values of that token's sum (signed without ``absolute``).
     """
 
+    of_tokens: ClassVar[bool] = True
+    reads: ClassVar[str] = "tokens together with their positions"
     kind: Literal["position"] = "position"
     absolute: bool = True
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxlrp.capture import torch_private as private
 from fxlrp.engine.ledger import Ledger
 from fxlrp.engine.targets import Target
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, InputError
 from fxlrp.explain.model import ConvertedModel, convert
 from fxlrp.graph.nodes import tensor_value
 from fxlrp.planning.plan import Plan
@@ -82,10 +82,14 @@ def check_conservation(
     :meth:`ConvertedModel.attribute` takes them. tolerance: of the relative gap; None is 1e-9 where
     every value that carries relevance is float64, 1e-5 where one is of lower precision (a float32 cast inside
     rounds, and no sum can undo that). Outputs must agree to 1e-12 in float64, else to 1e-5, relative to the
-    largest. Use float64 where you can: there a wrong rule shows. Raises :class:`fxlrp.FxlrpError` for
-    whatever conversion refuses; a gap is no error but a report that did not pass.
+    largest. Use float64 where you can: there a wrong rule shows. Relevance is read at the inputs, whatever the
+    ruleset makes of it afterwards (:func:`at_inputs`). Raises :class:`fxlrp.InputError` for a ruleset that promises
+    another law than this one, which conserves differences from a reference, and :class:`fxlrp.FxlrpError` for whatever
+    conversion refuses; a gap is no error but a report that did not pass.
     """
-    rules = read_at_inputs(ruleset)
+    rules = at_inputs(ruleset)
+    if reason := not_conserved(rules):
+        raise InputError(reason)
     lrp = model.with_ruleset(rules) if isinstance(model, ConvertedModel) else convert(model, rules)
     with torch.no_grad():
         expected = lrp.model(**lrp.conversion.given(inputs))
@@ -106,9 +110,22 @@ def check_conservation(
     )
 
 
-def read_at_inputs(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
-    """A ruleset with relevance read at the inputs: where it is conserved, whatever is made of it afterwards."""
+def at_inputs(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
+    """A ruleset with relevance read at the inputs: where it is conserved, and where its rules can be checked, whatever
+    the ruleset makes of it afterwards (attention maps, absolute values, means over noise).
+    """
     return load(source).override(readout=InputReading().model_dump())
+
+
+def not_conserved(rules: Ruleset) -> str:
+    """Why relevance at the inputs does not add up to f(x) under a ruleset; empty where it must."""
+    comparing = next((line.bound[0].name for line in rules.rules if line.bound[0].compares), None)
+    if comparing is None:
+        return ""
+    return (
+        f"'{rules.name}' conserves differences, not values: its rule '{comparing}' compares with a reference, and "
+        "relevance adds up to f(x) - f(x_ref). Check result.relevance.sum() == result.explained instead."
+    )
 
 
 def relative_gap(ledger: Ledger, floor: float = EXACT_FLOOR) -> float:

@@ -9,7 +9,8 @@ gradient, by R_x = x * J^T (R_y / y). No surrogate, no kernel, no rewritten grap
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,13 +18,16 @@ from torch import Tensor, fx
 
 from fxlrp.capture import Program
 from fxlrp.engine.targets import Target, resolve
+from fxlrp.errors import InputError
 from fxlrp.explain.model import ConvertedModel
 from fxlrp.graph.nodes import run
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.planning.plan import Decision, Plan
-from fxlrp.rules import Conserves, take_apart
+from fxlrp.rules import Conserves, Post, take_apart
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import ratio
+from fxlrp.spec.lines import Scope
+from fxlrp.spec.readings import InputReading
 
 #: Two numbers that agree but for rounding: relative to the largest relevance.
 AGREEMENT = 1e-8
@@ -38,11 +42,15 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
 
     Where a value is exactly 0 its relevance x * g is 0 whatever g is. That changes nothing where the operation's
     contributions vanish with its value (products, ReLU, masks, maxima); it supposes that no sum of nonzero terms is
-    exactly 0, true of random weights. Raises :class:`fxlrp.FxlrpError` for whatever attribution refuses.
+    exactly 0, true of random weights. Raises :class:`fxlrp.InputError` for what it does not follow: a ruleset that
+    reads out something else than relevance at the inputs (:func:`at_inputs` is the ruleset that does), compares with
+    a reference or treats several operations as one; :class:`fxlrp.FxlrpError` for whatever attribution refuses.
     """
     given = lrp.conversion.given(inputs)
     captured = lrp.conversion.captured(given)
     plan = lrp.plan
+    if reason := not_propagated(plan):
+        raise InputError(reason)
     values = in_double(lrp, captured.program, given)
     arrived: dict[tuple[fx.Node, int], Tensor] = {}
     returned: Any = plan.program.graph.output_node().args[0]
@@ -61,6 +69,35 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
         value = value.sum(-1) if each.lookup else value
         result[each.name] = result[each.name] + value if each.name in result else value
     return result
+
+
+def not_propagated(plan: Plan) -> str:
+    """Why the slow propagation does not follow a plan; empty where it does."""
+    rules = plan.ruleset
+    if rules.readout != InputReading():
+        return (
+            f"'{rules.name}' reads out {rules.readout.reads} in a way of its own, and the second opinion is plain "
+            f"relevance at the inputs. Compare under fxlrp.testing.at_inputs('{rules.name}')."
+        )
+    if plan.compares:
+        return f"'{rules.name}' compares with a reference, and the second opinion propagates the values of one run."
+    for decision in (*plan.decisions.values(), *plan.forks.values()):
+        if decision.scope is not Scope.OPERATION:
+            return (
+                f"'{rules.name}' takes a whole {decision.scope.value} for one operation ('{decision.rule.name}' at "
+                f"'{decision.label}'), and the second opinion goes operation by operation."
+            )
+        if not decision.rule.references:
+            return (
+                f"Rule '{decision.rule.name}' of '{rules.name}' has no slow reference to compare with: register one "
+                f"with @{decision.rule.name}.reference."
+            )
+    if plan.sums.roots:
+        return (
+            f"'{rules.name}' shares sums of linear maps out as one layer, and the second opinion goes operation by "
+            "operation."
+        )
+    return ""
 
 
 def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -134,17 +171,58 @@ def _step(plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dic
     if all(r is None for r in relevance) or (decision and decision.rule.conserves is Conserves.NOTHING):
         return
     if decision is None or decision.rule.plain:
-        _by_gradient(plan, node, values, relevance, arrived)
-        return
+        shares = _by_gradient(plan, node, values, relevance)
+    else:
+        shares = _by_reference(plan, node, decision, values, relevance[0])
+    received = list(shares.values())
+    for post in decision.post if decision else ():
+        received = _after(post, relevance[0], received)
+    for (operand, index), share in zip(shares, received, strict=True):
+        _arrive(arrived, operand, index, share)
+
+
+def _by_reference(
+    plan: Plan, node: fx.Node, decision: Decision, values: Mapping[fx.Node, Any], relevance: Tensor | None
+) -> dict[tuple[fx.Node, int], Tensor]:
+    """What the rule's slow reference hands to each operand that carries relevance."""
     site = take_apart(node, plan.carrying.__contains__)
     operands = [values[operand] if isinstance(operand, fx.Node) else operand for operand in site.operands]
     operation = site.operation.bind([values[extra] for extra in site.extras])
     with torch.no_grad():
-        slow = decision.rule.references[0](operation, relevance[0], *operands, **decision.params)
+        slow = decision.rule.references[0](operation, relevance, *operands, **decision.params)
+    shares: dict[tuple[fx.Node, int], Tensor] = {}
     for index, share in enumerate(slow if isinstance(slow, tuple) else (slow,)):
         if site.operation.live[index]:
             x = operands[index]
-            _arrive(arrived, site.operands[index], 0, _finite(x, share.sum_to_size(x.shape)))
+            _arrive(shares, site.operands[index], 0, _finite(x, share.sum_to_size(x.shape)))
+    return shares
+
+
+#: The axes that a post-operation's sums keep apart, for the axes that it sums over.
+_KEPT: dict[str, Callable[[Tensor], torch.Size]] = {
+    "features": lambda r: r.shape[:-1],
+    "matrix": lambda r: r.shape[:-2],
+    "sample": lambda r: r.shape[:1],
+}
+
+
+def _after(post: Post, arrived: Tensor | None, received: Sequence[Tensor]) -> list[Tensor]:
+    """What a post-operation makes of the relevance that an operation's operands receive, sum by sum in plain loops."""
+    assert arrived is not None
+    if post.kind == "abs":
+        return [r.abs() for r in received]
+    if post.kind == "clamp":
+        return [r * (r > 0) for r in received]
+    size = torch.abs if post.kind == "match_abs_sum" else torch.clone
+    added = 0.0 if post.kind == "match_abs_sum" else post.epsilon
+    kept = next(k for k in (_KEPT[post.over], _KEPT["sample"]) if all(k(arrived) == k(r) for r in received))
+    result = [r.clone() for r in received]
+    for place in product(*map(range, kept(arrived))):
+        total = sum(float(size(r[place]).sum()) for r in received) + post.epsilon
+        wanted = float(size(arrived[place]).sum()) + added
+        for r in result:
+            r[place] *= wanted / total if total else 0.0
+    return result
 
 
 def _by_gradient(
@@ -152,8 +230,7 @@ def _by_gradient(
     node: fx.Node,
     values: Mapping[fx.Node, Any],
     relevance: list[Tensor | None],
-    arrived: dict[tuple[fx.Node, int], Tensor],
-) -> None:
+) -> dict[tuple[fx.Node, int], Tensor]:
     """R_x = x * J^T (R_y / y) with the Jacobian of this one operation; entries that only move take theirs along."""
     operator = operator_of(node)
     assert operator is not None
@@ -180,14 +257,16 @@ def _by_gradient(
             if r is not None and isinstance(y, Tensor) and y.requires_grad
         )
     ]
+    shares: dict[tuple[fx.Node, int], Tensor] = {}
     if not pairs:
-        return
+        return shares
     outputs, messages = zip(*pairs, strict=True)
     grads = torch.autograd.grad(outputs, list(leaves.values()), messages, allow_unused=True)
     for (operand, index), grad in zip(leaves, grads, strict=True):
         if grad is not None:
             x = leaves[operand, index].detach()
-            _arrive(arrived, operand, index, _finite(x, grad if copies else x * grad))
+            _arrive(shares, operand, index, _finite(x, grad if copies else x * grad))
+    return shares
 
 
 def _finite(x: Tensor, amount: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 import fxlrp
 from fxlrp.engine.targets import logits_of
-from fxlrp.testing.checks import read_at_inputs
+from fxlrp.testing.checks import at_inputs
 from tests.support.zoo import ZOO
 
 CASTS = {
@@ -45,7 +45,7 @@ def test_every_ruleset(name: str) -> None:
     first = fxlrp.convert(model, "conservative")
     failures = []
     for ruleset in RULESETS if name in EVERY else FEW:
-        result = first.with_ruleset(read_at_inputs(ruleset)).attribute(inputs, ledger=True)
+        result = first.with_ruleset(at_inputs(ruleset)).attribute(inputs, ledger=True)
         moved = float((logits_of(result.outputs) - expected).abs().max() / expected.abs().max())
         assert result.ledger is not None
         gap = float((result.ledger.gap.abs() / result.ledger.explained.abs()).max())

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, seed, settings
 
 import fxlrp
 from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs
-from fxlrp.testing.checks import read_at_inputs
+from fxlrp.testing.checks import at_inputs
 
 SHARDS = 80
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20000"))
 FIRST_SEED = int(os.environ.get("FUZZ_SEED", "0"))
-RULESETS = [rules for name in fxlrp.rulesets() if not (rules := read_at_inputs(name)).compares]
+RULESETS = [rules for name in fxlrp.rulesets() if not (rules := at_inputs(name)).compares]
 GRAPHS = max(1, EXAMPLES // (SHARDS * len(RULESETS)))
 
 

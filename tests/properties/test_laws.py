@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.readout.passes import Task
-from fxlrp.testing.checks import read_at_inputs
+from fxlrp.testing.checks import at_inputs
 from tests.support.zoo import ZOO
 
 IN_GRADIENTS = [name for name in fxlrp.rulesets() if fxlrp.ruleset(name).message == "gradient"]
@@ -69,7 +69,7 @@ def test_t03_attnlrp_needs_the_virtual_biases_of_its_softmaxes() -> None:
 @pytest.mark.parametrize("name", IN_GRADIENTS)
 def test_t04_relevance_is_the_value_times_the_gradient(bert: Any, name: str) -> None:
     lrp, inputs = bert
-    rules = read_at_inputs(name).override(seed="logit")
+    rules = at_inputs(name).override(seed="logit")
     one = lrp.with_ruleset(rules).attribute(inputs, target=1, at=["bert.encoder.layer.*"])
     other = lrp.with_ruleset(rules.override(message="relevance")).attribute(
         inputs, target=1, at=["bert.encoder.layer.*"]

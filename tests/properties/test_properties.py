@@ -16,12 +16,12 @@ from fxlrp.graph.operators import in_slots, operator_of
 from fxlrp.readout.passes import Carried
 from fxlrp.rewrite import rewrite
 from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs, largest_difference
-from fxlrp.testing.checks import read_at_inputs
+from fxlrp.testing.checks import at_inputs
 from fxlrp.testing.graphs import Step
 from fxlrp.testing.oracle import in_double
 
 #: Every packaged method, read at the inputs, and those in gradients once more in relevance.
-METHODS = {name: rules for name in fxlrp.rulesets() if not (rules := read_at_inputs(name)).compares}
+METHODS = {name: rules for name in fxlrp.rulesets() if not (rules := at_inputs(name)).compares}
 METHODS |= {
     f"{name} in relevance": rules.override(message="relevance", seed="logit")
     for name, rules in METHODS.items()
