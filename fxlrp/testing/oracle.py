@@ -92,11 +92,6 @@ def not_propagated(plan: Plan) -> str:
                 f"Rule '{decision.rule.name}' of '{rules.name}' has no slow reference to compare with: register one "
                 f"with @{decision.rule.name}.reference."
             )
-    if plan.sums.roots:
-        return (
-            f"'{rules.name}' shares sums of linear maps out as one layer, and the second opinion goes operation by "
-            "operation."
-        )
     return ""
 
 
