@@ -1,8 +1,8 @@
 """Whether a ruleset fits a model: in go model, ruleset and inputs, out comes yes, or a sentence that says why not.
 
-A property test over all rulesets asks this first: a method that reads attention has nothing to say about a model without
-any, and not every method promises every property. All answers are drawn from what rulesets, their readings and
-their rules declare; nothing is tried out.
+A property test over all rulesets asks this first: a method that reads attention has nothing to say about a model
+without any, and not every method promises every property. All answers are drawn from what rulesets, their readings
+and their rules declare; nothing is tried out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page on property tests, followed literally: healthy models pass under every ruleset that fits, wrong rules fail."""
+"""The page on property tests, followed literally: healthy models pass wherever a ruleset fits, wrong rules fail."""
 
 from __future__ import annotations
 
