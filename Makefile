@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint format docs rulesets bench papers census clean
+.PHONY: help setup demo test fuzz lint format docs rulesets bench papers census dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,7 +42,7 @@ format: setup ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup ## build the manual into site/
+docs: setup ## build the manual into site/, strictly, and check it
 	$(PIP) install --quiet -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest -q tests/docs/test_manual.py
@@ -62,6 +62,16 @@ papers: setup ## reproduce the orderings of the papers' tables and write docs/pa
 census: setup ## put every architecture of transformers through fxlrp and write docs/coverage.md
 	$(PIP) install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks.census --fresh --write docs/coverage.md $(ARGS)
+
+dist: setup ## build what is released into dist/, and try the wheel in an environment of its own
+	rm -rf dist
+	$(PIP) install --quiet build
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m zipfile -l dist/*.whl | awk '{ print $$1 }' | grep -E 'py.typed|_rulesets/attnlrp.yaml|templates/page|model.safetensors|LICENSE'
+	$(BIN)/python -m venv dist/try
+	dist/try/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt dist/*.whl
+	cd dist/try && bin/fxlrp demo && bin/fxlrp check
+	rm -rf dist/try
 
 clean: ## remove .venv, caches and build products
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
