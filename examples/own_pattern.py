@@ -1,7 +1,7 @@
 """Write a pattern of your own, so that rulesets can speak of a structure that fxlrp does not know by name.
 
-Change ``size_norm`` to the torch code of your norm, gate or attention, as its author has it, and give the parts that rules
-are for a name. Shapes are examples. ``lrp.plan`` names where it was found, or how near a miss was.
+Change ``size_norm`` to the torch code of your norm, gate or attention, as its author has it, and give the parts that
+rules are for a name. Shapes are examples. ``lrp.plan`` names where it was found, or how near a miss was.
 """
 
 import torch

@@ -121,12 +121,33 @@ class ConvertedModel(nn.Module):
     ) -> Attribution:
         """The relevance of every input to one output per sample.
 
-        inputs: as the model takes them, a dict, a BatchEncoding, or one tensor. target: see
-        :mod:`fxlrp.engine.targets`; ``contrast`` is a second one, and target - contrast is explained. at: globs of
-        module paths whose outputs' relevance is wanted as well (``"model.layers.*"``). ledger: account for
-        every unit of relevance. tokenizer: names the tokens of integer inputs. reference: inputs to compare with, for
-        rulesets that do (``deeplift-rescale``, ``relp``, ``integrated-gradients``): like ``inputs``, what is left out
-        being the same; one sample may stand for all. Raises :class:`fxlrp.FxlrpError` for anything that does not fit.
+        Args:
+            inputs: as the model takes them: a dict, a BatchEncoding, or one tensor, the main input.
+            target: what is explained:
+
+                - ``None``: the largest logit; of a model that generates text, the largest at the last position that
+                  is not padding;
+                - an int: this class in every sample; of a model that generates text, this token at the last position;
+                - ``(position, class)``: where logits are [batch, positions, classes];
+                - a list, or a tensor: one of the two above per sample;
+                - a function of the output object that returns one differentiable scalar per sample, [batch].
+            contrast: a second target, in the same forms; target - contrast is explained.
+            at: a glob of module paths, or several, whose outputs' relevance is wanted as well (``"model.layers.*"``).
+            ledger: whether to account for every unit of relevance, which takes another pass a sample.
+            tokenizer: names the tokens of integer inputs.
+            reference: inputs to compare with, for rulesets that do (``deeplift-rescale``, ``relp``,
+                ``integrated-gradients``): like ``inputs``, what is left out being the same; one sample may stand for
+                all.
+
+        Returns:
+            Relevance by input, with the unit of the explained output: [batch, tokens] for ids, the input's shape for
+            floats.
+
+        Raises:
+            TargetError: a target that is out of range or has the wrong form for the logits.
+            InputError: inputs, module paths or a reference that do not fit the model or the ruleset.
+            UncoveredOperatorError: an operation that no rule covers, unless converted with ``strict=False``.
+            CaptureError: a model that cannot be captured as a graph.
         """
         globs = (at,) if isinstance(at, str) else tuple(at)
         return attribute(self.conversion, inputs, target, contrast, globs, ledger, tokenizer, reference)

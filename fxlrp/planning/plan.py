@@ -25,8 +25,16 @@ from fxlrp.spec.ruleset import Ruleset
 
 @dataclass(frozen=True)
 class Decision:
-    """The rule chosen for a node, its complete parameters, what the ruleset matched, what follows the rule and what
-    it stands for.
+    """What a ruleset decides for a node.
+
+    Attributes:
+        rule: the rule.
+        params: all its parameters by name, defaults included.
+        category: the operator class of the node in this graph.
+        label: what the ruleset's line matched: a pattern, a part of one, an operator class.
+        note: what the plan's table says about it; that the ruleset's fallback took an operation without a rule.
+        post: what becomes of the relevance that the rule hands on, in order.
+        scope: what the rule stands for: the operation, a whole pattern, a whole sub-layer.
     """
 
     rule: Rule
@@ -59,7 +67,17 @@ class Decision:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One line of the printed plan."""
+    """One line of the printed plan: all operations that were matched alike and got the same rule.
+
+    Attributes:
+        pattern: what the ruleset's line matched: a pattern, a part of one, an operator class.
+        rule: the rule with those parameters that are not its defaults, and what follows it.
+        count: how many operations of the graph they are.
+        modules: the paths of their modules, numbers written as ``*``; ``(top)`` is the model itself.
+        note: that the ruleset's fallback took an operation without a rule; usually empty.
+        message: what the rule takes and gives: ``g`` a gradient, ``R`` relevance, or a step from one to the other;
+            empty where it passes nothing on.
+    """
 
     pattern: str
     rule: str
@@ -71,7 +89,18 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rules by node, and the values that carry relevance. ``print(plan)`` shows it as a table."""
+    """Rules by node, and the values that carry relevance. ``print(plan)`` shows it as a table.
+
+    Attributes:
+        program: the captured graph, with what its arguments and outputs are.
+        structure: what was found in it: labels of nodes, patterns, near misses, residual sums, attributed values.
+        ruleset: the ruleset that decided.
+        decisions: the rule of each node that needs one; all others keep their plain gradient.
+        carrying: the nodes whose values carry relevance, on a way from an attributed input to an output.
+        relevant: those of them at which relevance R = x g arrives instead of a gradient g.
+        forks: the rule for what arrives from both ways where a skip connection begins, by that node.
+        sums: the sums of linear maps that a rule takes for one layer.
+    """
 
     program: Program = field(repr=False)
     structure: Structure = field(repr=False)

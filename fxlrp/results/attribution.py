@@ -18,15 +18,26 @@ from fxlrp.spec.citation import RulesetInfo
 
 @dataclass(frozen=True)
 class Attribution(Viewed):
-    """Relevance of the inputs to one output per sample.
+    """Relevance of the inputs to one output per sample. Relevance has the unit of the explained output.
 
-    ``relevance`` is that of the main input: [batch, tokens] for ids, the input's shape for floats; ``inputs``
-    holds every attributed input. ``features`` is unsummed ([batch, tokens, hidden] for ids). ``explained``
-    [batch] is the scalar that was explained. Relevance has the unit of the explained output. ``image_size`` is height
-    and width where the main input is an image [batch, channels, height, width], ``picture``, which is drawn below its
-    relevance; ``of_ids`` says that it is token ids.
-
-    A ruleset that reads attention gives [batch, tokens], or [batch, patches] of an image.
+    Attributes:
+        relevance: that of the main input: [batch, tokens] for ids, the input's shape for floats; of a ruleset that
+            reads attention [batch, tokens], or [batch, patches] of an image.
+        inputs: the same for every attributed input (``decoder_input_ids``, ``pixel_values`` ...), by its name.
+        features: relevance of the main input before sums over features: [batch, tokens, hidden] for ids.
+        outputs: the model's output object, detached; None where the result was loaded from a file.
+        target: what was explained, one entry a sample: a class, or (position, class); a callable as it was given.
+        explained: the scalar that was explained, [batch]: a logit (a probability, a difference of logits), as the
+            ruleset's seed and ``contrast`` have it.
+        ruleset: name, version and hash of the ruleset that made it, with its citation.
+        label: what a report calls the explained output of each sample, such as ``"positive minus negative"``.
+        tokens: the spelling of every token, per sample, where a tokenizer was at hand.
+        at: relevance at the modules that were asked for by ``at=``, by module path, in the shape of their output.
+        ledger: where every unit of relevance went, with ``ledger=True``.
+        attention_mask: [batch, tokens], 1 at tokens and 0 at padding, where the inputs have one.
+        image_size: height and width in pixels where the main input is an image [batch, channels, height, width].
+        of_ids: whether the main input is token ids.
+        picture: the image itself, [batch, channels, height, width], which reports draw below its relevance.
     """
 
     relevance: Tensor
@@ -47,7 +58,9 @@ class Attribution(Viewed):
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of the image where relevance is by patch, [batch, patches], or by pixel without channels."""
+        """Rows and columns of the image where relevance is by patch, [batch, patches], or by pixel without channels,
+        [batch, height, width]; None elsewhere.
+        """
         if self.image_size is None or self.relevance.ndim not in (2, 3):
             return None
         if self.relevance.ndim == 3:

@@ -19,13 +19,27 @@ from fxlrp.spec.citation import RulesetInfo
 class GenerationAttribution(Viewed):
     """Relevance of every token before to each generated token.
 
-    ``relevance`` is that of the model's main input: [batch, tokens before, generated tokens] for ids, where tokens
-    before are the prompt and all generated tokens but the last (of an encoder-decoder, the encoder's tokens), or
-    [batch, ..., generated tokens] for a float input. Column k has the unit of ``explained[:, k]``, the logit of
-    generated token k less that of ``contrast_ids``; it is 0 at tokens that come later and where ``padding`` [batch,
-    generated tokens] fills up a text that ended early. ``inputs`` holds every attributed input. ``stream`` is the input
-    that generated tokens are appended to, from place ``start`` on. ``names``, ``generated_tokens`` and
-    ``contrast_tokens`` are the tokenizer's spellings, where one was at hand.
+    Tokens before are the prompt and all generated tokens but the last; of an encoder-decoder, the encoder's tokens.
+    Column k has the unit of ``explained[:, k]``; it is 0 at tokens that come later and where ``padding`` fills up a
+    text that ended early. ``result[k]`` is the :class:`Attribution` of generated token k, ``len(result)`` how many
+    there are.
+
+    Attributes:
+        relevance: that of the model's main input: [batch, tokens before, generated tokens] for ids, [batch, ...,
+            generated tokens] for a float input.
+        inputs: the same for every attributed input, by its name; of an encoder-decoder ``decoder_input_ids`` too.
+        generated_ids: the ids of the generated tokens, [batch, generated tokens].
+        padding: where a text had ended and is filled up, [batch, generated tokens], boolean.
+        explained: the logit of each generated token, less that of ``contrast_ids``, [batch, generated tokens].
+        ruleset: name, version and hash of the ruleset that made it, with its citation.
+        main: the name of the main input.
+        stream: the name of the input that generated tokens are appended to.
+        start: the place in ``stream`` of the first generated token.
+        contrast_ids: the tokens whose logits were subtracted, [batch, generated tokens].
+        names: the tokenizer's spelling of the tokens before, by input name, per sample.
+        generated_tokens: the tokenizer's spelling of the generated tokens, per sample.
+        contrast_tokens: that of ``contrast_ids``.
+        attention_mask: [batch, tokens before], 1 at tokens and 0 at padding, where the inputs have one.
     """
 
     relevance: Tensor

@@ -24,7 +24,9 @@ PROVIDERS: list[str] = []
 def view(name: str, *kinds: type) -> Callable[[Function], Function]:
     """Register a function of a result (and options) as the view ``name`` of results of these classes.
 
-    A later one replaces an earlier one of the same name and class.
+    ``result.view(name, **options)`` calls it; a view called ``show``, ``to_html``, ``plot``, ``to_dataframe`` or
+    ``to_notebook`` (a notebook's cell) takes the place of the standard one. It serves classes that derive from these as
+    well. A later one replaces an earlier one of the same name and class.
     """
 
     def register(function: Function) -> Function:
@@ -56,27 +58,37 @@ def find_view(name: str, kind: type) -> Callable[..., Any]:
 
 
 class Viewed:
-    """The views that results share."""
+    """The views that every result has. What they draw of it is registered by class with :func:`view`."""
 
     def view(self, name: str, **options: Any) -> Any:
-        """What the view ``name`` makes of this result. Raises :class:`InputError` for an unknown name."""
+        """What the view ``name`` makes of this result; ``options`` are the view's own. Raises :class:`InputError` for
+        an unknown name.
+        """
         return find_view(name, type(self))(self, **options)
 
     def show(self) -> None:
-        """Print the result in the terminal: a heat map, a table of statistics."""
+        """Print the result in the terminal: a heat map of the tokens, or a table of statistics of images and features;
+        the ledger if there is one; for several rulesets how they compare.
+        """
         self.view("show")
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """A self-contained HTML report; written to ``path`` if one is given."""
+        """A self-contained HTML page, which needs no network; written to ``path`` if one is given. Raises
+        :class:`OSError` where that cannot be written.
+        """
         page: str = self.view("to_html", path=path)
         return page
 
     def plot(self) -> Any:
-        """A matplotlib figure (extra 'plot')."""
+        """A matplotlib figure of the main input's relevance, a row per sample. Raises
+        :class:`fxlrp.MissingExtraError` without the extra 'plot'.
+        """
         return self.view("plot")
 
     def to_dataframe(self) -> Any:
-        """One row per token or feature, as a pandas DataFrame (extra 'data')."""
+        """A pandas DataFrame with one row per ruleset, sample, attributed input and position; relevance has the unit of
+        the explained output. Raises :class:`fxlrp.MissingExtraError` without the extra 'data'.
+        """
         return self.view("to_dataframe")
 
     def _repr_html_(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 import fxlrp
 from fxlrp.graph.operators import OPERATORS
 from fxlrp.patterns import PATTERNS
+from fxlrp.planning.plan import Decision, Plan, PlanRow
 from fxlrp.rules import RULES
 from tests.docs import pages
 
@@ -69,4 +71,26 @@ def test_every_public_name_has_a_place_in_the_interface() -> None:
 def _places(name: str) -> tuple[str, ...]:
     """Where a public name may be documented: in the package, at its definition, or with its module."""
     home = getattr(fxlrp, name).__module__
-    return f"fxlrp.{name}", f"fxlrp.{name}()", f"{home}.{name}", home
+    return f"fxlrp.{name}", f"{home}.{name}", home
+
+
+@pytest.mark.parametrize(
+    "described",
+    [fxlrp.Attribution, fxlrp.GenerationAttribution, Plan, PlanRow, Decision],
+    ids=lambda described: described.__name__,
+)
+def test_every_field_is_described(described: type) -> None:
+    text = (described.__doc__ or "").split("Attributes:")[-1]
+    assert re.findall(r"^ {8}(\w+): ", text, re.MULTILINE) == [each.name for each in dataclasses.fields(described)]
+
+
+def test_the_forms_of_a_target_stand_where_a_reader_looks() -> None:
+    text = fxlrp.ConvertedModel.attribute.__doc__ or ""
+    for form in (
+        "``None``",
+        "an int",
+        "``(position, class)``",
+        "a list, or a tensor",
+        "a function of the output object",
+    ):
+        assert f"- {form}" in text

@@ -5,31 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fxlrp
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import RULES
-from fxlrp.spec.lines import labels
 from tests.docs import pages
+from tests.repository.sources import CORRIDOR
 
 PAGES = [
-    "README.md",
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"),
     *sorted(str(path.relative_to(pages.ROOT)) for path in (pages.ROOT / "docs").rglob("*.md")),
 ]
-#: Examples of rulesets are written from two texts: one page of each kind of answer stands for all.
+WITH_CODE = [name for name in PAGES if "```python" in (pages.ROOT / name).read_text(encoding="utf-8")]
+#: Pages of rulesets are written from two texts: in a plain run one page of each kind of answer stands for all.
 SAMPLES = ("attnlrp", "chefer2021-vit", "lat", "relp", "wu-ong2020")
-WITH_CODE = [
-    name
-    for name in PAGES
-    if "```python" in (pages.ROOT / name).read_text(encoding="utf-8")
-    and (not name.startswith("docs/rulesets/") or Path(name).stem in SAMPLES)
-]
 
 
-def _forget_labels() -> None:
-    getattr(labels, "cache_clear", lambda: None)()
+def _case(name: str) -> Any:
+    slow = name.startswith("docs/rulesets/") and Path(name).stem not in SAMPLES
+    return pytest.param(name, marks=pytest.mark.slow if slow else ())
 
 
 @pytest.fixture
@@ -40,13 +37,11 @@ def tables_restored() -> Iterator[None]:
     for table, before in ((RULES, rules), (PATTERNS, patterns)):
         table.clear()
         table.update(before)  # type: ignore[arg-type]
-    _forget_labels()
 
 
 @pytest.mark.usefixtures("tables_restored")
-@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize("name", map(_case, WITH_CODE))
 def test_code_runs_and_prints_what_the_page_says(name: str, tmp_path: Path) -> None:
-    _forget_labels()
     for block, printed, expected in pages.run(pages.ROOT / name, tmp_path):
         if expected is not None:
             assert pages.same_output(printed, expected), f"{name}:{block.line} prints:\n{printed}"
@@ -111,3 +106,26 @@ def test_links_inside_the_repository_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_name_no_folder_of_the_authors_machine(name: str) -> None:
     assert not re.search(r"(?<![\w.])/(home|work|tmp|root|Users)/", (pages.ROOT / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_what_is_named_exists(name: str) -> None:
+    text = (pages.ROOT / name).read_text(encoding="utf-8")
+    places = {word for quoted in re.findall(r"`([^`]+)`", text) for word in quoted.split() if "/" in word}
+    assert len(places) >= 10
+    for place in places - {"fxlrp/NAME/", "tests/NAME", "ARGS=tests/NAME`", "ARGS=tests/NAME", "site/", "dist/"}:
+        assert any((pages.ROOT / base / place).exists() for base in ("", "fxlrp")), f"{name} names {place}"
+
+
+def test_the_corridor_is_the_one_that_is_checked() -> None:
+    text = (pages.ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## One input")[0]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    rooms = [room.strip("/") for row in rows for room in re.findall(r"`([^`]+)`", row)]
+    assert rooms == list(CORRIDOR)
+
+
+def test_every_target_of_make_is_there() -> None:
+    made = set(re.findall(r"^([a-z]+):", (pages.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for name in PAGES:
+        text = (pages.ROOT / name).read_text(encoding="utf-8")
+        assert {*re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE)} <= made, name
