@@ -17,7 +17,8 @@ from torch.nn import functional as F
 import fxlrp
 from fxlrp.graph.nodes import module_path
 from fxlrp.graph.operators import operator_of
-from fxlrp.planning.plan import Plan, classify
+from fxlrp.planning.decide import classify
+from fxlrp.planning.plan import Plan
 
 NOTHING, PLAIN = "–", "·"
 SIZE = 4

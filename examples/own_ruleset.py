@@ -1,7 +1,7 @@
 """Write a ruleset of your own: another rule somewhere, as a file or in one line of Python.
 
 Change RULESET: ``match`` is a pattern or an operator class as ``print(lrp.plan)`` names it, ``where`` a glob over
-module paths, ``rule`` and ``params`` are listed in the manual under Rules. Or save it as a .yaml file and pass its path.
+module paths, ``rule`` and ``params`` are listed in the manual under Rules. A .yaml file's path can stand in its place.
 """
 
 import fxlrp

@@ -40,7 +40,7 @@ def tables_restored() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("tables_restored")
-@pytest.mark.parametrize("name", map(_case, WITH_CODE))
+@pytest.mark.parametrize("name", [_case(name) for name in WITH_CODE])
 def test_code_runs_and_prints_what_the_page_says(name: str, tmp_path: Path) -> None:
     for block, printed, expected in pages.run(pages.ROOT / name, tmp_path):
         if expected is not None:
