@@ -78,7 +78,7 @@ def _misfit(rules: Ruleset, plan: Plan) -> str:
     """Why the method cannot explain the model, or is not meant to."""
     structure = plan.structure
     if rules.readout.of_attention and not any(match.pattern.name == ATTENTION for match in structure.matches):
-        near = next((f" {miss}." for miss in structure.misses if miss.pattern == ATTENTION), "")
+        near = next((f" {miss}." for miss in structure.misses if miss.pattern.name == ATTENTION), "")
         return f"'{rules.name}' reads attention maps, and the model has no attention that fxlrp recognises.{near}"
     ids = any(each.lookup for each in structure.attributed)
     if rules.readout.of_tokens and not ids:
