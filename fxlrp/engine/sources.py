@@ -6,7 +6,8 @@ from the graph and from values: what is added where, made of what; names of para
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Container, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -14,14 +15,26 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.graph.nodes import ancestors, module_path, tensor_value
-from fxlrp.graph.operator_classes import ADD, CONVOLUTION, PRODUCT, QUOTIENT, RECTIFIER
+from fxlrp.graph.operator_classes import (
+    ACTIVATION,
+    ADD,
+    CONVOLUTION,
+    LINEAR,
+    MATMUL,
+    PRODUCT,
+    QUOTIENT,
+    RECTIFIER,
+    OperatorClass,
+)
 from fxlrp.graph.operator_table import NORMS, ROOTS
-from fxlrp.graph.operators import Dependence, Move, is_movement, nodes_in, operator_of, packet
+from fxlrp.graph.operators import Move, is_movement, nodes_in, operator_of, packet
 from fxlrp.graph.uses import hides, is_counted, is_mask, made_of, uses_of
 from fxlrp.planning.plan import Plan
 from fxlrp.rewrite.graph import Leak, Source
 
 POSITION = "position embedding"
+_MAPS = (LINEAR, MATMUL, CONVOLUTION)
+_ENTRYWISE = (ACTIVATION, ADD, PRODUCT, RECTIFIER)
 _NEAR = 64  # how many values behind a constant are looked at to name it
 
 
@@ -114,7 +127,7 @@ class Naming:
         joins = operator is not None and operator.move is Move.JOINS
         if joins and not _last_axis(user):
             return "class token" if learnt else "constant"
-        if (adds or joins) and _by_place(user, value):
+        if (adds or joins) and _by_place(user, value, self.plan.carrying):
             return POSITION
         if chosen:
             return "embedding"
@@ -211,32 +224,54 @@ def _last_axis(user: fx.Node) -> bool:
     return value is not None and axis in (-1, value.ndim - 1)
 
 
-def _by_place(user: fx.Node, value: Tensor) -> bool:
+def _by_place(user: fx.Node, value: Tensor, carrying: Container[fx.Node]) -> bool:
     """Whether a constant differs along an axis of tokens, or pixels, of the value that it joins.
 
-    What differs along two axes at least does, as one of them is that of features; along one alone, if that is the
-    middle one of [batch, tokens, features].
+    What differs along two axes at least does, unless these are the features of the linear map before it, split into
+    heads; along one alone, if that is the middle one of [batch, tokens, features].
     """
     joined = tensor_value(user)
     if joined is None:
         return False
     spread = joined.ndim - value.ndim
-    axes = [a + spread for a in range(value.ndim) if bool((value != value.narrow(a, 0, 1)).any())]
+    axes = [a for a in range(value.ndim) if bool((value != value.narrow(a, 0, 1)).any())]
+    before = _map_before(user, carrying)
     if len(axes) != 1:
-        return len(axes) > 1
-    features = 1 if _convolved(user) else joined.ndim - 1
-    return joined.ndim == 3 and axes[0] not in (0, features)
+        return len(axes) > 1 and math.prod(value.shape[a] for a in axes) != _features(before)
+    convolved = before is not None and _category(before) == CONVOLUTION
+    return joined.ndim == 3 and axes[0] + spread not in (0, 1 if convolved else 2)
 
 
-def _convolved(user: fx.Node) -> bool:
-    """Whether a value comes from a convolution, whose features are axis 1, entry by entry or moved since."""
-    node: fx.Node | None = user
+def _map_before(user: fx.Node, carrying: Container[fx.Node]) -> fx.Node | None:
+    """The linear map that the other part of a sum is made by, moved or changed entry by entry since."""
+    node = user
     for _ in range(_NEAR):
-        operator = operator_of(node) if node is not None else None
-        if node is None or operator is None:
-            return False
-        if operator.category == CONVOLUTION:
-            return True
-        entrywise = operator.dependence is Dependence.ACTIVATION or operator.category in (ADD, PRODUCT, RECTIFIER)
-        node = nodes_in(node, operator.factors + operator.terms)[0] if entrywise or is_movement(node) else None
-    return False
+        if _category(node) in _MAPS:
+            return node
+        entrywise = _category(node) in _ENTRYWISE
+        live = [n for n in node.all_input_nodes if n in carrying]
+        if not live or not (entrywise or is_movement(node)):
+            return None
+        node = live[0]
+    return None
+
+
+def _features(mapped: fx.Node | None) -> int | None:
+    """How many features a linear map makes of those along the last axis of its operand, by the size of its weights."""
+    operator = operator_of(mapped) if mapped is not None else None
+    if mapped is None or operator is None:
+        return None
+    values = [tensor_value(n) for n in nodes_in(mapped, operator.factors)]
+    sizes = [math.prod(v.shape) if v is not None and _fixed(v) else None for v in values]
+    taken = values[0].shape[-1] if values and values[0] is not None else None
+    weights = next((size for size in reversed(sizes) if size is not None), None)
+    return weights // taken if weights is not None and isinstance(taken, int) and taken else None
+
+
+def _fixed(value: Tensor) -> bool:
+    return all(isinstance(size, int) for size in value.shape)
+
+
+def _category(node: fx.Node) -> OperatorClass | None:
+    operator = operator_of(node)
+    return operator.category if operator is not None else None

@@ -150,6 +150,7 @@ class Parts(nn.Module):
         self.batch.running_mean.normal_()
         self.table, self.token = nn.Embedding(20, 8), nn.Parameter(torch.randn(1, 1, 8))
         self.shift, self.slope = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(5))
+        self.heads, self.split = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(8, 2, 4))
         self.pairs = nn.Parameter(torch.randn(5, 5))
         self.register_buffer("causal", torch.full((5, 5), -torch.inf).triu(1))
         self.unused = nn.Embedding(2, 8)
@@ -199,6 +200,16 @@ KINDS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], Tensor, str]] = 
         lambda m, x, o: m.head((x + m.slope[:, None]).mean(1)) * o[:, :1],
         LATE,
         "position embedding",
+    ),
+    "shift of every head": (
+        lambda m, x, o: m.head((m.linear(x).unflatten(-1, (2, 4)) + m.heads).flatten(-2).mean(1)) * o[:, :1],
+        LATE,
+        "bias",
+    ),
+    "shift of every head, by einsum": (
+        lambda m, x, o: m.head((torch.einsum("bti,ihd->bthd", x, m.split) + m.heads).flatten(-2).mean(1)) * o[:, :1],
+        LATE,
+        "bias",
     ),
     "number for each channel": (
         lambda m, x, o: m.head((m.conv(x.mT) + m.shift[:, None]).mean(2)) * o[:, :1],
