@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ class Three(nn.Module):
 
     def __init__(self, code: Code) -> None:
         super().__init__()
-        self.maps = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+        self.maps: nn.ModuleList = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
         self.code = code
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +62,8 @@ def count(plan: Plan, name: str = "own") -> int:
 
 def looked_for(code: Code, **examples: tuple[int, ...]) -> None:
     names = code.__code__.co_varnames[: code.__code__.co_argcount]
-    pattern("own", **{name: examples.get(name, (2, 4, 6)) for name in names})(code)
+    shapes: dict[str, Any] = {name: examples.get(name, (2, 4, 6)) for name in names}
+    pattern("own", **shapes)(code)
 
 
 # --- the same passes ----------------------------------------------------------------------------------------
@@ -340,6 +342,7 @@ def test_adding_a_pattern_is_one_function() -> None:
     assert [(row.pattern, row.rule, row.count) for row in lrp.plan.rows] == [("own.weights", "constant", 1)]
     x = tokens()
     x.requires_grad_()
+    assert isinstance(lrp.model, Three)
     q, k, v = (each(x) for each in lrp.model.maps)
     weights = F.relu(q @ k.mT / math.sqrt(8)).square().detach()
     (gradient,) = torch.autograd.grad((weights @ v).sum(1)[:, 1].sum(), x)
