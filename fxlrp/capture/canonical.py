@@ -104,7 +104,7 @@ def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]
     """The canonical graph of a traced module, and the fused operators it once had, by their exit node."""
     graph = fx.Graph()
     values = [node.meta.get("val") for node in module.graph.nodes]
-    mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
+    mode = next(filter(None, map(private.fake_mode_of, values)), None)
     walk = _Walk(graph, Builder(graph, mode))
     result = walk.copy(module, {})
     graph.output(result)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx.proxy import Proxy
 
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import replaces
 from fxlrp.errors import CaptureError
 
@@ -341,7 +342,7 @@ def _alias(x: Any) -> Any:
 def _cast(x: Any, *args: Any, **kwargs: Any) -> Any:
     """A cast to the same type and place is nothing; a real one stays."""
     before = _value(x)
-    with before.fake_mode if hasattr(before, "fake_mode") else torch.no_grad():
+    with private.fake_mode_of(before) or torch.no_grad():
         after = aten.to(before, *args, **kwargs) if args else aten._to_copy(before, **kwargs)
     return x if (after.dtype, after.device) == (before.dtype, before.device) else NotImplemented
 

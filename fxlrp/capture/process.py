@@ -94,7 +94,9 @@ class _Stream:
 
     def write(self, text: str) -> int:
         """Write, or drop, ``text``."""
-        written: int = len(text) if self._here else self._stream.write(text)
+        if self._here or self._stream is None:  # a process without a console has no standard error
+            return len(text)
+        written: int = self._stream.write(text)
         return written
 
     def __getattr__(self, name: str) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch._dispatch.python import enable_python_dispatcher as enable_python_dispatcher
     from torch._ops import HigherOrderOperator as HigherOrderOperator
     from torch._ops import OpOverload as OpOverload
+    from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
     from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
     from torch.fx.experimental.proxy_tensor import get_proxy_mode as get_proxy_mode
 
@@ -64,6 +65,7 @@ PLACES: Mapping[str, Place] = {
     "enable_python_dispatcher": Place("torch._dispatch.python", "enable_python_dispatcher"),
     "HigherOrderOperator": Place("torch._ops", "HigherOrderOperator"),
     "OpOverload": Place("torch._ops", "OpOverload"),
+    "FakeTensor": Place("torch._subclasses.fake_tensor", "FakeTensor"),
     "FakeTensorMode": Place("torch._subclasses.fake_tensor", "FakeTensorMode", ("from_tensor",)),
     "get_proxy_mode": Place("torch.fx.experimental.proxy_tensor", "get_proxy_mode"),
     "pytree": Place(
@@ -145,6 +147,12 @@ def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
 def guards_of(exported: ExportedProgram) -> tuple[str, ...]:
     """The conditions on its inputs' sizes under which an exported program stands for its model, as Python code."""
     return tuple(_part(exported, "_guards_code", "torch.export.ExportedProgram"))
+
+
+def fake_mode_of(value: Any) -> FakeTensorMode | None:
+    """The mode that a fake tensor belongs to, None for any other value."""
+    fake = vars(sys.modules[__name__]).get("FakeTensor") or __getattr__("FakeTensor")
+    return _part(value, "fake_mode", "torch._subclasses.fake_tensor.FakeTensor") if isinstance(value, fake) else None
 
 
 def is_vmap_step(target: Any) -> bool:

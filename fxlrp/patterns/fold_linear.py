@@ -16,6 +16,7 @@ from torch import fx
 from torch.fx.proxy import Proxy
 
 from fxlrp.capture import Program
+from fxlrp.capture import torch_private as private
 from fxlrp.capture.arithmetic import cast, entries, over, plus, reshaped, times
 from fxlrp.capture.canonical import Builder, Fused
 from fxlrp.graph.live import dependent
@@ -136,7 +137,7 @@ def _merge(graph: fx.Graph, chain: LinearChain) -> None:
     start, end, value = chain.start, chain.end, tensor_value(chain.start)
     if end is None or value is None or chain.form.bias is None:
         return
-    builder = Builder(graph, getattr(value, "fake_mode", None))
+    builder = Builder(graph, private.fake_mode_of(value))
     builder.origin = start.meta
     form, args = chain.form, list(start.args)
 

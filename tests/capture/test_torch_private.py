@@ -97,6 +97,16 @@ def test_guards_that_are_gone_are_no_guards_that_hold(monkeypatch: pytest.Monkey
         convert()
 
 
+def test_fake_tensors_without_their_mode_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare(torch.Tensor):
+        """A fake tensor that no longer says which mode it belongs to."""
+
+    monkeypatch.setattr(private, "FakeTensor", Bare, raising=False)
+    with pytest.raises(VersionError, match=r"FakeTensor\.fake_mode"):
+        private.fake_mode_of(torch.ones(2).as_subclass(Bare))
+    assert private.fake_mode_of(torch.ones(2)) is None
+
+
 @pytest.mark.usefixtures("unloaded")
 def test_the_recorder_is_no_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = private.Place("torch.fx.experimental.proxy_tensor", "no_proxy_mode")
