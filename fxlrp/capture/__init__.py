@@ -4,6 +4,7 @@
 (:mod:`.canonical`, :mod:`.expansions`) and returns a frozen :class:`Program`.
 """
 
-from fxlrp.capture.program import Program, capture
+from fxlrp.capture.capturing import capture
+from fxlrp.capture.program import Program
 
 __all__ = ["Program", "capture"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-import fxlrp.capture.expansions
-import fxlrp.capture.quantised  # noqa: F401  (both fill the table of replacements)
 from fxlrp.capture import torch_private as private
-from fxlrp.capture.canonical import Fused, canonicalise
-from fxlrp.capture.export import export, hold, steady
-from fxlrp.capture.process import quiet
-from fxlrp.capture.record import record
-from fxlrp.capture.traced import Traced
-from fxlrp.errors import CaptureError, RetraceWarning, VersionError
+from fxlrp.capture.canonical import Fused
+from fxlrp.capture.export import hold
 
 
 @dataclass(frozen=True)
@@ -115,69 +108,13 @@ def _cut_to_window(layer: Any) -> None:
         layer.keys, layer.values = layer.keys[..., kept, :], layer.values[..., kept, :]
 
 
-def capture(model: nn.Module, inputs: Mapping[str, Any], *, record_only: bool = False) -> Program:
-    """Trace ``model`` on ``inputs`` and bring the graph into canonical form. The model is left as it was.
-
-    What torch.export refuses is recorded as it runs on these very inputs; the program then stands for no others.
-    ``record_only`` does so at once, for a model known to be refused.
-    """
-    traced = _recorded(model, inputs) if record_only else _traced(model, inputs)
-    with quiet():
-        graph, fused = canonicalise(traced.module)
-    paths = [path for path, _ in private.pytree.tree_flatten_with_path(dict(inputs))[0]]
-    leaves = tuple(_leaf_name(path) for path in paths)
-    names = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-    used = {placeholder: leaf for placeholder, leaf in zip(traced.inputs, leaves, strict=True) if placeholder in names}
-    return Program(
-        graph=graph,
-        weights={name: target for name, target in traced.weights.items() if name in names},
-        constants={name: value for name, value in traced.constants.items() if name in names},
-        inputs=used,
-        input_leaves=leaves,
-        output_spec=traced.output_spec,
-        fused=fused,
-        guards=traced.guards,
-        shapes={
-            leaf: tuple(size if isinstance(size, int) else None for size in names[placeholder].meta["val"].shape)
-            for placeholder, leaf in used.items()
-            if isinstance(names[placeholder].meta.get("val"), Tensor) and "." not in leaf
-        },
-        recorded=None if traced.recorded is None else dict(zip(leaves, traced.recorded, strict=True)),
-    )
-
-
-def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
-    """The exported model; where torch.export refuses it but it can be recorded, the recorded one.
-
-    Raises :class:`CaptureError` with torch.export's own reason if it can be neither.
-    """
-    try:
-        with quiet():
-            return Traced.of(export(model, inputs))
-    except CaptureError as refusal:
-        try:
-            recorded = _recorded(model, inputs)
-        except VersionError:
-            raise
-        except Exception:  # whatever the model's own code does under another tracer
-            raise refusal from None
-        note = f"{refusal}\nUntil then it is recorded anew on each input, which takes its time."
-        warnings.warn(note, RetraceWarning, stacklevel=6)
-        return recorded
-
-
-def _recorded(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
-    with quiet(), steady(model) as traced:
-        return record(traced, inputs)
-
-
 def _same(given: Any, recorded: Any) -> bool:
     if isinstance(given, Tensor) and isinstance(recorded, Tensor):
         return torch.equal(given, recorded)
     return bool(given == recorded)
 
 
-def _leaf_name(path: tuple[Any, ...]) -> str:
+def leaf_name(path: tuple[Any, ...]) -> str:
     """``inputs["a"]`` is ``a``; a tensor inside a nested input is ``a.0.b``."""
     return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)
 
@@ -196,4 +133,4 @@ def weight(model: nn.Module, target: str) -> Tensor:
 
 def flatten(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of the (possibly nested) inputs by the names of :class:`Program`."""
-    return {_leaf_name(path): leaf for path, leaf in private.pytree.tree_flatten_with_path(dict(inputs))[0]}
+    return {leaf_name(path): leaf for path, leaf in private.pytree.tree_flatten_with_path(dict(inputs))[0]}

@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Conventions:
-    """``preferred`` is the input that the model itself calls its main one; ``parameters`` are those of its forward."""
+    """``preferred`` is the input that the model itself calls its main one; ``parameters`` are those of its forward.
+
+    A module of one's own declares transformers' conventions by an attribute ``main_input_name``: then its
+    ``attention_mask`` is 1 at tokens and 0 at padding. Without it no name of an input means anything.
+    """
 
     preferred: str | None
     parameters: tuple[str, ...]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ from fxlrp.rewrite import Rewritten, rewrite
 from fxlrp.rules import RULES, Rule
 from fxlrp.spec.lines import glob
 from fxlrp.spec.ruleset import Ruleset, ruleset
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs by name, and the captured program that stands for the model on them."""
+
+    given: Mapping[str, Any]
+    captured: Captured
 
 
 class Conversion:
@@ -122,6 +131,11 @@ class Conversion:
         inputs = {name: value for name, value in inputs.items() if value is not None}
         self._check_values(inputs)
         return inputs
+
+    def prepare(self, inputs: Any) -> Prepared:
+        """A user's inputs by name, with the program that stands for the model on them."""
+        given = self.given(inputs)
+        return Prepared(given, self.captured(given))
 
     def check_mode(self) -> None:
         """Raise :class:`TrainingModeError` where a module is in training mode."""

@@ -10,18 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxlrp.capture import Program, capture
-from fxlrp.capture import torch_private as private
 from fxlrp.capture.attributed import attributed_values
-from fxlrp.capture.export import check_runs
-from fxlrp.capture.process import attention_spelled_out, unmoved
-from fxlrp.capture.program import device_of, flatten
+from fxlrp.capture.process import unmoved
+from fxlrp.capture.program import flatten
 from fxlrp.capture.torch_private import LOCK, outside_compiler
-from fxlrp.errors import CaptureError, RetraceWarning
-from fxlrp.graph.nodes import run
+from fxlrp.errors import RetraceWarning
 from fxlrp.patterns import Pattern, registered
 from fxlrp.patterns.fold_activations import fold_activations
 from fxlrp.patterns.fold_linear import fold_affine
@@ -61,59 +57,10 @@ class Captured:
 FOLDS = {"affine": fold_affine}
 
 
-_OTHER_BRANCH = (
-    "decides by the values of its inputs, and its exported graph decides otherwise than the model does on these. It is "
-    "recorded as it runs, anew on each input, which takes its time."
-)
-
-_NOT_FOLLOWED = (
-    "gives other values than the graph that was made of it, also where its operators were recorded as they ran. It may "
-    "keep state from one call to the next, or change tensors in a way that leaves no trace: make its forward a "
-    "function of its inputs."
-)
-
-
-def _captured(model: nn.Module, inputs: Mapping[str, Any], record_only: bool) -> Captured:
-    return _searched(model, capture(model, inputs, record_only=record_only))
-
-
 def _searched(model: nn.Module, origin: Program) -> Captured:
     """A captured program with its activations folded, and what the patterns of now find in it."""
     program = fold_activations(origin)
     return Captured(program, Structure.of(program, attributed_values(program, model)), origin, registered())
-
-
-def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bool:
-    """Whether a new graph gives what the model gives on the inputs that it was captured on."""
-    if device_of(model).type == "meta":
-        return True
-    arguments = program.arguments(model, inputs)
-    returned: Any = program.graph.output_node()
-    # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
-    with torch.no_grad(), attention_spelled_out():
-        with unmoved():  # a model that draws numbers in eval mode and its graph draw the same ones
-            expected = check_runs(model, inputs)
-        values = run(program.graph, arguments, returned.all_input_nodes)
-        outputs: Any = returned.args[0]
-        found = program.unpack(fx.map_arg(outputs, values.__getitem__))
-    return _same_outputs(expected, found)
-
-
-def _same_outputs(expected: Any, found: Any) -> bool:
-    """Whether two output objects hold float tensors of equal shapes and, but for rounding of any type, equal values."""
-    ours, theirs = (
-        [t for t in private.pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
-        for outputs in (expected, found)
-    )
-    return len(ours) == len(theirs) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=0.1, atol=0.1 * _size(a), equal_nan=True)
-        for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-def _size(x: Tensor) -> float:
-    finite = x[torch.isfinite(x)]
-    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 @dataclass
@@ -131,8 +78,7 @@ class Graphs:
     def serve(self, model: nn.Module, context: tuple[Any, ...], inputs: Mapping[str, Any]) -> Captured:
         """The program that stands for ``model`` on these inputs, captured now if there is none yet.
 
-        ``context`` is what besides the inputs a graph depends on: the weights' type and device. An exported graph
-        that does not agree with the model, because the exporter took another branch of it, is recorded instead.
+        ``context`` is what besides the inputs a graph depends on: the weights' type and device.
         """
         leaves = flatten(inputs)
         known = self.programs.setdefault((*context, *((name, _kind(leaf)) for name, leaf in leaves.items())), [])
@@ -147,14 +93,7 @@ class Graphs:
     ) -> Captured:
         self._warn(model, known, leaves)
         recorded = [c for c in known if c.program.recorded is not None]
-        found = _captured(model, inputs, record_only=bool(recorded))
-        agrees = _agrees(model, found.program, inputs)
-        if not agrees and found.program.recorded is None:
-            warnings.warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning, stacklevel=5)
-            found = _captured(model, inputs, record_only=True)
-            agrees = _agrees(model, found.program, inputs)
-        if not agrees:
-            raise CaptureError(f"{type(model).__name__} {_NOT_FOLLOWED}")
+        found = _searched(model, capture(model, inputs, record_only=bool(recorded)))
         self.traced += 1
         known[:] = [c for c in known if c not in recorded] + [found]
         return found

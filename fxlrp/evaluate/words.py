@@ -141,7 +141,7 @@ def _grouped(measured: Measured) -> dict[str, Tensor]:
 
 def _without_embeddings(explanation: Explanation, gone: Tensor) -> Tensor:
     """The logits with zeros for what the ``gone`` tokens [samples, tokens] look up."""
-    task = Task(explanation.lrp.conversion, explanation.given)
+    task = Task(explanation.lrp.conversion, explanation.lrp.conversion.prepare(explanation.given))
     point = point_of(explanation.lrp.conversion, task.captured, explanation.given)
     nodes = task.nodes_of(explanation.units.name)
     values = {

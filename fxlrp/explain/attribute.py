@@ -29,9 +29,10 @@ def attribute(
     reference: Any = None,
 ) -> Attribution:
     """The passes that the ruleset's reading asks for (and, for a ledger, one more backward pass per sample)."""
-    given = lrp.given(inputs)
+    prepared = lrp.prepare(inputs)
+    given = prepared.given
     other = None if reference is None else _reference(lrp, reference)
-    task = Task(lrp, given, target, contrast, other)
+    task = Task(lrp, prepared, target, contrast, other)
     if ledger:
         _check_ledger(task)
     if at:

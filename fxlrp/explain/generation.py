@@ -138,7 +138,8 @@ def attribute_generation(
     prompt = Prompt.of(lrp, inputs)
     ids = _generated(lrp, prompt, max_new_tokens, generated)
     padding = _padding(lrp.model, ids)
-    given = lrp.bind((), prompt.continued(lrp, ids, padding))
+    prepared = lrp.prepare(prompt.continued(lrp, ids, padding))
+    given = prepared.given
     start, count = prompt.ids.shape[1], ids.shape[1]
     places = tuple(start - 1 + k for k in range(count))
 
@@ -147,7 +148,7 @@ def attribute_generation(
         _check_ids(ids, logits.shape[-1], "generated")
         return Steps(places, ids, _contrast(contrast, ids, logits[:, start - 1 :]))
 
-    task = Task(lrp, given)
+    task = Task(lrp, prepared)
     _check_rules(task)
     passes = Passes(task, steps, given[prompt.stream].shape[1], chunk)
     tokenizer = tokenizer or getattr(inputs, "tokenizer", None)

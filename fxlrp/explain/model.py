@@ -194,6 +194,6 @@ def convert(
     conversion = Conversion(model, load(ruleset), strict)
     conversion.check_mode()
     if example_inputs is not None:
-        conversion.captured(conversion.given(example_inputs))
+        conversion.prepare(example_inputs)
         _ = conversion.plan
     return ConvertedModel(conversion)

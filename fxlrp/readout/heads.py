@@ -33,7 +33,7 @@ def head_relevance(
     """
     if of not in ("values", "outputs"):
         raise InputError(f"of='{of}' is neither 'values', which heads take from tokens, nor 'outputs'.")
-    task = Task(lrp, lrp.given(inputs), target, contrast)
+    task = Task(lrp, lrp.prepare(inputs), target, contrast)
     found = sites(task)
     propagated = task.propagate(tuple(site.values if of == "values" else site.output for site in found))
     batch = len(propagated.explained)

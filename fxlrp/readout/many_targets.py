@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture.process import attention_spelled_out
-from fxlrp.engine.conversion import Conversion
+from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.engine.explained import Explained
 from fxlrp.engine.targets import Selection, logits_of
 from fxlrp.errors import InputError
@@ -198,7 +198,7 @@ class OneOfMany(Task):
 
     def __init__(self, passes: Passes, index: int, given: Mapping[str, Any]) -> None:
         task = passes.task
-        super().__init__(task.lrp, given, captured=task.captured)
+        super().__init__(task.lrp, Prepared(given, task.captured))
         self.passes, self.index = passes, index
 
     def propagate(

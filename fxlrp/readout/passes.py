@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.engine.conversion import Conversion
+from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.engine.explained import Explained
-from fxlrp.engine.graphs import Captured
 from fxlrp.engine.targets import Target
 from fxlrp.graph.operators import is_continuous
 from fxlrp.planning.plan import Plan
@@ -58,24 +57,23 @@ class Propagated:
 
 
 class Task:
-    """What is explained: ``given`` inputs of ``lrp``, and per sample the target (less a contrast); for what compares,
-    the user's ``reference`` inputs.
+    """What is explained: ``prepared`` inputs of ``lrp``, and per sample the target (less a contrast); for what
+    compares, the user's ``reference`` inputs.
     """
 
     def __init__(
         self,
         lrp: Conversion,
-        given: Mapping[str, Any],
+        prepared: Prepared,
         target: Target = None,
         contrast: Target = None,
         reference: Mapping[str, Any] | None = None,
-        captured: Captured | None = None,
     ) -> None:
         self.lrp = lrp
-        self.given = given
+        self.given: Mapping[str, Any] = prepared.given
         self.wanted = (target, contrast)
         self.chosen = reference
-        self.captured: Captured = captured or lrp.captured(given)
+        self.captured = prepared.captured
         self.explain: Explained | None = None
         self.tapped: dict[str, fx.Node] = {}
 

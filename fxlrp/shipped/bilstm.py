@@ -31,6 +31,9 @@ class LSTMConfig(BaseModel):
 class SentimentLSTM(nn.Module):
     """Word embeddings e_t, one LSTM in each direction, y = W [h_T (forward); h_1 (backward)]: no bias at the output."""
 
+    #: With it come transformers' meanings of names: attention_mask is 1 at words.
+    main_input_name = "input_ids"
+
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()
         self.config = config

@@ -69,7 +69,7 @@ def fits(
     rules = load(ruleset)
     read = at_inputs(rules)
     lrp = model.with_ruleset(read) if isinstance(model, ConvertedModel) else convert(model, read, example_inputs=inputs)
-    lrp.conversion.captured(lrp.conversion.given(inputs))
+    lrp.conversion.prepare(inputs)
     reason = _misfit(rules, lrp.plan) or (CHECKS[check](lrp.plan) if check is not None else "")
     return Fit(rules.name, reason)
 

@@ -46,8 +46,8 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
     reads out something else than relevance at the inputs (:func:`at_inputs` is the ruleset that does), compares with
     a reference or treats several operations as one; :class:`fxlrp.FxlrpError` for whatever attribution refuses.
     """
-    given = lrp.conversion.given(inputs)
-    captured = lrp.conversion.captured(given)
+    prepared = lrp.conversion.prepare(inputs)
+    given, captured = prepared.given, prepared.captured
     plan = lrp.plan
     if reason := not_propagated(plan):
         raise InputError(reason)

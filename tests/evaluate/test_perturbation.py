@@ -18,6 +18,8 @@ UNK = 0
 class Votes(nn.Module):
     """Each token votes for class 1 with its own weight; [UNK] has none.  ids: [batch, tokens]."""
 
+    main_input_name = "input_ids"  # attention_mask is then what transformers means by it
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Embedding(7, 1)

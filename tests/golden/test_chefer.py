@@ -117,7 +117,8 @@ def test_skip_connections_take_what_their_branches_leave() -> None:
 
 
 def maps(dtype: str, attention: str = "sdpa") -> list[Map]:
-    task = Task(converted(dtype, attention).conversion, {"pixel_values": pixels(dtype)}, 0, None)
+    lrp = converted(dtype, attention).conversion
+    task = Task(lrp, lrp.prepare({"pixel_values": pixels(dtype)}), 0, None)
     return attention_maps(task, relevance=True, gradient=True)[0]
 
 

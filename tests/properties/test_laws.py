@@ -85,7 +85,7 @@ def attention(lrp: fxlrp.ConvertedModel, inputs: dict[str, Tensor], *parts: str)
     nodes = [n for n in captured.program.graph.nodes if "attention.weights" in labels.get(n, ())]
     outputs = [n for n in captured.program.graph.nodes if "attention.output" in labels.get(n, ())]
     values = [n.args[1] for n in outputs]
-    carried = Task(lrp.conversion, inputs, 1, None).propagate([*nodes, *outputs, *values]).taps
+    carried = Task(lrp.conversion, lrp.conversion.prepare(inputs), 1, None).propagate([*nodes, *outputs, *values]).taps
     third = len(nodes)
     rows = zip(carried[:third], carried[third : 2 * third], carried[2 * third :], strict=True)
     return [dict(zip(("weights", "output", "values"), row, strict=True)) for row in rows]
