@@ -7,6 +7,7 @@ from operator import add
 
 from torch import fx
 
+from fxlrp.graph.nodes import tensor_value
 from fxlrp.graph.operators import is_movement, operator_of
 
 
@@ -30,10 +31,17 @@ def skip_connections(graph: fx.Graph, inside: frozenset[fx.Node]) -> Iterator[tu
 
 
 def unmoved(value: object) -> fx.Node | None:
-    """What a view, cast or copy is a view of."""
-    while isinstance(value, fx.Node) and is_movement(value):
+    """What a view, cast or copy is a view of; one of several values, and a part of a complex number, stand alone."""
+    while isinstance(value, fx.Node) and is_movement(value) and not _many_or_complex(value.args[0]):
         value = value.args[0]
     return value if isinstance(value, fx.Node) else None
+
+
+def _many_or_complex(value: object) -> bool:
+    if not isinstance(value, fx.Node):
+        return False
+    tensor = tensor_value(value)
+    return tensor is None or tensor.is_complex()
 
 
 def _reaches(late: fx.Node, early: fx.Node, position: dict[fx.Node, int]) -> bool:

@@ -5,17 +5,11 @@ The whole is ``make census``; what it found last is in ``docs/coverage.md``.
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
-import fxlrp
 from benchmarks.architectures import Architecture
 from benchmarks.coverage import counts, page
-from benchmarks.examine import STEPS, Record, examine, operators
-from fxlrp.testing import KINDS, RandomGraph
-from fxlrp.testing.graphs import Step
+from benchmarks.examine import STEPS, Record, examine
 
 SAMPLE: dict[str, tuple[str, ...]] = {
     "sequence classification": (
@@ -109,18 +103,3 @@ def test_the_page_counts_each_step_and_gives_reasons() -> None:
     assert "50.0 %" in text
     assert "ledger open" in text
     assert "no timm" in text
-
-
-def test_every_operator_that_the_census_met_occurs_in_random_graphs() -> None:
-    text = (Path(__file__).parents[2] / "docs/coverage.md").read_text()
-    met = set(re.findall(r"`(\w+)`", text.split("## Operators")[1]))
-    assert len(met) > 90
-    found = {"embedding"}  # of tokens, where relevance arrives: a random graph takes floats
-    # Captured otherwise, or beside operators that are decomposed spelled otherwise.
-    apart = ["checked", "lstm", "gru", "cast_float32", "reordered"]
-    others = [kind for kind in KINDS if kind not in apart]
-    for kinds in [*(others[start : start + 24] for start in range(0, len(others), 24)), *([kind] for kind in apart)]:
-        steps = [Step(kind, ("x", "x")[: KINDS[kind].arity], option=i % 3) for i, kind in enumerate(kinds)]
-        graph = RandomGraph(tuple(steps))
-        found.update(operators(fxlrp.convert(graph.module(), "conservative", example_inputs=graph.inputs()).plan))
-    assert met <= found, f"no kind has {sorted(met - found)}"

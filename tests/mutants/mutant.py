@@ -12,8 +12,10 @@ import torch
 
 from fxlrp.rules import RULES
 from fxlrp.testing import RandomGraph
+from tests.kinds import test_kinds
 from tests.properties import test_properties, test_regressions
 from tests.rules import test_rules
+from tests.support import kinds
 from tests.testing import test_oracle
 
 aten = torch.ops.aten
@@ -81,7 +83,7 @@ def agrees(code: str, ruleset: str = "conservative") -> Test:
 
 
 def kernel(kind: str, ruleset: str) -> Test:
-    return lambda: test_properties.test_kernels_equal_their_definitions(kind, ruleset)
+    return lambda: test_kinds.kernels_agree(kinds.convert(kind), ruleset)
 
 
 def found(name: str) -> Test:

@@ -4,7 +4,6 @@ definitions.
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -13,12 +12,10 @@ from torch import Tensor, fx
 import fxlrp
 from fxlrp.graph.operator_classes import ADD, SUM
 from fxlrp.graph.operators import in_slots, operator_of
-from fxlrp.readout.passes import Carried
-from fxlrp.rewrite import rewrite
 from fxlrp.testing import KINDS, RandomGraph, check_conservation, graphs, largest_difference
 from fxlrp.testing.checks import at_inputs
-from fxlrp.testing.graphs import Step
 from fxlrp.testing.oracle import in_double
+from tests.support.kernels import by_both
 
 #: Every packaged method, read at the inputs, and those in gradients once more in relevance.
 METHODS = {name: rules for name in fxlrp.rulesets() if not (rules := at_inputs(name)).compares}
@@ -34,10 +31,6 @@ CONSERVING = st.sampled_from(
 )
 
 
-def single(kind: str) -> RandomGraph:
-    return RandomGraph((Step(kind, ("x", "y")[: KINDS[kind].arity]),))
-
-
 @given(graphs(), RULESETS)
 @settings(max_examples=30)
 def test_values_stay_and_the_ledger_closes(graph: RandomGraph, ruleset: str) -> None:
@@ -48,17 +41,6 @@ def test_values_stay_and_the_ledger_closes(graph: RandomGraph, ruleset: str) -> 
 @settings(max_examples=10)
 def test_float32_casts_close_to_their_precision(graph: RandomGraph, ruleset: str) -> None:
     check_conservation(graph.module(), METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
-
-
-FOR_EVERY_KIND = ("conservative-residual", "conservative in relevance", "chefer2021-vit")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_closes(kind: str) -> None:
-    graph = single(kind)
-    lrp = fxlrp.convert(graph.module(), "conservative")
-    for ruleset in FOR_EVERY_KIND[:1] if kind in ("lstm", "gru") else FOR_EVERY_KIND:  # those are long graphs
-        check_conservation(lrp, METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
 
 
 @given(graphs(), RULESETS)
@@ -144,45 +126,11 @@ def test_the_ledger_closes_where_relevance_begins_midway(graph: RandomGraph, rul
     check_conservation(graph.module(), rules, graph.inputs(), target=1).raise_if_failed()
 
 
-FUSED = [
-    name for name in KINDS if name.startswith(("sdpa", "layer_norm", "rms_norm", "group_norm", "batch_norm", "cross"))
-]
-FUSED += ["multihead_attention_module", "attention_rotary", "attention_fused_qkv", "residual_post_norm"]
-
-
-def by_both(graph: RandomGraph, ruleset: str) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Outputs and input relevance from the kernels, and from the definitions they stand for."""
-    inputs = graph.inputs(batch=3)
-    lrp = fxlrp.convert(graph.module(), METHODS[ruleset], example_inputs=inputs)
-    captured = lrp.conversion.captured(inputs)
-    results = []
-    for fused in (True, False):
-        rewritten = rewrite(lrp.plan, fused=fused)
-        fresh = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-        outputs, values, _ = rewritten.module(*lrp.conversion.arguments(captured.program, rewritten, inputs, fresh))
-        explained = outputs[0][:, 1].sum()
-        grads = torch.autograd.grad(explained, values, allow_unused=True) if explained.requires_grad else [None] * 2
-        relevance = {
-            each.name: torch.zeros_like(x) if grad is None else Carried(x, grad, lrp.plan.message).relevance.detach()
-            for each, x, grad in zip(captured.structure.attributed, values, grads, strict=False)
-        }
-        results.append((outputs[0].detach(), relevance))
-    return results
-
-
-@pytest.mark.parametrize("ruleset", ["attnlrp", "cp-lrp", "ali2022", "ali2022-ah", "ali2022-ln", "gradient"])
-@pytest.mark.parametrize("kind", FUSED)
-def test_kernels_equal_their_definitions(kind: str, ruleset: str) -> None:
-    steps = (Step("linear", ("x",)), Step(kind, ("v1", "y")[: KINDS[kind].arity]), Step("gelu", ("v2",)))
-    (fast, relevance), (slow, expected) = by_both(RandomGraph(steps), ruleset)
-    bound = 1e-6 if not KINDS[kind].exact else 1e-11
-    torch.testing.assert_close(fast, slow, rtol=bound, atol=bound)
-    assert largest_difference(relevance, expected) < bound
-
-
 @given(graphs(), RULESETS)
 @settings(max_examples=15)
 def test_kernels_equal_their_definitions_in_random_graphs(graph: RandomGraph, ruleset: str) -> None:
-    (fast, relevance), (slow, expected) = by_both(graph, ruleset)
+    inputs = graph.inputs(batch=3)
+    lrp = fxlrp.convert(graph.module(), METHODS[ruleset], example_inputs=inputs)
+    (fast, relevance), (slow, expected) = by_both(lrp, inputs)
     torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-11)
     assert largest_difference(relevance, expected) < 1e-9

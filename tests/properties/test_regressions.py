@@ -32,6 +32,9 @@ FOUND = {
     "bounds that are values": ("conservative", "v1 = clamp_between_values(x)"),
     # a batch norm has another name where it was recorded
     "batch norm in a recording": ("attnlrp", "v1 = checked(x)"),
+    # a skip connection began at all values of an operation, of which it adds one, and at a complex number
+    "skip connection from one of several values": ("chefer2021-vit", "v1 = sort_features(x)\nv2 = residual(v1)"),
+    "skip connection from complex numbers": ("chefer2021-vit", "v1 = rotary_complex(x)\nv2 = residual(v1)"),
 }
 
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fxlrp
-from fxlrp.testing import KINDS, RandomGraph, graphs
-from fxlrp.testing.graphs import Step
+from fxlrp.testing import RandomGraph, graphs
 from tests.support.cuts import worst_cut
 
 
@@ -16,13 +15,6 @@ from tests.support.cuts import worst_cut
 @settings(max_examples=20)
 def test_random_graphs(graph: RandomGraph, ruleset: str) -> None:
     gap, before = worst_cut(fxlrp.convert(graph.module(), ruleset), graph.inputs())
-    assert gap < 1e-9, f"the cut after {sorted(before)}"
-
-
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.exact and name not in ("lstm", "gru")])
-def test_every_kind(kind: str) -> None:
-    graph = RandomGraph((Step(kind, ("x", "y")[: KINDS[kind].arity]), Step("residual", ("v1",))))
-    gap, before = worst_cut(fxlrp.convert(graph.module(), "attnlrp"), graph.inputs(), orders=1, most=12)
     assert gap < 1e-9, f"the cut after {sorted(before)}"
 
 
