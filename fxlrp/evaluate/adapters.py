@@ -90,7 +90,7 @@ class CaptumSensitivity(_Captum):
         """captum's sensitivity [samples]."""
 
         def relevance(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
-            near, repeats = _repeated(explanation, value[0] if isinstance(value, tuple) else value)
+            near, repeats = repeated(explanation, value[0] if isinstance(value, tuple) else value)
             target = [place for place in explanation.result.target for _ in range(repeats)]
             return (explanation.lrp.attribute(near, target=target).relevance.detach(),)
 
@@ -131,7 +131,7 @@ class CaptumInfidelity(_Captum):
             )
 
         def watched(near: Tensor) -> Tensor:
-            inputs, repeats = _repeated(explanation, near)
+            inputs, repeats = repeated(explanation, near)
             target = torch.as_tensor(explanation.result.target).repeat_interleave(repeats, 0)
             return explanation.chosen(target)(explanation.logits(inputs))
 
@@ -149,7 +149,7 @@ def _drawn(draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator
     return draw(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
-def _repeated(explanation: Explanation, value: Tensor) -> tuple[Mapping[str, Any], int]:
+def repeated(explanation: Explanation, value: Tensor) -> tuple[Mapping[str, Any], int]:
     """The inputs with another ``value``, which holds each sample so many times in a row."""
     count = len(explanation.units.value)
     repeats = len(value) // count

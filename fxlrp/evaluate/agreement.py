@@ -59,7 +59,7 @@ class RankCorrelation(Protocol):
         def measure(batch: Batch) -> Measured:
             ours = explain_class(lrp, batch, self.of, self.keep, "RankCorrelation")
             theirs = {name: explain(other, batch, ours.result.target) for name, other in self.others.items()}
-            return {name: _rho(ours, other) for name, other in theirs.items()}
+            return {name: rank_correlation(ours, other) for name, other in theirs.items()}
 
         return measure
 
@@ -73,7 +73,7 @@ class RankCorrelation(Protocol):
         return distributions(rows, f"{RHO} with that of {evaluation.ruleset.name}")
 
 
-def _rho(ours: Explanation, theirs: Explanation, present: Tensor | None = None) -> Tensor:
+def rank_correlation(ours: Explanation, theirs: Explanation, present: Tensor | None = None) -> Tensor:
     """Spearman's rho [samples] over the units that are present."""
     one, other = ours.units.relevance, theirs.units.relevance
     if one.shape != other.shape:
@@ -123,7 +123,7 @@ class Robustness(Protocol):
             inputs, changed = self._changed(before, generator)
             same = _predicted(before.logits(inputs)) == predicted
             after = explain(lrp, Batch(inputs), before.result.target)
-            rho = _rho(before, after, before.units.present & ~changed)
+            rho = rank_correlation(before, after, before.units.present & ~changed)
             rhos.append(rho.masked_fill(~same, float("nan")))
             kept.append(same)
         return {"spearman": torch.stack(rhos, 1).nanmean(1), "kept": torch.stack(kept, 1).double().mean(1)}

@@ -39,7 +39,7 @@ class Memory:
             "|".join(
                 (
                     type(protocol).__name__,
-                    *map(_fingerprint, (vars(protocol), lrp)),
+                    *map(fingerprint, (vars(protocol), lrp)),
                 )
             ),
         )
@@ -68,7 +68,7 @@ class Memory:
         if self.folder is None:
             return None
         key = hashlib.sha256()
-        for text in (self.about, _fingerprint(vars(batch))):
+        for text in (self.about, fingerprint(vars(batch))):
             key.update(text.encode())
         return self.folder / f"{key.hexdigest()[:32]}.safetensors"
 
@@ -77,11 +77,11 @@ def drawing(batch: Batch, seed: int) -> torch.Generator:
     """Random numbers for one batch: they depend on its contents and the seed alone, so that a run which goes on where
     it stopped draws what an uninterrupted one does.
     """
-    digest = hashlib.sha256(f"{seed}|{_fingerprint(vars(batch))}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{seed}|{fingerprint(vars(batch))}".encode()).hexdigest()
     return torch.Generator().manual_seed(int(digest[:15], 16))
 
 
-def _fingerprint(value: Any) -> str:
+def fingerprint(value: Any) -> str:
     """A hash of tensors and what holds them: equal for equal contents."""
     digest = hashlib.sha256()
     _feed(digest, value)

@@ -117,7 +117,7 @@ class _Randomised:
         self.cascade = cascade
         self.original = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         generator = torch.Generator().manual_seed(seed)
-        self.drawn = {name: _redrawn(value, generator) for name, value in self.original.items()}
+        self.drawn = {name: redrawn(value, generator) for name, value in self.original.items()}
         named = enumerate(stages(self.model).items())
         self.names = {f"{index:02d} {path}": names for index, (path, names) in named}
 
@@ -138,7 +138,8 @@ class _Randomised:
                 parameters[name].copy_(values[name])
 
 
-def _redrawn(value: Tensor, generator: torch.Generator) -> Tensor:
+def redrawn(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal numbers with the mean and standard deviation of ``value``; integers as they are."""
     if not value.is_floating_point():
         return value
     noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)

@@ -115,7 +115,7 @@ def units_of(given: Mapping[str, Any], result: Attribution, keep: tuple[int, ...
     name = next(name for name, value in result.inputs.items() if value is result.relevance)
     value, relevance = given[name], result.relevance.detach()
     if result.of_ids and relevance.shape == value.shape:
-        return Tokens(name, value, relevance, _present(result, value, keep))
+        return Tokens(name, value, relevance, present_tokens(result, value, keep))
     if keep:
         raise InputError("keep= names token ids to leave alone; this model's main input does not hold any.")
     if result.image_size is not None:
@@ -130,7 +130,8 @@ def units_of(given: Mapping[str, Any], result: Attribution, keep: tuple[int, ...
     )
 
 
-def _present(result: Attribution, ids: Tensor, keep: tuple[int, ...]) -> Tensor:
+def present_tokens(result: Attribution, ids: Tensor, keep: tuple[int, ...]) -> Tensor:
+    """Where ids [samples, tokens] are tokens to rank: not padding, none of the special ids in ``keep``."""
     present = torch.ones_like(ids, dtype=torch.bool)
     if result.attention_mask is not None and result.attention_mask.shape == ids.shape:
         present &= result.attention_mask.bool()

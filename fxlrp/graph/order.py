@@ -27,14 +27,15 @@ class Ends:
             for source in sources(node):
                 if source in users:
                     users[source].append(node)
-        return Ends(_foremost(kinds, sources), _foremost(dict(reversed(list(kinds.items()))), users.__getitem__))
+        return Ends(foremost(kinds, sources), foremost(dict(reversed(list(kinds.items()))), users.__getitem__))
 
     def at(self, node: fx.Node) -> tuple[frozenset[str], frozenset[str]]:
         """The kinds of which a node is first, and last."""
         return self.first.get(node, frozenset()), self.last.get(node, frozenset())
 
 
-def _foremost(kinds: Kinds, before: Callable[[fx.Node], Iterable[fx.Node]]) -> Kinds:
+def foremost(kinds: Kinds, before: Callable[[fx.Node], Iterable[fx.Node]]) -> Kinds:
+    """For each node, those of its kinds that no node has on a way ``before`` it."""
     met: dict[fx.Node, frozenset[str]] = {}
     found: dict[fx.Node, frozenset[str]] = {}
     for node, own in kinds.items():

@@ -92,7 +92,7 @@ def _draft(
     useful = _useful(program.graph, carrying)
     kept = {node: decision for node, decision in decisions.items() if node in useful or node not in carrying}
     plan = Plan(program, structure, ruleset, kept, frozenset(carrying & useful), forks=_forks(structure, ruleset))
-    plan = _joined(plan)
+    plan = joined(plan)
     return plan, [refusal for node, refusal in refused.items() if node in useful]
 
 
@@ -108,7 +108,7 @@ def _ends(plan: Plan) -> Ends:
     return Ends.of(kinds, operands_of)
 
 
-def _joined(plan: Plan) -> Plan:
+def joined(plan: Plan) -> Plan:
     """The plan in which a rule for affine sums stands once on each, at its root."""
     groups = {
         node: (decision.rule.name, tuple(decision.params.items()))

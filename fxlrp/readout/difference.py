@@ -31,9 +31,9 @@ def by_difference(task: Task, reading: DifferenceReading) -> Answer:
     there, values, tapped = task.forward(task.reference, task.taps)
     sign = -1.0 if patching else 1.0
     pairs = zip(propagated.attributed, values, strict=True)
-    answer = by_input(task, reading, propagated, [sign * _changed(carried, value) for carried, value in pairs])
+    answer = by_input(task, reading, propagated, [sign * changed(carried, value) for carried, value in pairs])
     at = {
-        name: sign * _changed(carried, value)
+        name: sign * changed(carried, value)
         for name, carried, value in zip(task.tapped, propagated.taps, tapped, strict=True)
     }
     if not patching:
@@ -41,6 +41,6 @@ def by_difference(task: Task, reading: DifferenceReading) -> Answer:
     return replace(answer, propagated=propagated, at=at)
 
 
-def _changed(carried: Carried, reference: Tensor) -> Tensor:
-    """(x - x_ref) g."""
+def changed(carried: Carried, reference: Tensor) -> Tensor:
+    """(x - x_ref) g, in the shape of x."""
     return (widened(carried.value) - widened(reference)) * carried.gradient

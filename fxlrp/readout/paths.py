@@ -43,8 +43,8 @@ def under_noise(task: Task, reading: SmoothReading) -> Answer:
     generator = torch.Generator().manual_seed(reading.seed)
     totals: list[Tensor] = []
     for _ in range(reading.samples):
-        noisy = task.propagate(task.taps, at=_noisy(here, reading.sigma, generator))
-        found = [score(carried, reading.score) for carried in (*noisy.attributed, *noisy.taps)]
+        moved = task.propagate(task.taps, at=noisy(here, reading.sigma, generator))
+        found = [score(carried, reading.score) for carried in (*moved.attributed, *moved.taps)]
         totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
     means = [total / reading.samples for total in totals]
     count = len(propagated.attributed)
@@ -52,8 +52,8 @@ def under_noise(task: Task, reading: SmoothReading) -> Answer:
     return replace(answer, at=dict(zip(task.tapped, means[count:], strict=True)))
 
 
-def _noisy(point: Point, sigma: float, generator: torch.Generator) -> Point:
-    """The values with noise of ``sigma`` times each sample's range."""
+def noisy(point: Point, sigma: float, generator: torch.Generator) -> Point:
+    """x + sigma (max x - min x) e with standard normal e, the range being each sample's own."""
     values = []
     for x in point.values:
         axes = tuple(range(min(1, x.ndim), x.ndim))

@@ -46,7 +46,7 @@ def with_positions(task: Task, reading: PositionReading) -> Answer:
     Raises :class:`InputError` for inputs that are no tokens, or positions of other tokens than theirs.
     """
     plan = task.lrp.rewritten(task.captured)[0]
-    sinks = list(_sinks(plan))
+    sinks = list(sinks_of(plan))
     taps = [node for one in sinks for node in (one.node, one.constant)]
     propagated = task.propagate((*task.taps, *taps))
     answer = by_input(task, reading, propagated, [c.relevance for c in propagated.attributed])
@@ -90,8 +90,8 @@ def _given_positions(task: Task, attributed: Sequence[Carried]) -> Iterator[tupl
             yield name, carried.relevance.sum(-1)
 
 
-def _sinks(plan: Plan) -> Iterator[Sink]:
-    """The sinks of a plan, and the sums with constants that may turn out to be positions."""
+def sinks_of(plan: Plan) -> Iterator[Sink]:
+    """Where a plan may book relevance to positions: operations under ``sink``, and sums with constants."""
     for node in plan.program.graph.nodes:
         if node not in plan.carrying:
             continue

@@ -46,12 +46,13 @@ def whole_pattern(plan: Plan, node: fx.Node) -> Site:
             "its pattern ends in, so a rule of scope 'pattern' cannot stand there. Match that part of it."
         )
     live = [n for n in dict.fromkeys(match.inputs.values()) if isinstance(n, fx.Node) and n in plan.carrying]
-    moved = _moved(live, between(live, node))
+    moved = moved_along(live, between(live, node))
     graph, others = extracted(between(moved, node), moved)
     return _site(fx.GraphModule({}, graph), moved, others, (True,) * len(moved))
 
 
-def _moved(values: Sequence[fx.Node], inside: Sequence[fx.Node]) -> list[fx.Node]:
+def moved_along(values: Sequence[fx.Node], inside: Sequence[fx.Node]) -> list[fx.Node]:
+    """The values, and those ``inside`` that only move them, as far as something computed inside uses them."""
     found = {*values}
     for each in inside:
         if is_movement(each) and each.args[0] in found:

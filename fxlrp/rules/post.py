@@ -44,16 +44,16 @@ class Post(BaseModel):
         return self.kind
 
 
-def _summed(relevance: Tensor, over: str) -> Tensor:
-    """Sums with the axes that they are taken over kept, of size one."""
+def summed(relevance: Tensor, over: str) -> Tensor:
+    """The sums that ``over`` names; the axes summed over are kept, of size one."""
     axes = tuple(range(relevance.ndim))[_AXES[over]]
     return relevance.sum(axes, keepdim=True) if axes else relevance
 
 
-def _kept(shape: torch.Size, over: str) -> torch.Size:
-    """The axes that sums keep apart."""
-    summed = len(range(len(shape))[_AXES[over]])
-    return shape[: len(shape) - summed]
+def axes_apart(shape: torch.Size, over: str) -> torch.Size:
+    """The sizes of the axes that the sums named ``over`` keep apart, of values of this ``shape``."""
+    count = len(range(len(shape))[_AXES[over]])
+    return shape[: len(shape) - count]
 
 
 #: Post-operations that look at each entry alone, and what of the arriving relevance the others sum up.
@@ -61,14 +61,17 @@ ENTRYWISE: dict[str, Callable[[Tensor], Tensor]] = {"abs": torch.abs, "clamp": l
 MATCHING: dict[str, Callable[[Tensor], Tensor]] = {"match_sum": lambda r: r, "match_abs_sum": torch.abs}
 
 
-def _matched(post: Post, received: Sequence[Tensor], tally: Tensor, over: str) -> list[Tensor]:
-    """``received`` times one factor for each sum, as it is where the tally holds none."""
+def matched(post: Post, received: Sequence[Tensor], tally: Tensor, over: str) -> list[Tensor]:
+    """``received`` times (arrived + epsilon) / (sum of received + epsilon), for each sum; as it is without a tally.
+
+    tally: [2, ...], the sums of what arrived, in the shape of those of the first operand, and whether there are any.
+    """
     size = MATCHING[post.kind]
     arrived, there = tally
-    total = torch.stack([_summed(size(r), over).reshape(arrived.shape) for r in received]).sum(0)
+    total = torch.stack([summed(size(r), over).reshape(arrived.shape) for r in received]).sum(0)
     factor = ratio(arrived if size is torch.abs else arrived + post.epsilon, total + post.epsilon)
     factor = torch.where(there == 0, 1.0, factor)
-    return [r * factor.reshape(_summed(r, over).shape) for r in received]
+    return [r * factor.reshape(summed(r, over).shape) for r in received]
 
 
 class _Gate(torch.autograd.Function):
@@ -79,7 +82,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, posts: tuple[Post, ...], *operands: Tensor) -> tuple[Tensor, ...]:
         ctx.posts = posts
-        sums = (_summed(operands[0].detach(), over) for p in posts for over in p.ways)
+        sums = (summed(operands[0].detach(), over) for p in posts for over in p.ways)
         return *(torch.zeros_like(torch.stack((s, s))) for s in sums), *(x.view_as(x) for x in operands)
 
     @staticmethod
@@ -90,7 +93,7 @@ class _Gate(torch.autograd.Function):
             if post.kind in ENTRYWISE:
                 received = [ENTRYWISE[post.kind](r) for r in received]
             for over in post.ways:
-                received = _matched(post, received, next(tallies), over)
+                received = matched(post, received, next(tallies), over)
         return None, *received
 
 
@@ -103,7 +106,7 @@ class _Tallied(torch.autograd.Function):
         ctx.sums = []
         for post in posts:
             tries = [(post, over, next(given).shape[1:]) for over in post.ways]
-            fitting = next((t for t in tries if _kept(t[2], t[1]) == _kept(y.shape, t[1])), None)
+            fitting = next((t for t in tries if axes_apart(t[2], t[1]) == axes_apart(y.shape, t[1])), None)
             if tries and fitting is None:
                 raise RulesetError(
                     f"Post-operation '{post.kind}' cannot compare the sums of an operation's value {list(y.shape)} "
@@ -115,7 +118,7 @@ class _Tallied(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         def arrived(post: Post, over: str, shape: torch.Size) -> Tensor:
-            sums = _summed(MATCHING[post.kind](grads[0]), over).reshape(shape)
+            sums = summed(MATCHING[post.kind](grads[0]), over).reshape(shape)
             return torch.stack((sums, torch.ones_like(sums)))
 
         return None, grads[0], *(None if each is None else arrived(*each) for each in ctx.sums)

@@ -142,12 +142,12 @@ def between_ends(op: Operation, reference: Reference, operands: Sequence[Any]) -
     dy = difference(y.detach(), y_ref.detach())
     d = _directional(lambda *v: value(op, *v), operands, live, steps)
     d_ref = _directional(lambda *v: value(reference.operation, *v), reference.operands, live, steps)
-    c, c_ref = (_winner if op.operator.copies else _nearest_half)(dy, d, d_ref)
+    c, c_ref = (winner if op.operator.copies else _nearest_half)(dy, d, d_ref)
     made = same_value(y, c * y + c_ref * y_ref)
     return tuple(made if i == place else v for i, v in enumerate(results)) if several else made
 
 
-def _winner(dy: Tensor, d: Tensor, d_ref: Tensor) -> tuple[Tensor, Tensor]:
+def winner(dy: Tensor, d: Tensor, d_ref: Tensor) -> tuple[Tensor, Tensor]:
     """The end at which dy / d lies in [0, 1]: there it is the entry that explains the change of a maximum."""
     here, there = ratio(dy, d), ratio(dy, d_ref)
     at_input = (d != 0) & (here >= 0) & (here <= 1)

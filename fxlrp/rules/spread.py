@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def spread(op: Operation, *operands: Tensor, epsilon: float = 1e-3, bias_factor:
     of z. With a bias_factor of 1 nothing is kept: bias and epsilon are shared out alike; with 0 the bias takes its
     part b_i / (z_i + epsilon sign z_i) R_i, and the part of epsilon is the declared leak.
     """
-    z, offset = _terms(op, operands)
+    z, offset = value_and_offset(op, operands)
     kept = away_from_zero(z, epsilon)
     if not bias_factor:
         return [(z, kept)]
@@ -62,8 +63,8 @@ def spread(op: Operation, *operands: Tensor, epsilon: float = 1e-3, bias_factor:
     return [(z - bias_factor * offset, kept), (_mean_of_units(op, operands) * rest, kept)]
 
 
-def _terms(op: Operation, operands: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    """z, and what it is where all units are 0."""
+def value_and_offset(op: Operation, operands: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """z, and what it is where all units are 0 (its additive constants alone), of z's shape."""
     if op is AFFINE:
         return operands[0], operands[1] if len(operands) > 1 else torch.zeros_like(operands[0])
     relevant = [as_relevance(x) if op.live[i] or i in op.sources else x for i, x in enumerate(operands)]
@@ -76,10 +77,10 @@ def _terms(op: Operation, operands: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 def _mean_of_units(op: Operation, operands: tuple[Any, ...]) -> Tensor:
     """The mean of the units that each entry of z is connected to, for their relevance."""
     if op is AFFINE:
-        return _mean_of_rows(operands[2:])
+        return mean_of_rows(operands[2:])
     live = [x for i, x in enumerate(operands) if op.live[i]]
     if op.operator.category == ADD:
-        return _mean_of_rows(live)
+        return mean_of_rows(live)
     (x,) = live
     if op.factors:
         weights = [(w != 0).to(x.dtype) for w in operands[1 : op.factors]]
@@ -91,7 +92,8 @@ def _mean_of_units(op: Operation, operands: tuple[Any, ...]) -> Tensor:
     return torch.where(nothing, op(x), op(x * present)) / count
 
 
-def _mean_of_rows(units: Any) -> Tensor:
+def mean_of_rows(units: Sequence[Tensor]) -> Tensor:
+    """The mean over the last axes of all units together, [..., 1]: sum_k sum_j x_kj / sum_k width_k."""
     count = sum(unit.shape[-1] for unit in units)
     total: Tensor = sum(unit.sum(-1, keepdim=True) for unit in units)
     return total / count

@@ -73,13 +73,13 @@ def test_sensitivity_by_hand(lrp: fxlrp.ConvertedModel) -> None:
 
 
 def test_targets_out_of_step_are_noticed(lrp: fxlrp.ConvertedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    repeated = adapters._repeated
+    repeated = adapters.repeated
 
     def shuffled(explanation: object, value: Tensor) -> tuple[object, int]:
         inputs, repeats = repeated(explanation, value)
         return {**inputs, "x": value.roll(repeats, 0)}, repeats
 
-    monkeypatch.setattr(adapters, "_repeated", shuffled)
+    monkeypatch.setattr(adapters, "repeated", shuffled)
     with pytest.raises(AssertionError):
         test_a_linear_model_is_without_infidelity(lrp)
 

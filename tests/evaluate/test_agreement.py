@@ -102,8 +102,8 @@ def test_robustness_of_tokens_leaves_their_place_out(votes: fxlrp.ConvertedModel
 
 
 def test_a_place_left_in_is_noticed(votes: fxlrp.ConvertedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    rho = fxlrp.evaluate.agreement._rho
-    monkeypatch.setattr(fxlrp.evaluate.agreement, "_rho", lambda ours, theirs, present: rho(ours, theirs))
+    rho = fxlrp.evaluate.agreement.rank_correlation
+    monkeypatch.setattr(fxlrp.evaluate.agreement, "rank_correlation", lambda ours, theirs, present: rho(ours, theirs))
     with pytest.raises(AssertionError):
         test_robustness_of_tokens_leaves_their_place_out(votes)
 
@@ -163,15 +163,15 @@ def test_one_conversion_follows_weights_that_change() -> None:
 def test_drawn_parameters_have_the_moments_of_the_original(net: fxlrp.ConvertedModel) -> None:
     torch.manual_seed(0)
     wide = torch.randn(200, 200).double() * 3 + 2
-    drawn = sanity._redrawn(wide, torch.Generator().manual_seed(0))
+    drawn = sanity.redrawn(wide, torch.Generator().manual_seed(0))
     assert float(drawn.mean()) == pytest.approx(2, abs=0.05)
     assert float(drawn.std()) == pytest.approx(3, abs=0.05)
     assert abs(float(torch.corrcoef(torch.stack([wide.flatten(), drawn.flatten()]))[0, 1])) < 0.02
-    assert torch.equal(sanity._redrawn(torch.ones(5), torch.Generator()), torch.ones(5))
+    assert torch.equal(sanity.redrawn(torch.ones(5), torch.Generator()), torch.ones(5))
 
 
 def test_parameters_that_stay_are_noticed(net: fxlrp.ConvertedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanity._Randomised, "_set", staticmethod(lambda *_: None))
+    monkeypatch.setattr(sanity, "redrawn", lambda value, generator: value)
     with pytest.raises(AssertionError):
         test_randomised_parameters_are_what_autograd_sees(net, True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_one_stream_for_all_batches_is_noticed(
     votes: fxlrp.ConvertedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = torch.Generator().manual_seed(0)
-    monkeypatch.setitem(Perturbation._measure.__globals__, "drawing", lambda batch, seed: stream)
+    monkeypatch.setattr(import_module("fxlrp.evaluate.perturbation"), "drawing", lambda batch, seed: stream)
     with pytest.raises(AssertionError):
         test_a_resumed_run_draws_what_a_whole_one_does(votes, tmp_path)
 

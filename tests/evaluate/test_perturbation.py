@@ -142,7 +142,7 @@ def test_an_order_turned_round_is_noticed(lrp: fxlrp.ConvertedModel, monkeypatch
 
 
 def test_padding_that_counts_is_noticed(lrp: fxlrp.ConvertedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "_present", lambda result, ids, keep: torch.ones_like(ids, dtype=torch.bool))
+    monkeypatch.setattr(units, "present_tokens", lambda result, ids, keep: torch.ones_like(ids, dtype=torch.bool))
     with pytest.raises(AssertionError):
         test_padding_is_no_unit(lrp)
 
@@ -173,7 +173,7 @@ def test_a_run_goes_on_where_it_stopped(
 
 def test_what_is_remembered_depends_on_all_contents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The mutant of the test above: a memory that looks at types alone."""
-    monkeypatch.setattr(memory, "_fingerprint", lambda value: str(type(value)))
+    monkeypatch.setattr(memory, "fingerprint", lambda value: str(type(value)))
     lrp = fxlrp.convert(Votes().eval(), "gradient")
     with pytest.raises(AssertionError):
         test_a_run_goes_on_where_it_stopped(lrp, tmp_path, monkeypatch)

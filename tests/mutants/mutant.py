@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fxlrp.rules import RULES
+from fxlrp.errors import FxlrpError
+from fxlrp.rules import RULES, shares
 from fxlrp.testing import RandomGraph
 from tests.kinds import test_kinds
 from tests.properties import test_properties, test_regressions
@@ -31,12 +32,15 @@ class Mutant:
     patch: Patch
     test: Test
 
-    def check(self, *errors: type[Exception], forget: Callable[[], None] = lambda: None) -> None:
-        """The test passes, and with the patch it fails with one of ``errors``; ``forget`` drops what it cached."""
+    def check(self, forget: Callable[[], None] = lambda: None) -> None:
+        """The test passes, and with the patch it fails: it finds a wrong number, or fxlrp refuses. A crash is neither.
+
+        ``forget`` drops what the test has cached.
+        """
         with pytest.MonkeyPatch.context() as patch:
             self.patch(patch)
             forget()
-            with pytest.raises(errors or AssertionError):
+            with pytest.raises((AssertionError, FxlrpError)):
                 self.test()
         forget()
         self.test()
@@ -53,6 +57,18 @@ def changed_rule(name: str, **changes: Any) -> Patch:
 
         changes["surrogate"] = surrogate
     return lambda patch: patch.setitem(RULES, name, replace(RULES[name], **changes))
+
+
+def changed_shares(name: str, broken: Any) -> Patch:
+    """The registered rule rebuilt from other shares."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        whole: Any = RULES[name]
+        monkeypatch.setitem(RULES, name, whole)  # put back when done
+        shares.share_rule(*whole.on, source=whole.source, leak_kind=whole.leak_kind)(wraps(whole.shares)(broken))
+        RULES[name].references.extend(whole.references)
+
+    return patch
 
 
 def attribute(owner: Any, name: str, value: Any) -> Patch:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from operator import getitem
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 import fxlrp.engine.conversion
 import fxlrp.engine.ledger
@@ -19,10 +20,11 @@ import fxlrp.patterns.structure
 import fxlrp.planning.plan
 from fxlrp.capture.canonical import REPLACEMENTS
 from fxlrp.capture.program import Program
+from fxlrp.engine.ledger import Ledger
 from fxlrp.engine.targets import Selection
-from fxlrp.graph.operators import OPERATORS, packet
+from fxlrp.graph.operators import OPERATORS, is_movement, packet
 from fxlrp.patterns import attempt
-from fxlrp.rewrite import graph as rewriting
+from tests.mutants.graphs import ledgers, rewritten, unused_leaves, without_detach, without_weights
 from tests.mutants.mutant import Mutant, Patch, agrees, attribute, closes, entry, found, kernel
 from tests.patterns import test_structure
 from tests.properties import test_regressions
@@ -70,7 +72,13 @@ def _every_add(graph: Any, inside: Any) -> Any:
 
 
 def _same_root(a: Any, b: Any) -> bool:
-    return attempt.steps_of(a)[0] is attempt.steps_of(b)[0]
+    return _moved_from(a) is _moved_from(b)
+
+
+def _moved_from(value: Any) -> Any:
+    while isinstance(value, fx.Node) and is_movement(value):
+        value = value.args[0]
+    return value
 
 
 def _first_program(self: Any, inputs: Any, original: Any = fxlrp.engine.conversion.Conversion.captured) -> Any:
@@ -129,28 +137,16 @@ PASS_MUTANTS = (
 )
 
 
-def _no_tuple_detach(self: Any, node: Any, original: Any = rewriting._Rewriting._emit) -> Any:
-    made = original(self, node)
-    cut = node not in self.plan.carrying and made.target is torch.detach
-    return made.args[0] if cut else made
+def _of_a_value(detached: fx.Node, attributed: tuple[fx.Node, ...]) -> bool:
+    return detached.args[0] not in attributed
 
 
-def _attributes_nothing(self: Any, *arguments: Any, original: Any = rewriting._Rewriting.__init__) -> None:
-    original(self, *arguments)
-    self.attributed = set()
+def _of_an_input(detached: fx.Node, attributed: tuple[fx.Node, ...]) -> bool:
+    return detached.args[0] in attributed
 
 
-def _no_leaf_for_weights(
-    self: Any, user: Any, value: Any, like: Any, original: Any = rewriting._Rewriting._leaf
-) -> Any:
-    if hasattr(value, "op") and value.op == "placeholder":
-        return self.values[value]
-    return original(self, user, value, like)
-
-
-def _unused_leaf(self: Any, user: Any, value: Any, like: Any, original: Any = rewriting._Rewriting._leaf) -> Any:
-    original(self, user, value, like)
-    return self.values[value] if hasattr(value, "op") else value
+def _of_one_of_several(detached: fx.Node, attributed: tuple[fx.Node, ...]) -> bool:
+    return detached.args[0].target is getitem  # type: ignore[union-attr]
 
 
 def _with_infinities(value: Tensor, message: Tensor | None) -> Tensor:
@@ -171,43 +167,40 @@ def _first_value(program: Any, original: Any = fxlrp.graph.nodes.module_outputs)
     return {path: inside[path][0] for path in paths} | {"v2": paths["v1"], "v1": program.placeholders["x"]}
 
 
-def _logit_for_probability(self: Selection, outputs: Any, seed: str, original: Any = Selection.__call__) -> Tensor:
-    return original(self, outputs, "logit")
+def _logit_for_probability(
+    self: Selection, outputs: Any, scores: Any = None, original: Any = Selection.__call__
+) -> Tensor:
+    return original(self, outputs)
 
 
-def _nothing_held(outputs: Any, constant: Any, explain: Any, original: Any = fxlrp.engine.ledger._not_carried) -> Any:
-    held, rest = original(outputs, constant, explain)
-    return torch.zeros_like(held), rest
+def _nothing_held(ledger: Ledger) -> Ledger:
+    return replace(ledger, entries=tuple(e for e in ledger.entries if e.kind != "value held constant"))
 
 
 READ_OUT_MUTANTS = (
     Mutant(
         "cut branches not detached",
-        attribute(
-            rewriting._Rewriting,
-            "_constant",
-            lambda self, node: self.values[node] if hasattr(node, "op") else node,
-        ),
+        without_detach(_of_a_value),
         closes("v1 = linear(x)\nv2 = linear(v1, seed=1)\nv3 = gate(v1, v2)", "cp-lrp"),
     ),
     Mutant(
         "cut inputs not detached",
-        attribute(rewriting._Rewriting, "__init__", _attributes_nothing),
+        without_detach(_of_an_input),
         found("queries cut off in cross attention"),
     ),
     Mutant(
         "cut halves of a split not detached",
-        attribute(rewriting._Rewriting, "_emit", _no_tuple_detach),
+        without_detach(_of_one_of_several),
         found("split with one output cut off"),
     ),
     Mutant(
         "weights are no sources",
-        attribute(rewriting._Rewriting, "_leaf", _no_leaf_for_weights),
+        rewritten(without_weights),
         closes("v1 = linear(x)"),
     ),
     Mutant(
         "leaves stand unused",
-        attribute(rewriting._Rewriting, "_leaf", _unused_leaf),
+        rewritten(unused_leaves),
         closes("v1 = add_scalar(x)"),
     ),
     Mutant(
@@ -217,7 +210,7 @@ READ_OUT_MUTANTS = (
     ),
     Mutant(
         "a constant output has no entry",
-        attribute(fxlrp.engine.ledger, "_not_carried", _nothing_held),
+        ledgers(_nothing_held),
         found("output held constant"),
     ),
     Mutant(

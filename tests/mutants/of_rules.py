@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from fxlrp.graph.operators import OPERATORS
 from fxlrp.rewrite import kernels
 from fxlrp.rules import RULES, choices, elementary, gamma, linear, primitives, product, shares
 from fxlrp.rules.rule import twin
-from tests.mutants.mutant import Mutant, attribute, changed_rule, closes, entry, kernel, on, rule
+from tests.mutants.mutant import Mutant, attribute, changed_rule, changed_shares, closes, entry, kernel, on, rule
 from tests.properties import test_properties
 from tests.rules import test_rules
 
@@ -70,22 +69,12 @@ def _double_scale(x: Tensor, factor: Any, original: Any = primitives.scale_messa
     return original(x, 2 * factor)
 
 
-def _over_the_batch(
-    function: Any, op: Any, operands: Any, whole_batch: bool, *options: Any, original: Any = product._normalised
-) -> Tensor:
-    return original(function, op, operands, True, *options)
+def _over_the_batch(op: Any, *operands: Any, original: Any = RULES["normalised_add"].surrogate, **options: Any) -> Any:
+    return original(op, *operands, **{**options, "whole_batch": True})
 
 
-def _shares_of(name: str, broken: Any) -> Any:
-    """The rule rebuilt from other shares."""
-
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = RULES[name]
-        monkeypatch.setitem(RULES, name, whole)  # put back when done
-        shares.share_rule(*whole.on, source=whole.source, leak_kind=whole.leak_kind)(wraps(whole.shares)(broken))
-        RULES[name].references.extend(whole.references)
-
-    return patch
+def _unbounded(original: Any) -> Any:
+    return lambda *values, **options: original(*values, **{**options, "bound": 1e9})
 
 
 def _divided_by_value(op: Any, *operands: Any, **options: Any) -> Tensor:
@@ -150,12 +139,16 @@ RULE_MUTANTS = (
     Mutant("gamma favours the other sign", _swap_signs, rule("gamma", gamma=2.0)),
     Mutant(
         "alpha and beta share a denominator",
-        _shares_of("alphabeta", _one_denominator),
+        changed_shares("alphabeta", _one_denominator),
         rule("alphabeta", alpha=2.0),
     ),
     Mutant(
         "distribution of the bias unbounded",
-        attribute(linear, "_bounded_factor", lambda y, z, epsilon, bound: y / z),
+        changed_rule(
+            "distribute",
+            surrogate=_unbounded(RULES["distribute"].surrogate),
+            leak=_unbounded(RULES["distribute"].leak),
+        ),
         rule("distribute", bound=1.0),
     ),
     Mutant("softmax expansion without x", changed_rule("taylor", leak=lambda op, s, g, *x: s * g), rule("taylor")),
@@ -188,59 +181,65 @@ RULE_MUTANTS = (
     ),
     Mutant(
         "balance over the whole batch",
-        attribute(product, "_normalised", _over_the_batch),
+        changed_rule("normalised_add", surrogate=_over_the_batch),
         on(test_properties.test_samples_are_independent, "v1 = residual(x)", "conservative-residual"),
     ),
 )
 
 
-_CONSTANT_SCALE = kernels._ConstantScaleNorm.forward
+def _without_mean(region: kernels.Region, original: Any = kernels.KERNELS[aten.layer_norm]) -> Any:
+    made = original(region)
+
+    def mutant(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *rest: Any) -> Tensor:
+        scale = torch.rsqrt(x.var(-1, correction=0, keepdim=True) + eps).detach()
+        return primitives.same_value(made(x, shape, weight, bias, eps, *rest), x * scale * weight)
+
+    return made and mutant
 
 
-class _ForgetsMean(kernels._ConstantScaleNorm):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, keep_mean: bool) -> Tensor:
-        return _CONSTANT_SCALE(ctx, x, shape, weight, bias, eps, False)
+def _attention(drop: str, original: Any = kernels.constant_weights_attention) -> Any:
+    """The kernel with the right value, and the backward pass of attention with one of its arguments dropped."""
 
-
-def _weights(drop: str, original: Any = kernels._weights_transposed) -> Any:
-    def mutant(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor) -> Tensor:
-        return original(
+    def mutant(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, *rest: Any, **options: Any) -> Tensor:
+        y = original(q, k, v, attn_mask, *rest, **options)
+        mask, causal = attn_mask if isinstance(attn_mask, tuple) else (attn_mask, False)
+        changed: dict[str, Any] = {"causal": {"is_causal": False}, "scale": {"scale": 1.0}}.get(drop, {})
+        other = original(
             q,
             k.flip(-3) if drop == "groups" else k,
-            None if drop == "mask" else mask,
-            causal and drop != "causal",
-            1.0 if drop == "scale" else scale,
-            g,
+            v,
+            (None if drop == "mask" else mask, causal and drop != "causal"),
+            **{**options, **changed},
         )
+        return primitives.same_value(y, other)
 
-    return mutant
+    return attribute(kernels, "constant_weights_attention", mutant)
 
 
 KERNEL_MUTANTS = (
     Mutant(
         "norm kernel forgets the mean",
-        attribute(kernels, "_ConstantScaleNorm", _ForgetsMean),
+        entry(kernels.KERNELS, aten.layer_norm, _without_mean),
         kernel("layer_norm", "ali2022"),
     ),
     Mutant(
         "attention kernel mixes up grouped heads",
-        attribute(kernels, "_weights_transposed", _weights("groups")),
+        _attention("groups"),
         kernel("sdpa_grouped", "cp-lrp"),
     ),
     Mutant(
         "attention kernel forgets the mask",
-        attribute(kernels, "_weights_transposed", _weights("mask")),
+        _attention("mask"),
         kernel("sdpa_mask", "cp-lrp"),
     ),
     Mutant(
         "attention kernel forgets the causal flag",
-        attribute(kernels, "_weights_transposed", _weights("causal")),
+        _attention("causal"),
         kernel("sdpa_causal", "ali2022"),
     ),
     Mutant(
         "attention kernel forgets the scale",
-        attribute(kernels, "_weights_transposed", _weights("scale")),
+        _attention("scale"),
         kernel("sdpa_scale", "ali2022-ah"),
     ),
     Mutant(

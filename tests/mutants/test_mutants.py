@@ -14,4 +14,4 @@ def test_there_are_at_least_twenty_five() -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 def test_mutant_is_noticed(mutant: Mutant) -> None:
-    mutant.check(Exception)  # an error is a failed test, too: a broken graph may not even run
+    mutant.check()

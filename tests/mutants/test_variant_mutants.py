@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fxlrp.graph.operators import Dependence
 from fxlrp.readout import difference, paths, positions
-from fxlrp.rewrite import graph as rewriting
 from fxlrp.rules import RULES, elementary, primitives, rescale
 from fxlrp.spec import seeds
+from tests.mutants.graphs import reference_is_input, rewritten
 from tests.mutants.mutant import Mutant, attribute, entry
 from tests.readout import test_references
 from tests.rules import test_rules
@@ -36,11 +36,7 @@ def _equal_steps(count: int) -> list[tuple[float, float]]:
     return [((k + 0.5) / count, 1 / count) for k in range(count)]
 
 
-def _nothing_else(self: Any, value: Any) -> Any:
-    return self.values.get(value, value)
-
-
-def _other_way(carried: Any, reference: Tensor, original: Any = difference._changed) -> Tensor:
+def _other_way(carried: Any, reference: Tensor, original: Any = difference.changed) -> Tensor:
     return -original(carried, reference)
 
 
@@ -56,7 +52,7 @@ def _not_centred(s: Tensor, expression: Tensor) -> Tensor:
     return primitives.same_value(s, 1.1 * expression)
 
 
-def _louder(point: Any, sigma: float, generator: Any, original: Any = paths._noisy) -> Any:
+def _louder(point: Any, sigma: float, generator: Any, original: Any = paths.noisy) -> Any:
     return original(point, 2 * sigma, generator)
 
 
@@ -77,7 +73,7 @@ MUTANTS = (
     Mutant("softmax by its gradient", entry(rescale.FORMS, Dependence.SOFTMAX, _plain), _sums_up("pairs")),
     Mutant("quotients by their gradient", entry(rescale.FORMS, Dependence.QUOTIENT, _plain), _sums_up("pairs")),
     Mutant("activations by their gradient", entry(rescale.FORMS, Dependence.ACTIVATION, _plain), _sums_up("mlp")),
-    Mutant("the input's winner always", attribute(rescale, "_winner", _own_winner), _sums_up("cnn")),
+    Mutant("the input's winner always", attribute(rescale, "winner", _own_winner), _sums_up("cnn")),
     Mutant(
         "softmax by its gradient, alone",
         entry(rescale.FORMS, Dependence.SOFTMAX, _plain),
@@ -85,7 +81,7 @@ MUTANTS = (
     ),
     Mutant(
         "the reference is the input",
-        attribute(rewriting._Rewriting, "_on_reference", _nothing_else),
+        rewritten(reference_is_input),
         lambda: test_references.test_differences_add_up_in_transformers("bert"),
     ),
     Mutant(
@@ -100,12 +96,12 @@ MUTANTS = (
     ),
     Mutant(
         "patching the wrong way",
-        attribute(difference, "_changed", _other_way),
+        attribute(difference, "changed", _other_way),
         test_references.test_patching_a_linear_model_says_what_patching_does,
     ),
     Mutant(
         "noise twice as strong",
-        attribute(paths, "_noisy", _louder),
+        attribute(paths, "noisy", _louder),
         test_references.test_smoothed_gradients_are_the_mean_over_noisy_inputs,
     ),
     Mutant("contrast with every class", _seed(seeds.CONTRASTIVE, _mean_of_all), _contrast),
@@ -126,7 +122,7 @@ MUTANTS = (
     ),
     Mutant(
         "positions that nobody counts",
-        attribute(positions, "_sinks", lambda plan: iter(())),
+        attribute(positions, "sinks_of", lambda plan: iter(())),
         lambda: test_later.test_tokens_and_positions_are_what_the_ledger_says_they_are("gpt2"),
     ),
 )

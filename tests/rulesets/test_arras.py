@@ -340,7 +340,7 @@ def test_what_lies_inside_a_sum_can_be_watched() -> None:
     assert {n.name for n in lrp.plan.sums.inner} == {"linear_1"}
 
 
-def _units_of_one_term(units: Any, original: Any = spread._mean_of_rows) -> Tensor:
+def _units_of_one_term(units: Any, original: Any = spread.mean_of_rows) -> Tensor:
     return original(units[:1])
 
 
@@ -348,9 +348,13 @@ def _too_many(units: Any) -> Tensor:
     return sum(unit.sum(-1, keepdim=True) for unit in units) / (1 + sum(unit.shape[-1] for unit in units))  # type: ignore[no-any-return]
 
 
-def _twice(op: Any, operands: Any, original: Any = spread._terms) -> tuple[Tensor, Tensor]:
+def _twice(op: Any, operands: Any, original: Any = spread.value_and_offset) -> tuple[Tensor, Tensor]:
     z, offset = original(op, operands)
     return z, 2 * offset
+
+
+def _no_offset(self: Any, root: Any, z: Any) -> Any:
+    return self.graph.call_function(torch.zeros_like, (z,))
 
 
 def _by_hand_and_module() -> None:
@@ -359,10 +363,10 @@ def _by_hand_and_module() -> None:
 
 LSTM = "two layers, both directions"
 MUTANTS = (
-    Mutant("more units than there are", attribute(spread, "_mean_of_rows", _too_many), lambda: conserves(LSTM)),
-    Mutant("units of one term alone", attribute(spread, "_mean_of_rows", _units_of_one_term), _by_hand_and_module),
-    Mutant("bias counted twice", attribute(spread, "_terms", _twice), lambda: conserves(LSTM)),
-    Mutant("bias forgotten", attribute(layers.Layers, "_offset", lambda self, node: None), lambda: conserves(LSTM)),
+    Mutant("more units than there are", attribute(spread, "mean_of_rows", _too_many), lambda: conserves(LSTM)),
+    Mutant("units of one term alone", attribute(spread, "mean_of_rows", _units_of_one_term), _by_hand_and_module),
+    Mutant("bias counted twice", attribute(spread, "value_and_offset", _twice), lambda: conserves(LSTM)),
+    Mutant("bias forgotten", attribute(layers.Layers, "offset_of", _no_offset), lambda: conserves(LSTM)),
     Mutant(
         "initial states forgotten",
         attribute(structure, "initial_states", lambda *_: frozenset()),
@@ -370,7 +374,7 @@ MUTANTS = (
     ),
     Mutant(
         "terms of a sum one by one",
-        attribute(decide, "_joined", lambda plan: plan),
+        attribute(decide, "joined", lambda plan: plan),
         _by_hand_and_module,
     ),
 )

@@ -312,7 +312,7 @@ def test_a_pattern_is_one_operation_of_its_inputs() -> None:
 
 def _over_everything(relevance: Tensor, over: str) -> Tensor:
     total = relevance.sum()
-    kept = posts._kept(relevance.shape, over)
+    kept = posts.axes_apart(relevance.shape, over)
     return total.expand(*kept, *([1] * (relevance.ndim - len(kept))))
 
 
@@ -324,7 +324,7 @@ def _with_identity(patch: pytest.MonkeyPatch, original: Any = rollout.layer_matr
     patch.setattr(rollout, "layer_matrix", mutant)
 
 
-def _one_input_less(values: Any, inside: Any, original: Callable[..., Any] = composite._moved) -> Any:
+def _one_input_less(values: Any, inside: Any, original: Callable[..., Any] = composite.moved_along) -> Any:
     return original(values, inside)[1:]
 
 
@@ -338,12 +338,12 @@ MUTANTS = [
     ),
     _mutant(
         "sums not matched",
-        attribute(posts, "_matched", lambda post, received, tally, over: received),
+        attribute(posts, "matched", lambda post, received, tally, over: received),
         lambda: linear_layers_keep_each_tokens_sum(RULES[0]),
     ),
     _mutant(
         "sums over the whole batch",
-        attribute(posts, "_summed", _over_everything),
+        attribute(posts, "summed", _over_everything),
         lambda: samples_are_apart("bert", RULES[0]),
     ),
     _mutant("size taken for sum", entry(posts.MATCHING, "match_sum", torch.abs), post_operations_do_what_they_say),
@@ -357,7 +357,7 @@ MUTANTS = [
         attribute(composite, "send_twice", lambda y, other: other),
         sublayer_is_one_operation,
     ),
-    _mutant("queries held constant", attribute(composite, "_moved", _one_input_less), a_pattern_is_one_operation),
+    _mutant("queries held constant", attribute(composite, "moved_along", _one_input_less), a_pattern_is_one_operation),
     _mutant(
         "read at the look-up",
         attribute(inputs, "embedding_module", lambda lookup, blocks: None),
@@ -369,4 +369,4 @@ MUTANTS = [
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutant_is_noticed(mutant: Mutant) -> None:
-    mutant.check(AssertionError, RuntimeError)
+    mutant.check()
