@@ -62,14 +62,14 @@ def check_runs(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
 
 
 def _export_once(model: nn.Module, inputs: dict[str, Any], dynamic: bool) -> ExportedProgram:
-    shapes = private.pytree.tree_map(_dynamic_axes if dynamic else _static_axes, inputs)
+    shapes = private.pytree.tree_map(dynamic_axes if dynamic else static_axes, inputs)
     with quiet(), torch.no_grad(), steady(model) as traced:
         if private.is_pretrained(traced):
             return private.export_pretrained(traced, inputs, dynamic, shapes)
         return torch.export.export(traced, (), inputs, dynamic_shapes=shapes, strict=False)
 
 
-def _dynamic_axes(value: Any) -> Any:
+def dynamic_axes(value: Any) -> Any:
     """The batch axis, and the sequence axis of [batch, sequence] and [batch, sequence, features], as free as
     the model allows.
     """
@@ -79,7 +79,8 @@ def _dynamic_axes(value: Any) -> Any:
     return tuple(Dim.AUTO if axis < free and size > 1 else Dim.STATIC for axis, size in enumerate(value.shape))
 
 
-def _static_axes(value: Any) -> Any:
+def static_axes(value: Any) -> Any:
+    """No axis free: the graph stands for tensors of exactly these sizes."""
     return (Dim.STATIC,) * value.ndim if isinstance(value, Tensor) else None
 
 

@@ -95,8 +95,7 @@ def _mean_of_units(op: Operation, operands: tuple[Any, ...]) -> Tensor:
 def mean_of_rows(units: Sequence[Tensor]) -> Tensor:
     """The mean over the last axes of all units together, [..., 1]: sum_k sum_j x_kj / sum_k width_k."""
     count = sum(unit.shape[-1] for unit in units)
-    total: Tensor = sum(unit.sum(-1, keepdim=True) for unit in units)
-    return total / count
+    return sum((unit.sum(-1, keepdim=True) for unit in units), torch.zeros_like(units[0][..., :1])) / count
 
 
 @spread.reference

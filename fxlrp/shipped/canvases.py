@@ -56,7 +56,7 @@ def digits(count: int, seed: int, split: str = "test") -> Digits:
         raise InputError(f"count must be at least 1, not {count}.")
     if split not in SPLITS:
         raise InputError(f"There is no split '{split}'.{nearest(split, SPLITS)}")
-    scans, classes = _scans()
+    scans, classes = scanned_digits()
     scans, classes = scans[SPLITS[split]], classes[SPLITS[split]]
     rng = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(scans), (count,), generator=rng)
@@ -72,7 +72,7 @@ def digits(count: int, seed: int, split: str = "test") -> Digits:
 
 
 @cache
-def _scans() -> tuple[Tensor, Tensor]:
+def scanned_digits() -> tuple[Tensor, Tensor]:
     """All scans [1797, 8, 8], between 0 and 1, and their classes."""
     try:
         from sklearn.datasets import load_digits

@@ -61,7 +61,7 @@ def test_one_graph_serves_every_batch_and_length(name: str, monkeypatch: pytest.
         assert (logits_of(result.outputs) - expected).abs().max() <= (1e-6 if name in CASTS else 1e-12)
         if (batch, length) in ((1, 3), (8, 64)):
             with monkeypatch.context() as fixed:
-                fixed.setattr(export, "_dynamic_axes", export._static_axes)
+                fixed.setattr(export, "dynamic_axes", export.static_axes)
                 static = fxlrp.convert(model, "attnlrp").attribute(given)
             error = (result.relevance - static.relevance).abs().max() / static.relevance.abs().max()
             assert error < (1e-5 if name in CASTS else 1e-9), (batch, length)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 import fxlrp
 from benchmarks.examine import operators
+from fxlrp.capture import Program
 from fxlrp.graph.nodes import tensor_value
 from fxlrp.testing import KINDS, RandomGraph, check_conservation, largest_difference, propagate
 from fxlrp.testing.checks import at_inputs
@@ -31,6 +32,19 @@ ATTNLRP, BY_POSITIVE_PARTS = at_inputs("attnlrp"), at_inputs("chefer2021-vit")
 
 def tried(kind: str, *rules: fxlrp.Ruleset) -> tuple[fxlrp.Ruleset, ...]:
     return rules[:1] if kind in LONG else rules
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_computes_what_the_model_does(kind: str) -> None:
+    sample = converted(kind)
+    graph_computes(sample.lrp.plan.program, sample.lrp.model, sample.inputs)
+
+
+@torch.no_grad()
+def graph_computes(program: Program, model: nn.Module, inputs: dict[str, Tensor]) -> None:
+    arguments = program.arguments(model, inputs).values()
+    found = program.unpack(fx.Interpreter(nn.Module(), graph=program.graph).run(*arguments))
+    torch.testing.assert_close(found, model(**inputs), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -102,5 +102,10 @@ def kernel(kind: str, ruleset: str) -> Test:
     return lambda: test_kinds.kernels_agree(kinds.convert(kind), ruleset)
 
 
+def computes(kind: str) -> Test:
+    """A graph is what its model is."""
+    return lambda: test_kinds.graph_computes(*kinds.captured(kind))
+
+
 def found(name: str) -> Test:
     return lambda: test_regressions.test_found(name)

@@ -69,10 +69,6 @@ def _double_scale(x: Tensor, factor: Any, original: Any = primitives.scale_messa
     return original(x, 2 * factor)
 
 
-def _over_the_batch(op: Any, *operands: Any, original: Any = RULES["normalised_add"].surrogate, **options: Any) -> Any:
-    return original(op, *operands, **{**options, "whole_batch": True})
-
-
 def _unbounded(original: Any) -> Any:
     return lambda *values, **options: original(*values, **{**options, "bound": 1e9})
 
@@ -85,6 +81,9 @@ def _divided_by_value(op: Any, *operands: Any, **options: Any) -> Tensor:
 def _unstabilised(op: Any, *operands: Any, **options: Any) -> Tensor:
     return twin(RULES["split"].surrogate, op, *operands, **{**options, "epsilon": 0.0})
 
+
+METHODS = test_properties.METHODS
+OVER_THE_BATCH = METHODS["conservative-residual"].override(residual={"rule": "normalised_add", "whole_batch": True})
 
 RULE_MUTANTS = (
     Mutant(
@@ -181,7 +180,7 @@ RULE_MUTANTS = (
     ),
     Mutant(
         "balance over the whole batch",
-        changed_rule("normalised_add", surrogate=_over_the_batch),
+        entry(METHODS, "conservative-residual", OVER_THE_BATCH),
         on(test_properties.test_samples_are_independent, "v1 = residual(x)", "conservative-residual"),
     ),
 )

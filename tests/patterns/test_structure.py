@@ -54,6 +54,16 @@ def test_the_operands_of_a_sum_may_stand_in_either_order() -> None:
     assert "norm" in [name for labels in lrp.plan.structure.labels.values() for name in labels]
 
 
+def test_entries_that_are_scaled_by_others_are_no_norm() -> None:
+    class Halves(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = x.chunk(2, -1)
+            return (first * torch.rsqrt(second.pow(2).mean(-1, keepdim=True) + 1e-6)).sum(1)
+
+    lrp = fxlrp.convert(Halves().double().eval(), "conservative", example_inputs=torch.randn(2, 3, 4).double())
+    assert "norm" not in [name for labels in lrp.plan.structure.labels.values() for name in labels]
+
+
 def test_a_probability_is_explained_where_the_ruleset_says_so() -> None:
     graph = RandomGraph.parse("v1 = mlp(x)")
     result = fxlrp.convert(graph.module(), "libragrad").attribute(graph.inputs(), target=2)

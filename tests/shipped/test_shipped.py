@@ -64,7 +64,7 @@ def test_what_cannot_be_drawn_is_refused(given: tuple[int, int, str]) -> None:
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    monkeypatch.setattr(canvases, "_scans", canvases._scans.__wrapped__)
+    monkeypatch.setattr(canvases, "scanned_digits", canvases.scanned_digits.__wrapped__)
     with pytest.raises(fxlrp.MissingExtraError, match=r"fxlrp\[evaluate\]"):
         shipped.digits(1, 0)
 

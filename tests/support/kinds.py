@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxlrp
+from fxlrp.capture import Program, capture
 from fxlrp.testing import KINDS, RandomGraph
 from fxlrp.testing.graphs import Step
 
@@ -58,6 +59,13 @@ def convert(kind: str) -> Sample:
     graph = graph_of(kind)
     inputs = graph.inputs()
     return Sample(kind, fxlrp.convert(graph.module(), "conservative", example_inputs=inputs), inputs)
+
+
+def captured(kind: str) -> tuple[Program, nn.Module, dict[str, Tensor]]:
+    """The kind's program, before anything has compared it with the model, the model and its inputs."""
+    graph = graph_of(kind)
+    model, inputs = graph.module(), graph.inputs()
+    return capture(model, inputs), model, inputs
 
 
 converted = cache(convert)
