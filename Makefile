@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint format docs rulesets bench papers census dist clean
+.PHONY: help setup demo test slow graphs fuzz lint format docs rulesets bench papers census dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,12 @@ demo: setup ## explain a few sentences with the packaged sentiment model
 
 test: setup ## run the tests on up to 8 cores, a file on each (ARGS="-k bert" goes to pytest)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+slow: setup ## run the variations that a plain run leaves out
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m slow $(ARGS)
+
+graphs: setup ## write tests/rewrite/texts: graphs of small models before and after rewriting
+	$(BIN)/python -m tests.rewrite.graph_texts
 
 fuzz: setup ## check 20,000 random graphs and rulesets, half an hour on 2 cores (FUZZ_EXAMPLES=2000 FUZZ_SEED=1)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/properties/fuzz.py $(ARGS)

@@ -58,11 +58,9 @@ class Decision:
     @property
     def spelled(self) -> str:
         """The rule with those parameters that are not its defaults, and what follows it."""
-        shown = {k: v for k, v in self.params.items() if v != self.rule.parameters[k].default}
-        options = ", ".join(f"{k}={v}" for k, v in shown.items())
         whole = "" if self.scope is Scope.OPERATION else f" of the whole {self.scope.value}"
         after = whole + "".join(f", {post}" for post in self.post)
-        return self.rule.name + (f"({options})" if options else "") + after
+        return self.rule.spelled(self.params) + after
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,11 @@ class Rule:
         signature = inspect.signature(self.surrogate)
         return {name: p for name, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
+    def spelled(self, parameters: Mapping[str, Any]) -> str:
+        """The rule as ``name(parameter=value)``, with those parameters that are not its defaults."""
+        shown = [f"{k}={v}" for k, v in parameters.items() if v != self.parameters[k].default]
+        return self.name + (f"({', '.join(shown)})" if shown else "")
+
     def fits(self, category: OperatorClass) -> bool:
         """Whether the rule can take operations of this class."""
         return not {ANY, *category.lineage}.isdisjoint(self.on)
