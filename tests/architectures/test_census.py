@@ -63,6 +63,8 @@ SLOW = frozenset(
     (
         *("big_bird", "canine", "convbert", "deepseek_v3", "fsmt", "funnel", "glpn", "llama4_text", "longformer"),
         *("mamba2", "mobilevit", "qwen2_vl", "recurrent_gemma", "rwkv", "wav2vec2"),
+        # Here for their operators, which test_kinds has one by one, or tested as a whole beside this.
+        *("cvt", "tapas", "switch_transformers", "yoso", "llava", "siglip", "dbrx", "xlnet", "patchtst"),
     )
 )
 

@@ -16,6 +16,8 @@ from benchmarks.examples import example
 TOWERS, EMBEDDED = "zero-shot image classification", "image-text to text"
 MODELS = {"clip": TOWERS, "siglip": TOWERS, "llava": EMBEDDED, "qwen2_vl": EMBEDDED}
 
+SLOW = pytest.param("qwen2_vl", marks=pytest.mark.slow)  # llava writes images among the tokens as well
+
 
 @cache
 def converted(name: str) -> tuple[fxlrp.ConvertedModel, dict[str, Any]]:
@@ -30,7 +32,7 @@ def of_sample(relevance: Tensor, index: int) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [SLOW if name == "qwen2_vl" else name for name in MODELS])
 def test_image_and_text_share_the_explained_value(name: str) -> None:
     lrp, inputs = converted(name)
     found = lrp.attribute(inputs, ledger=True)
@@ -46,7 +48,7 @@ def test_image_and_text_share_the_explained_value(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
-@pytest.mark.parametrize("name", [name for name, task in MODELS.items() if task == EMBEDDED])
+@pytest.mark.parametrize("name", ["llava", SLOW])
 def test_placeholders_of_images_carry_nothing_of_the_text(name: str) -> None:
     lrp, inputs = converted(name)
     found = lrp.attribute(inputs).inputs["input_ids"]

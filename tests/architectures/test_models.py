@@ -9,10 +9,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import fxlrp
 from fxlrp.engine.targets import logits_of
 from fxlrp.testing.checks import at_inputs
-from tests.support.zoo import ZOO
+from tests.support.zoo import ZOO, converted
 
 CASTS = {
     *("modernbert", "gptj", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
@@ -36,13 +35,21 @@ FEW = ("attnlrp", "chefer2021-vit", "conservative-residual")
 EVERY = ("bert", "llama", "mixtral", "t5", "vit", "resnet", "mlp")
 
 
-@pytest.mark.parametrize("name", ZOO)
+#: Repeats of others on the list, by another size, activation or order of the same layers.
+REPEATS = {
+    *("roberta", "xlm-roberta", "electra", "mpnet", "deit", "dinov2", "beit", "mistral", "qwen2", "qwen3", "gemma"),
+    *("gemma3_text", "phi", "phi3", "olmo2", "cohere", "stablelm", "starcoder2", "falcon", "opt", "qwen3_moe"),
+    *("pegasus", "transformer_encoder_norm_first", "gpt_neox"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in REPEATS else ()) for name in ZOO]
+)
 def test_every_ruleset(name: str) -> None:
-    case = ZOO[name]
-    model, inputs = case.build(), case.inputs()
+    first, inputs = converted(name), ZOO[name].inputs()
     with torch.no_grad():
-        expected = logits_of(model(**inputs))
-    first = fxlrp.convert(model, "conservative")
+        expected = logits_of(first.model(**inputs))
     failures = []
     for ruleset in RULESETS if name in EVERY else FEW:
         result = first.with_ruleset(at_inputs(ruleset)).attribute(inputs, ledger=True)

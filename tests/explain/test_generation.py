@@ -13,8 +13,8 @@ import fxlrp
 from fxlrp.engine.conversion import Conversion
 from fxlrp.errors import FxlrpError, InputError, RulesetError, TargetError
 from fxlrp.readout import many_targets
+from tests.support import zoo
 from tests.support.small_models import converted, relative
-from tests.support.zoo import ZOO
 
 BEGIN = 0
 FAMILIES = ("llama", "gpt2", "qwen3_moe", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mamba", "bart")))
@@ -23,7 +23,7 @@ FAMILIES = ("llama", "gpt2", "qwen3_moe", "t5", *(pytest.param(n, marks=pytest.m
 def _lrp(name: str, ruleset: str = "attnlrp") -> fxlrp.ConvertedModel:
     if name in ("llama", "gpt2", "bert"):
         return converted(name).with_ruleset(ruleset)
-    return fxlrp.convert(ZOO[name].build(), ruleset)
+    return zoo.converted(name).with_ruleset(ruleset)
 
 
 def _draw(batch: int, count: int, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 import fxlrp
 from fxlrp.testing import RandomGraph, largest_difference
-from tests.support.zoo import ZOO
+from tests.support.zoo import ZOO, converted
 
 
 def _labels(code: str) -> list[str]:
@@ -92,10 +92,11 @@ def test_one_conversion_serves_calls_with_and_without_a_mask() -> None:
 def test_the_last_word_is_explained_not_the_padding_behind_it() -> None:
     case = ZOO["gpt2"]
     inputs = case.inputs(batch=3, length=7, padding="right")
-    result = fxlrp.convert(case.build(), "attnlrp").attribute(inputs, target=3)
+    result = converted("gpt2").with_ruleset("attnlrp").attribute(inputs, target=3)
     assert result.target == [(6, 3), (4, 3), (3, 3)]
 
 
+@pytest.mark.slow  # test_model and test_shapes do so on other lengths
 def test_one_conversion_serves_other_lengths_and_batches() -> None:
     case = ZOO["gpt2"]
     model = case.build()

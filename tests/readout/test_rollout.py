@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import pytest
@@ -18,17 +17,12 @@ from fxlrp.rules.choices import Stabiliser
 from fxlrp.rules.product import balance
 from fxlrp.rules.rule import Message
 from fxlrp.testing.operations import OPERATIONS
-from tests.support.zoo import ZOO
+from tests.support.zoo import ZOO, converted
 
 FAMILY = ("chefer2021-vit", "chefer2021-bert", "partial-lrp", "attn-gradcam", "attn-gradcam-bert", "raw-attention")
 ALL = (*FAMILY, "rollout", "chefer2021-generic")
 IMAGES = ("vit", "deit", "dinov2")
 ORIGINAL = {"denominators": "separate", "residual": {"rule": "epsilon", "epsilon": 1e-9, "stabiliser": "masked"}}
-
-
-@cache
-def converted(name: str, attention: str | None = "sdpa") -> fxlrp.ConvertedModel:
-    return fxlrp.convert(ZOO[name].build(attention=attention), "chefer2021-bert")
 
 
 def read(name: str, ruleset: str | fxlrp.Ruleset, inputs: dict[str, Tensor] | None = None, **k: Any) -> Any:
@@ -227,8 +221,7 @@ def test_fused_attention_is_reached_as_eager_attention_is(name: str) -> None:
     """Eager attention takes its softmax in float32."""
     ruleset = "chefer2021-vit"
     fused, eager = (
-        converted(name, kind).with_ruleset(ruleset).attribute(ZOO[name].inputs(), target=1)
-        for kind in ("sdpa", "eager")
+        converted(name, kind).with_ruleset(ruleset).attribute(ZOO[name].inputs(), target=1) for kind in (None, "eager")
     )
     equal(fused.relevance, eager.relevance, 1e-4)
 

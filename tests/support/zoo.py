@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+import fxlrp
 from fxlrp.testing.weights import realistic
 
 Family = Literal["encoder", "decoder", "seq2seq", "vision", "plain"]
@@ -311,3 +313,12 @@ ZOO: dict[str, Case] = {
         _plain("attention", AttentionBlock, _sequence),
     )
 }
+
+
+@cache
+def converted(name: str, attention: str | None = None) -> fxlrp.ConvertedModel:
+    """The model under "gradient", one for all tests of a session: ``with_ruleset`` takes its graphs over.
+
+    For tests that leave its weights alone and do not count its captures.
+    """
+    return fxlrp.convert(ZOO[name].build(attention=attention), "gradient")
