@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, RetraceWarning
 from fxlrp.rules import RULES, shares
 from fxlrp.testing import RandomGraph
 from tests.kinds import test_kinds
@@ -37,14 +37,14 @@ class Mutant:
     test: Test
 
     def check(self, forget: Callable[[], None] = lambda: None) -> None:
-        """The test passes, and with the patch it fails: it finds a wrong number, or fxlrp refuses. A crash is neither.
+        """The test passes, and with the patch it fails: a wrong number is found, or fxlrp refuses or doubts its graph.
 
-        ``forget`` drops what the test has cached.
+        A crash is neither. ``forget`` drops what the test has cached.
         """
         with pytest.MonkeyPatch.context() as patch:
             self.patch(patch)
             forget()
-            with pytest.raises((AssertionError, FxlrpError)):
+            with pytest.raises((AssertionError, FxlrpError, RetraceWarning)):
                 self.test()
         forget()
         if self.test not in _HEALTHY:
