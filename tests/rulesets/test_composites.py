@@ -1,4 +1,4 @@
-"""Composites for convolutional networks: laws of their rules, which layers they choose, batch norms folded into them.
+"""Composites for convolutional networks: the laws of their rules.
 
 Guided and excitation backpropagation are compared with hooks and loops written here.
 """
@@ -186,84 +186,6 @@ def test_bounds_are_those_of_each_sample_unless_given() -> None:
         assert distance(fxlrp.convert(model, rules).attribute(sample[None], target=1).relevance[0], expected) < 1e-12
 
 
-# --- which layer gets which rule ------------------------------------------------------------------------------
-
-
-def test_first_and_last_are_found_by_the_order_of_the_graph() -> None:
-    spec = {"rule": "w_square"}
-    rules = fxlrp.ruleset("epsilon-plus").override(linear=spec, where={"last": True})
-    lrp = fxlrp.convert(built(plain), rules.override(convolution="flat", where={"first": True}), example_inputs=image())
-    assert rules_of(lrp, "convolution") == ["flat", "z_plus"]
-    assert rules_of(lrp, "linear") == ["epsilon", "w_square"]
-
-
-def test_a_dense_layer_is_first_only_where_no_convolution_is_before_it() -> None:
-    lrp = fxlrp.convert(built(plain), "epsilon-plus-flat", example_inputs=image())
-    assert rules_of(lrp, "linear") == ["epsilon", "epsilon"]
-    perceptron = built(lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)))
-    lrp = fxlrp.convert(perceptron, "epsilon-plus-flat", example_inputs=image()[:, 0])
-    assert rules_of(lrp, "linear") == ["flat", "epsilon"]
-
-
-class Branches(nn.Module):
-    """Two inputs; a gate that a ruleset may hold constant; two convolutions side by side at the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right, self.gate, self.late = (nn.Conv1d(2, 2, 3, padding=1) for _ in range(4))
-        self.ends = nn.ModuleList(nn.Conv1d(2, 2, 3) for _ in range(2))
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = self.left(x) + self.right(y)
-        h = self.late(h * torch.sigmoid(self.gate(x)))
-        return torch.cat([end(h) for end in self.ends], 1).sum(2)
-
-
-def test_where_ways_branch_there_are_several_first_and_last_layers() -> None:
-    model, rules = built(Branches), fxlrp.ruleset("epsilon-plus").override(convolution="flat", where={"first": True})
-    rules = rules.override(convolution="w_square", where={"last": True})
-    x, y = torch.randn(2, 2, 2, 7, dtype=torch.float64)
-    lrp = fxlrp.convert(model, rules, example_inputs={"x": x, "y": y})
-    by_path = {row.modules: row.rule for row in lrp.plan.rows if row.pattern == "convolution"}
-    assert by_path == {"left, right, gate": "flat", "late": "z_plus(epsilon=1e-06)", "ends.*": "w_square"}
-
-
-def test_what_relevance_does_not_reach_is_no_first_layer() -> None:
-    class Gated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gate, self.value = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.value(x * self.gate(x).softmax(-1))
-
-    rules = fxlrp.ruleset("epsilon-plus").override(linear="flat", where={"first": True})
-    x = torch.randn(2, 4, dtype=torch.float64)
-    assert rules_of(fxlrp.convert(built(Gated), rules, example_inputs=x), "linear") == ["flat"]
-    rules = rules.override(softmax="gradient")  # now it reaches the gate, and the value comes second
-    assert rules_of(fxlrp.convert(built(Gated), rules, example_inputs=x), "linear") == ["flat", "epsilon"]
-
-
-@pytest.mark.parametrize("match", ["norm", "any", "fork"])
-def test_first_and_last_choose_among_single_operations(match: str) -> None:
-    content = {"name": "a", "rules": [{"match": match, "where": {"first": True}, "rule": "epsilon"}]}
-    with pytest.raises(fxlrp.RulesetError, match="'first' and 'last' choose among"):
-        fxlrp.ruleset(content)
-
-
-def test_parameters_change_by_name_and_by_class() -> None:
-    base = fxlrp.ruleset("epsilon-gamma-box")
-    changed = {(e.match, e.rule): e.bound[1] for e in base.override(low=-3.0, high=3.0, gamma=0.1).rules}
-    assert changed["convolution", "z_box"]["low"] == -3.0
-    assert changed["convolution", "z_box"]["high"] == 3.0
-    assert changed["convolution", "gamma"]["gamma"] == 0.1
-    changed = {(e.match, e.rule): e.bound[1] for e in base.override(linear={"epsilon": 0.01}).rules}
-    assert changed["linear", "epsilon"]["epsilon"] == 0.01
-    assert changed["convolution", "gamma"]["epsilon"] == changed["sum", "epsilon"]["epsilon"] == 1e-6
-    with pytest.raises(fxlrp.RulesetError, match="no rule for 'linear' that takes gamma"):
-        base.override(linear={"gamma": 0.01})
-
-
 # --- methods beside the composites, as hooks compute them -------------------------------------------------------
 
 
@@ -332,20 +254,11 @@ def _bounds_of_the_batch(op: Any, x: Tensor, *rest: Any, original: Any = relevan
     return original(op, x, *rest, **{**options, "low": float(x.min()), "high": float(x.max())})
 
 
-def _everywhere(kinds: Any, before: Any) -> Any:
-    return kinds
-
-
 MUTANTS = (
     Mutant(
         "bounds of the batch, not of the sample",
         changed_shares("z_box", _bounds_of_the_batch),
         test_bounds_are_those_of_each_sample_unless_given,
-    ),
-    Mutant(
-        "every layer is a first one",
-        attribute(fxlrp.graph.order, "foremost", _everywhere),
-        test_first_and_last_are_found_by_the_order_of_the_graph,
     ),
     Mutant(
         "guided backprop without the gradient of ReLU",

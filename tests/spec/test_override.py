@@ -67,3 +67,23 @@ def test_forms_are_values() -> None:
     changed = fxlrp.ruleset("epsilon").override(stabiliser="masked")
     assert all(line.bound[1].get("stabiliser", Stabiliser.MASKED) is Stabiliser.MASKED for line in changed.rules)
     assert changed.rules[0].params["stabiliser"] == "masked"  # as a file writes it
+
+
+@pytest.mark.parametrize("match", ["norm", "any", "fork"])
+def test_first_and_last_choose_among_single_operations(match: str) -> None:
+    content = {"name": "a", "rules": [{"match": match, "where": {"first": True}, "rule": "epsilon"}]}
+    with pytest.raises(RulesetError, match="'first' and 'last' choose among"):
+        fxlrp.ruleset(content)
+
+
+def test_parameters_change_by_name_and_by_class() -> None:
+    base = fxlrp.ruleset("epsilon-gamma-box")
+    changed = {(e.match, e.rule): e.bound[1] for e in base.override(low=-3.0, high=3.0, gamma=0.1).rules}
+    assert changed["convolution", "z_box"]["low"] == -3.0
+    assert changed["convolution", "z_box"]["high"] == 3.0
+    assert changed["convolution", "gamma"]["gamma"] == 0.1
+    changed = {(e.match, e.rule): e.bound[1] for e in base.override(linear={"epsilon": 0.01}).rules}
+    assert changed["linear", "epsilon"]["epsilon"] == 0.01
+    assert changed["convolution", "gamma"]["epsilon"] == changed["sum", "epsilon"]["epsilon"] == 1e-6
+    with pytest.raises(RulesetError, match="no rule for 'linear' that takes gamma"):
+        base.override(linear={"gamma": 0.01})
