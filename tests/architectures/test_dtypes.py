@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.engine.targets import logits_of
-from tests.support.zoo import ZOO
+from tests.support.zoo import ZOO, converted
 
 SLOW = ("bert", "gpt2", "t5", "convnext", "mixtral", "mamba")
 MODELS = ("llama", "vit", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
@@ -29,9 +29,8 @@ RULESETS = ("attnlrp", "conservative")
 @cache
 def exact(name: str) -> tuple[nn.Module, dict[str, Tensor], dict[str, fxlrp.Attribution]]:
     """The float64 model, its inputs and its attributions."""
-    model, given = ZOO[name].build(), ZOO[name].inputs()
-    first = fxlrp.convert(model, RULESETS[0])
-    return model, given, {rules: first.with_ruleset(rules).attribute(given) for rules in RULESETS}
+    first, given = converted(name), ZOO[name].inputs()
+    return first.model, given, {rules: first.with_ruleset(rules).attribute(given) for rules in RULESETS}
 
 
 def in_type(values: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

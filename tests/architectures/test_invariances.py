@@ -15,15 +15,14 @@ from torch import nn
 
 import fxlrp
 from fxlrp.testing import largest_difference, spellings
+from tests.support import zoo
 from tests.support.zoo import ZOO
 
 PADDED = ["bert", "llama", "gpt2", pytest.param("bart", marks=pytest.mark.slow)]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixtral", "t5")]
 ATTENTION = ["bert", "gpt2", "llama", "vit"]
 ROUNDED = {"llama", "mistral"}  # norms in float32
-# : Spellings that are alike only as a whole: a softmax of exponentials is no softmax to a ruleset, a folded
-# norm
-#: has no norm.
+#: Spellings that are alike only as a whole: a softmax of exponentials is no softmax to a ruleset.
 UNLIKE = {"softmax": {"conservative", "attnlrp", "cp-lrp"}}
 SPELLINGS = {pair.name: pair for pair in spellings()}
 
@@ -35,7 +34,7 @@ def test_padding_changes_nothing_and_receives_nothing(name: str, side: Any) -> N
     if side == "left" and case.family != "decoder":
         pytest.skip("absolute positions count from the left: padding there moves the words")
     inputs = case.inputs(batch=3, length=7, padding=side)
-    lrp = fxlrp.convert(case.build(), "attnlrp")
+    lrp = zoo.converted(name).with_ruleset("attnlrp")
     mask = inputs["attention_mask"].bool()
     positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if side == "left" else {}
     target = 3 if case.family != "seq2seq" else (2, 3)
@@ -54,9 +53,8 @@ def test_padding_changes_nothing_and_receives_nothing(name: str, side: Any) -> N
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_eager_and_fused_attention_explain_alike(name: str) -> None:
-    case = ZOO[name]
-    inputs = case.inputs(padding="right")
-    eager, fused = (fxlrp.convert(case.build(attention=kind), "attnlrp") for kind in ("eager", "sdpa"))
+    inputs = ZOO[name].inputs(padding="right")
+    eager, fused = (zoo.converted(name, kind) for kind in ("eager", None))
     for ruleset in ("attnlrp", "cp-lrp", "conservative", "gradient"):
         first, second = (lrp.with_ruleset(ruleset).attribute(inputs, target=1).inputs for lrp in (eager, fused))
         # Eager attention rounds its softmax to float32 in several of these models.

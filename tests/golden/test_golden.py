@@ -47,7 +47,9 @@ def build(case: str, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
 @cache
 def converted(case: str, dtype: str) -> fxlrp.ConvertedModel:
     """One conversion a case and precision: methods share its capture."""
-    model = build(case, torch.float32 if dtype == "float32" else torch.float64, "eager" if "eager" in dtype else "sdpa")
+    model = build(
+        case, torch.float32 if dtype.startswith("float32") else torch.float64, "eager" if "eager" in dtype else "sdpa"
+    )
     return fxlrp.convert(model, "gradient")
 
 
@@ -252,14 +254,20 @@ def with_gamma(rules: fxlrp.Ruleset) -> fxlrp.Ruleset:
 ALI |= {"GI.gamma": with_gamma(ALI["GI"]), "AH+LN.gamma": with_gamma(ALI["AH+LN"])}
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("mode", list(ALI))
-def test_ali(mode: str, dtype: str) -> None:
-    config, weights, inputs, expected = read("ali_bert")
+@cache
+def ali(dtype: str) -> fxlrp.ConvertedModel:
+    config, weights, _, _ = read("ali_bert")
     model = AliBert(config)
     missing = model.load_state_dict(weights, strict=False)
     assert not missing.missing_keys or all("position_ids" in k or "token_type_ids" in k for k in missing.missing_keys)
-    lrp = fxlrp.convert(model.to(DTYPES[dtype]).eval(), ALI[mode])
+    return fxlrp.convert(model.to(DTYPES[dtype]).eval(), "gradient")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("mode", list(ALI))
+def test_ali(mode: str, dtype: str) -> None:
+    _, _, inputs, expected = read("ali_bert")
+    lrp = ali(dtype).with_ruleset(ALI[mode])
     tolerance = 1e-9 if dtype == "float64" else 1e-4
     for name in sorted({k.split("/")[2] for k in expected if k.startswith(f"{dtype}/{mode}/target")}):
         result = lrp.attribute(dict(inputs), target=_target("ali_bert", name), at=["embeds", "attention_layers.*"])
@@ -291,13 +299,19 @@ CAPTUM = {
 }
 
 
+@cache
+def perceptron(dtype: str) -> fxlrp.ConvertedModel:
+    _, weights, _, _ = read("captum_mlp")
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))
+    model.load_state_dict(weights)
+    return fxlrp.convert(model.to(DTYPES[dtype]).eval(), "gradient")
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("method", list(CAPTUM))
 def test_captum(method: str, dtype: str) -> None:
-    _, weights, inputs, expected = read("captum_mlp")
-    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))
-    model.load_state_dict(weights)
-    lrp = fxlrp.convert(model.to(DTYPES[dtype]).eval(), CAPTUM[method])
+    _, _, inputs, expected = read("captum_mlp")
+    lrp = perceptron(dtype).with_ruleset(CAPTUM[method])
     for name in sorted({k.split("/")[2] for k in expected if k.startswith(f"{dtype}/{method}/target")}):
         result = lrp.attribute(inputs["x"].to(DTYPES[dtype]), target=_target("captum_mlp", name))
         close(result.relevance, expected[f"{dtype}/{method}/{name}/R"], 1e-8 if dtype == "float64" else 1e-4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 import fxlrp
-from tests.golden.test_golden import DTYPES, GOLDEN, build, close, read
+from tests.golden.test_golden import GOLDEN, close, converted, read
 
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference results (../shared/golden) are not here")
 CASE = "wuong_bert"
@@ -23,7 +23,11 @@ FLOAT = ["float64", "float32"]
 def test_lrp(seed: str, dtype: str, attention: str) -> None:
     _, _, inputs, expected = read(CASE)
     rules = fxlrp.ruleset("wu-ong2020").override(seed=seed)
-    result = fxlrp.convert(build(CASE, DTYPES[dtype], attention), rules).attribute(dict(inputs), target=0)
+    result = (
+        converted(CASE, dtype if attention == "sdpa" else f"{dtype}_eager")
+        .with_ruleset(rules)
+        .attribute(dict(inputs), target=0)
+    )
     wanted = expected[f"{dtype}/target0/{SEEDS[seed]}/lrp"]
     tolerance = 1e-8 if dtype == "float64" else 3.4e-3
     close(result.features, wanted, tolerance)
@@ -33,7 +37,7 @@ def test_lrp(seed: str, dtype: str, attention: str) -> None:
 def test_the_skip_connection_has_the_derivative_of_its_whole_sublayer() -> None:
     _, _, inputs, expected = read(CASE)
     local = fxlrp.ruleset("wu-ong2020").override(seed="one", residual="vjp")
-    result = fxlrp.convert(build(CASE, DTYPES["float64"]), local).attribute(dict(inputs), target=0)
+    result = converted(CASE, "float64").with_ruleset(local).attribute(dict(inputs), target=0)
     with pytest.raises(AssertionError, match="off by"):
         close(result.features, expected["float64/target0/seed_onehot/lrp"], 0.5)
 
@@ -41,7 +45,7 @@ def test_the_skip_connection_has_the_derivative_of_its_whole_sublayer() -> None:
 def test_the_way_by_the_jacobian() -> None:
     _, _, inputs, expected = read(CASE)
     rules = fxlrp.ruleset("wu-ong2020-jacobian").override(seed="one")
-    result = fxlrp.convert(build(CASE, DTYPES["float64"]), rules).attribute(dict(inputs), target=0)
+    result = converted(CASE, "float64").with_ruleset(rules).attribute(dict(inputs), target=0)
     close(result.features, expected["float64/target0/seed_onehot/lrp_jacobian"], 1e-8)
     with pytest.raises(AssertionError, match="off by"):
         close(result.features, expected["float64/target0/seed_onehot/lrp"], 1e-8)
@@ -51,7 +55,7 @@ def test_the_way_by_the_jacobian() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_gradients(name: str, dtype: str) -> None:
     _, _, inputs, expected = read(CASE)
-    result = fxlrp.convert(build(CASE, DTYPES[dtype]), name).attribute(dict(inputs), target=0)
+    result = converted(CASE, dtype).with_ruleset(name).attribute(dict(inputs), target=0)
     wanted = expected[f"{dtype}/target0/seed_onehot/{BASELINES[name]}"]
     tolerance = 1e-8 if dtype == "float64" else 1e-5
     close(result.features, wanted, tolerance)
@@ -61,5 +65,5 @@ def test_gradients(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", FLOAT)
 def test_attention_tracing(dtype: str) -> None:
     _, _, inputs, expected = read(CASE)
-    result = fxlrp.convert(build(CASE, DTYPES[dtype]), "lat").attribute(dict(inputs), target=0)
+    result = converted(CASE, dtype).with_ruleset("lat").attribute(dict(inputs), target=0)
     close(result.relevance, expected[f"{dtype}/lat"], 1e-8 if dtype == "float64" else 1e-5)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import fxlrp
 from fxlrp.testing import RandomGraph, graphs
 from tests.support.cuts import worst_cut
+from tests.support.zoo import ZOO, converted
 
 
 @given(graphs(max_blocks=5), st.sampled_from(["conservative", "conservative-residual", "attnlrp", "gradient"]))
@@ -20,10 +21,6 @@ def test_random_graphs(graph: RandomGraph, ruleset: str) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
 def test_models(name: str) -> None:
-    from tests.support.zoo import ZOO
-
-    inputs = ZOO[name].inputs(length=5, padding=None)
-    model = ZOO[name].build()
-    lrp = fxlrp.convert(model, "conservative")
+    lrp, inputs = converted(name).with_ruleset("conservative"), ZOO[name].inputs(length=5, padding=None)
     gap, before = worst_cut(lrp, inputs, orders=1, most=10)
     assert gap < 1e-9, f"the cut after {sorted(before)}"

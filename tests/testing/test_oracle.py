@@ -10,6 +10,7 @@ import fxlrp
 from fxlrp.testing import RandomGraph, graphs, largest_difference, propagate, realistic
 from fxlrp.testing.oracle import AGREEMENT
 from tests.properties.test_properties import METHODS
+from tests.support.zoo import ZOO, converted
 
 #: Rulesets that differ in what they do; the others combine the same rules.
 RULESETS = (
@@ -44,10 +45,7 @@ def test_rules_of_linear_layers(linear: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
 def test_models(name: str) -> None:
-    from tests.support.zoo import ZOO
-
-    model, inputs = ZOO[name].build(), ZOO[name].inputs(length=3)
-    lrp = fxlrp.convert(model, "conservative")
+    lrp, inputs = converted(name).with_ruleset("conservative"), ZOO[name].inputs(length=3)
     found = lrp.attribute(inputs)
     bound = 1e-6 if name == "llama" else AGREEMENT  # its norms round to float32
     assert largest_difference(found.inputs, propagate(lrp, inputs)) < bound
