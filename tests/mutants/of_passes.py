@@ -24,6 +24,7 @@ from fxlrp.engine.ledger import Ledger
 from fxlrp.engine.targets import Selection
 from fxlrp.graph.operators import OPERATORS, is_movement, packet
 from fxlrp.patterns import attempt
+from tests.engine import test_conversion
 from tests.mutants.graphs import ledgers, rewritten, unused_leaves, without_detach, without_weights
 from tests.mutants.mutant import Mutant, Patch, agrees, attribute, closes, computes, entry, found
 from tests.patterns import test_structure
@@ -127,12 +128,12 @@ PASS_MUTANTS = (
     Mutant(
         "one program for every call",
         attribute(fxlrp.engine.conversion.Conversion, "captured", _first_program),
-        test_structure.test_one_conversion_serves_calls_with_and_without_a_mask,
+        test_conversion.test_one_conversion_serves_calls_with_and_without_a_mask,
     ),
     Mutant(
         "a program accepts any shape",
         attribute(Program, "accepts", lambda self, inputs: True),
-        test_structure.test_a_branch_on_the_length_is_captured_anew,
+        test_conversion.test_a_branch_on_the_length_is_captured_anew,
     ),
 )
 
@@ -221,16 +222,16 @@ READ_OUT_MUTANTS = (
     Mutant(
         "padding is explained",
         attribute(fxlrp.engine.targets, "last_position", lambda mask, sample, length: length - 1),
-        test_structure.test_the_last_word_is_explained_not_the_padding_behind_it,
+        test_conversion.test_the_last_word_is_explained_not_the_padding_behind_it,
     ),
     Mutant(
         "a logit for a probability",
         attribute(Selection, "__call__", _logit_for_probability),
-        test_structure.test_a_probability_is_explained_where_the_ruleset_says_so,
+        test_conversion.test_a_probability_is_explained_where_the_ruleset_says_so,
     ),
     Mutant(
         "a tap at a module's input",
         attribute(fxlrp.engine.conversion, "module_outputs", _first_value),
-        test_structure.test_relevance_at_a_module_is_that_of_its_output,
+        test_conversion.test_relevance_at_a_module_is_that_of_its_output,
     ),
 )

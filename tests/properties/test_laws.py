@@ -1,7 +1,7 @@
 """The laws of rules.md that no method's own tests hold: T1 to T5, T11, T12 and T15, each by its number.
 
-T6, T7 and T14 stand in ``test_attention_readings.py``, T8 in ``test_arras.py``, T9 and T16 in ``test_wu_ong.py``, T10
-in ``test_experts.py``, T13 in ``test_attention_readings.py`` and ``test_properties.py``.
+T6, T7 and T14 stand in ``test_rollout.py``, T8 in ``test_arras.py``, T9 and T16 in ``test_wu_ong.py``, T10
+in ``test_experts.py``, T13 in ``test_rollout.py`` and ``test_properties.py``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""The laws of references, seeds and positions can fail: each mutant breaks one thing, and its test notices."""
+"""Mutants of what methods compare with, begin with and book to positions: references, seeds, sinks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from tests.mutants.graphs import reference_is_input, rewritten
 from tests.mutants.mutant import Mutant, attribute, entry
 from tests.readout import test_references
 from tests.rules import test_rules
-from tests.rulesets import test_variants as test_later
+from tests.rulesets import test_attnlrp_variants
 
 
 def _plain(op: Any, reference: Any, operands: Any) -> Any:
@@ -65,10 +64,10 @@ def _seed(seed: seeds.Seed, scores: Any) -> Any:
 
 
 def _contrast() -> None:
-    test_later.test_contrastive_relevance_is_the_targets_less_the_mean_of_the_others("gradient")
+    test_attnlrp_variants.test_contrastive_relevance_is_the_targets_less_the_mean_of_the_others("gradient")
 
 
-MUTANTS = (
+METHOD_MUTANTS = (
     Mutant("products by their gradient", attribute(rescale, "between", _at_the_input), _sums_up("pairs")),
     Mutant("softmax by its gradient", entry(rescale.FORMS, Dependence.SOFTMAX, _plain), _sums_up("pairs")),
     Mutant("quotients by their gradient", entry(rescale.FORMS, Dependence.QUOTIENT, _plain), _sums_up("pairs")),
@@ -108,26 +107,21 @@ MUTANTS = (
     Mutant(
         "temperature forgotten",
         _seed(seeds.PROBABILITY, _without_temperature),
-        lambda: test_later.test_probability_seed_is_the_softmax_of_scaled_logits(2.5),
+        lambda: test_attnlrp_variants.test_probability_seed_is_the_softmax_of_scaled_logits(2.5),
     ),
     Mutant(
         "softmax expansion out of scale in relevance",
         attribute(elementary, "same_value", _not_centred),
-        lambda: test_later.test_relevance_is_input_times_gradient_message("bert"),
+        lambda: test_attnlrp_variants.test_relevance_is_input_times_gradient_message("bert"),
     ),
     Mutant(
         "a sink that takes nothing",
         attribute(elementary, "scale_message", lambda x, factor: x),
-        lambda: test_later.test_tokens_and_positions_are_what_the_ledger_says_they_are("llama"),
+        lambda: test_attnlrp_variants.test_tokens_and_positions_are_what_the_ledger_says_they_are("llama"),
     ),
     Mutant(
         "positions that nobody counts",
         attribute(positions, "sinks_of", lambda plan: iter(())),
-        lambda: test_later.test_tokens_and_positions_are_what_the_ledger_says_they_are("gpt2"),
+        lambda: test_attnlrp_variants.test_tokens_and_positions_are_what_the_ledger_says_they_are("gpt2"),
     ),
 )
-
-
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
-def test_mutant_is_noticed(mutant: Mutant) -> None:
-    mutant.check()
