@@ -52,11 +52,18 @@ ROOTS = frozenset({aten.rsqrt, aten.sqrt})
 LAYER_NORM_BACKWARD = aten.native_layer_norm_backward.default
 
 
+#: Names in this table that the installed PyTorch has no operator for. They occur in none of its graphs, so that nothing
+#: is lost; whatever stands in their place has no entry, and its use is refused. Empty with the version tested.
+ABSENT: list[str] = []
+
+
 def _register(names: str, dependence: Dependence, category: OperatorClass, **traits: Any) -> None:
-    """One entry for several operators; those that this PyTorch does not have are left out."""
+    """One entry for several operators of ``torch.ops.aten``."""
     for name in names.split():
         if hasattr(aten, name):
             register(getattr(aten, name), Operator(dependence, category, **traits))
+        else:
+            ABSENT.append(name)
 
 
 # --- movements ------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from fxlrp.graph.operator_classes import (
     find_class,
     register_class,
 )
+from fxlrp.graph.operator_table import ABSENT
 from fxlrp.graph.operators import OPERATORS, Dependence, Operator, register
 from fxlrp.rules import RULES, Cite, Conserves, Operation, rule
 from fxlrp.testing import check_rule
@@ -178,3 +179,7 @@ def test_an_operator_of_a_class_by_name_is_refused() -> None:
     with pytest.raises(fxlrp.RulesetError, match="is an OperatorClass, not 'linear'"):
         Operator(Dependence.FACTORS, "linear", factors=(0, 1))  # type: ignore[arg-type]
     assert Operator(Dependence.FACTORS, LINEAR, factors=(0, 1)).category == LINEAR
+
+
+def test_every_name_of_the_table_is_an_operator_of_this_torch() -> None:
+    assert ABSENT == []
