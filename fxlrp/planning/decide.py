@@ -55,7 +55,7 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
     :class:`RulesetError` for a ruleset older than a pattern that was replaced, if it names a part that is gone.
     """
     for name in sorted(ruleset.mentions - labels()):
-        raise RulesetError(f"Ruleset '{ruleset.name}' names '{name}', which is no more.{nearest(name, labels())}")
+        raise RulesetError(f"Ruleset '{ruleset.name}' names '{name}', which no longer exists.{nearest(name, labels())}")
     plan, refused = _draft(program, structure, ruleset, strict, Ends())
     if ruleset.positional:
         plan, refused = _draft(program, structure, ruleset, strict, _ends(plan))
