@@ -20,7 +20,7 @@ import fxlrp
 from benchmarks.architectures import Architecture
 from benchmarks.examples import example
 from benchmarks.measure import Timed
-from fxlrp.capture import program
+from fxlrp.capture import capturing
 from fxlrp.capture.process import quiet
 from fxlrp.graph.operators import is_float, packet
 from fxlrp.planning.plan import Plan
@@ -166,7 +166,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 def _timed(record: Record) -> Iterator[None]:
     """Tells the exporter's time from ours."""
     start = time.perf_counter()
-    with mock.patch.object(program, "export", Timed(program.export)) as export:
+    with mock.patch.object(capturing, "export", Timed(capturing.export)) as export:
         try:
             yield
         finally:

@@ -230,5 +230,5 @@ def test_errors(net: fxlrp.ConvertedModel, votes: fxlrp.ConvertedModel) -> None:
         Robustness(draws=0)
     with pytest.raises(fxlrp.InputError, match="Did you mean 'predicted'"):
         Conservation(of="predict")  # type: ignore[arg-type]
-    with pytest.raises(fxlrp.InputError, match="Tokens need something"):
+    with pytest.raises(fxlrp.InputError, match="Tokens need a token to be replaced with"):
         Robustness().run(votes, IDS)

@@ -234,14 +234,14 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({}, InputError, "max_new_tokens=None"),
-        ({"max_new_tokens": 0}, InputError, "max_new_tokens=0"),
+        ({}, InputError, "max_new_tokens must be at least 1, not None"),
+        ({"max_new_tokens": 0}, InputError, "max_new_tokens must be at least 1, not 0"),
         ({"max_new_tokens": 2, "generated": torch.ones(1, 2).long()}, InputError, "or generated="),
         ({"generated": torch.ones(3, 2).long()}, InputError, r"shape \[1, tokens\]"),
         ({"generated": torch.tensor([[999]])}, TargetError, "outside 0 to 49"),
         ({"generated": torch.tensor([[5]]), "contrast": "second"}, TargetError, "runner-up"),
         ({"generated": torch.tensor([[5]]), "contrast": [[5, 6]]}, InputError, "contrast="),
-        ({"generated": torch.tensor([[5]]), "chunk": 0}, InputError, "chunk=0"),
+        ({"generated": torch.tensor([[5]]), "chunk": 0}, InputError, "chunk must be at least 1, or None, not 0"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], error: type[Exception], words: str) -> None:

@@ -256,6 +256,13 @@ class Unknown(nn.Module):
         return torch.linalg.matrix_exp(self.layer(x)[:, :, None] * x[:, None, :]).sum(-1)
 
 
+class Cast(nn.Linear):
+    """Takes integers as numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
 def linear() -> nn.Module:
     return nn.Linear(3, 2).eval()
 
@@ -294,7 +301,12 @@ ERRORS: dict[str, tuple[Any, type[fxlrp.FxlrpError], str]] = {
         fxlrp.TargetError,
         r"\[2\]",
     ),
-    "integers": (lambda b, x: fxlrp.convert(linear()).attribute(IDS), fxlrp.InputError, "embed"),
+    "integers": (lambda b, x: fxlrp.convert(Cast(3, 2).eval()).attribute(IDS), fxlrp.InputError, "embed"),
+    "integers the model refuses": (
+        lambda b, x: fxlrp.convert(linear()).attribute(IDS),
+        fxlrp.InputError,
+        "itself fails on these inputs.*same dtype",
+    ),
     "nan": (lambda b, x: fxlrp.convert(linear()).attribute(torch.full((2, 3), torch.nan)), fxlrp.InputError, "NaN"),
     "name": (lambda b, x: b.attribute({"input_id": IDS}), fxlrp.InputError, "Did you mean 'input_ids'"),
     "missing": (lambda b, x: b.attribute({"attention_mask": IDS}), fxlrp.InputError, "input_ids"),

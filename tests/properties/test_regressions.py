@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxlrp
-from fxlrp.testing import RandomGraph, check_conservation, largest_difference, propagate, spellings
+from fxlrp.testing import RandomGraph, at_inputs, check_conservation, largest_difference, propagate, spellings
 
 FOUND = {
     # every way from y to the output is cut: y was a leaf of the backward pass and received a message through
@@ -45,7 +45,7 @@ def test_found(name: str) -> None:
     graph = RandomGraph.parse(code)
     inputs = graph.inputs()
     check_conservation(graph.module(), ruleset, inputs, target=1).raise_if_failed()
-    lrp = fxlrp.convert(graph.module(), ruleset)
+    lrp = fxlrp.convert(graph.module(), at_inputs(ruleset))
     found = lrp.attribute(inputs, target=1).inputs
     assert largest_difference(found, propagate(lrp, inputs, 1)) < 1e-9
 

@@ -260,7 +260,7 @@ def test_noise_without_strength_changes_nothing_for_ids() -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "patching without a reference": ("relp", {}, "pass reference="),
+    "patching without a reference": ("relp", {}, "pass the inputs of that run as reference="),
     "a reference for nothing": ("attnlrp", {"reference": other("bert")}, "compares with no reference"),
     "another length": (
         "relp",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxlrp
+from fxlrp.graph.operator_classes import ADD, CONVOLUTION
 from fxlrp.report.panels import Layout, digest
 from fxlrp.rules import RULES
 from fxlrp.rules.choices import Stabiliser
@@ -56,7 +57,7 @@ def test_t06_original_lrp_doubles_in_every_linear_layer() -> None:
 
 def test_t07_the_add_as_factors_is_the_add_of_relevance() -> None:
     """T7: g times lambda_a, lambda_b is the published division, and the two branches sum exactly to what arrived."""
-    sample = OPERATIONS["add"][0]
+    sample = OPERATIONS[ADD][0]
     operation, (a, b) = sample.draw(3)
     message = torch.randn(a.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = a + b
@@ -71,7 +72,7 @@ def test_t07_the_add_as_factors_is_the_add_of_relevance() -> None:
 
 
 def test_the_bounds_of_z_box_are_those_of_each_sample() -> None:
-    operation, (x, weight, *rest) = next(s for s in OPERATIONS["convolution"]).draw(0)
+    operation, (x, weight, *rest) = next(s for s in OPERATIONS[CONVOLUTION]).draw(0)
     options = {**RULES["z_box"].bind({}), "epsilon": 0.0}
 
     def relevance(x: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import fxlrp
-from benchmarks import imports
 from tests.repository.sources import ROOT
 
 #: Slow to load and of no use before the first conversion, report or evaluation.
@@ -50,11 +49,6 @@ def test_a_plain_model_is_explained_without_transformers() -> None:
     found = loaded(code + "fxlrp.convert(model, 'epsilon').attribute(torch.ones(2, 4), target=1)")
     assert "torch._dynamo" in found
     assert "transformers" not in found
-
-
-def test_importing_the_package_is_about_as_fast_as_importing_torch() -> None:
-    _, _, times = imports.ratio(rounds=3)
-    assert times < imports.LIMIT
 
 
 def test_what_is_loaded_late_is_there_all_the_same() -> None:
