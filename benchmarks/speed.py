@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -190,7 +191,7 @@ def main(
         }
         print(json.dumps({**document, "notes": notes}, indent=2))
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     if measured:
         console.print(speed_table(measured))
     if converted:
