@@ -1,13 +1,17 @@
-"""One thread, so that runs are comparable, the suite's Hypothesis profile, and checkpoints written once per session."""
+"""One thread, so that runs are comparable, the suite's Hypothesis profile, checkpoints written once per session,
+and registries as they were."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from fxlrp.patterns import PATTERNS
+from fxlrp.rules import RULES
 from tests.support.checkpoints import write_classifier, write_language_model
 
 torch.set_num_threads(1)
@@ -30,3 +34,13 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_language_model(tmp_path_factory.mktemp("language-model"))
+
+
+@pytest.fixture
+def tables_restored() -> Iterator[None]:
+    """What a test registers is gone afterwards."""
+    rules, patterns = dict(RULES), {name: list(group) for name, group in PATTERNS.items()}
+    yield
+    for table, before in ((RULES, rules), (PATTERNS, patterns)):
+        table.clear()
+        table.update(before)  # type: ignore[arg-type]

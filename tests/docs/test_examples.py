@@ -6,13 +6,10 @@ import ast
 import contextlib
 import re
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fxlrp.patterns import PATTERNS
-from fxlrp.rules import RULES
 from tests.docs import pages
 
 FOLDER = pages.ROOT / "examples"
@@ -30,16 +27,6 @@ PRINTS = {
 }
 #: These write the packaged models anew, for hours; everybody else's examples are above.
 TRAINING = {"train_digits", "train_sst2", "train_bilstm"}
-
-
-@pytest.fixture
-def tables_restored() -> Iterator[None]:
-    """What an example registers is gone afterwards."""
-    rules, patterns = dict(RULES), {name: list(group) for name, group in PATTERNS.items()}
-    yield
-    for table, before in ((RULES, rules), (PATTERNS, patterns)):
-        table.clear()
-        table.update(before)  # type: ignore[arg-type]
 
 
 def test_every_example_is_run() -> None:

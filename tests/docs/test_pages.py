@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fxlrp
-from fxlrp.patterns import PATTERNS
-from fxlrp.rules import RULES
 from tests.docs import pages
 from tests.repository.sources import CORRIDOR
 
@@ -27,16 +24,6 @@ SAMPLES = ("attnlrp", "chefer2021-vit", "lat", "relp", "wu-ong2020")
 def _case(name: str) -> Any:
     slow = name.startswith("docs/rulesets/") and Path(name).stem not in SAMPLES
     return pytest.param(name, marks=pytest.mark.slow if slow else ())
-
-
-@pytest.fixture
-def tables_restored() -> Iterator[None]:
-    """What a page registers is gone afterwards."""
-    rules, patterns = dict(RULES), {name: list(group) for name, group in PATTERNS.items()}
-    yield
-    for table, before in ((RULES, rules), (PATTERNS, patterns)):
-        table.clear()
-        table.update(before)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("tables_restored")

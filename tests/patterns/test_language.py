@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,20 +15,9 @@ import fxlrp
 from fxlrp.errors import InputError, PatternError
 from fxlrp.patterns import PATTERNS, Match, any_axis, part, pattern
 from fxlrp.planning.plan import Plan
-from fxlrp.rules import RULES
 
+pytestmark = pytest.mark.usefixtures("tables_restored")
 Code = Callable[..., Tensor]
-
-
-@pytest.fixture(autouse=True)
-def tables_restored() -> Iterator[None]:
-    """What a test registers is gone afterwards."""
-    rules, patterns = dict(RULES), {name: list(group) for name, group in PATTERNS.items()}
-    yield
-    RULES.clear()
-    RULES.update(rules)
-    PATTERNS.clear()
-    PATTERNS.update(patterns)
 
 
 class Three(nn.Module):

@@ -13,16 +13,17 @@ import fxlrp
 from fxlrp.errors import RulesetError
 from fxlrp.patterns import PATTERNS, chain, either, part, pattern
 from fxlrp.rules import Cite, Conserves, rule
-from tests.patterns.test_language import (  # noqa: F401
+from tests.patterns.test_language import (
     Code,
     Three,
     converted,
     count,
     looked_for,
     squared_relu_attention,
-    tables_restored,
     tokens,
 )
+
+pytestmark = pytest.mark.usefixtures("tables_restored")
 
 
 def test_adding_a_pattern_is_one_function() -> None:
