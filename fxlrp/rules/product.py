@@ -289,14 +289,15 @@ def normalised_add(
     ``whole_batch`` sums over the batch as well, as the authors' code does: relevance then depends on the other
     samples. epsilon stabilises the divisions of the relevance form, as that code does (unit of a, and of relevance).
     """
-    if not _two_tensors(operands):
+    if not _branches(operands):
         result: Tensor = op(*operands)
         return result
     return _normalised(_NormalisedAdd, op, operands, whole_batch)
 
 
-def _two_tensors(operands: tuple[Any, ...]) -> bool:
-    return len(operands) == 2 and all(isinstance(x, Tensor) for x in operands)
+def _branches(operands: tuple[Any, ...]) -> bool:
+    """Whether a sum has two branches: a number is none, nor its leaf in a ledger, nor a parameter without axes."""
+    return len(operands) == 2 and all(isinstance(x, Tensor) and x.ndim for x in operands)
 
 
 def _normalised(function: Any, op: Operation, operands: tuple[Tensor, ...], whole_batch: bool, *options: Any) -> Tensor:
@@ -314,7 +315,7 @@ def _normalised(function: Any, op: Operation, operands: tuple[Tensor, ...], whol
 @normalised_add.in_relevance
 def _(op: Operation, *operands: Tensor, whole_batch: bool, epsilon: float, stabiliser: Stabiliser) -> Tensor:
     """R_a = a R_y / y |A| / (|A| + |B|) (sum R_y) / A, and so for b, with A, B the sums of a R_y / y, b R_y / y."""
-    if not _two_tensors(operands):
+    if not _branches(operands):
         return elementary.gradient.relevances[0](op, *operands)
     return _normalised(_NormalisedAddOfRelevance, op, operands, whole_batch, epsilon, stabiliser)
 
@@ -327,7 +328,7 @@ def _(
         return ratio(numerator, stabiliser(denominator, epsilon).expand_as(numerator))
 
     y = op(a, b)
-    if not isinstance(b, Tensor):  # a number is no branch: relevance is shared in proportion
+    if not _branches((a, b)):  # relevance is shared in proportion
         return a * ratio(relevance, y), (y - a) * ratio(relevance, y)
     share = over(relevance, y)
     first, second = a * share, (y - a) * share

@@ -249,6 +249,7 @@ def test_every_generated_token_is_explained(language_model: Path, tmp_path: Path
     assert "runner" not in succeeds("explain", "-m", language_model, "-t", TEXT, "-g", "2", "--contrast", "runner-up")
 
 
+@pytest.mark.slow  # the manual's commands have one, and test_generation its numbers
 def test_an_encoder_decoder_has_a_matrix_for_each_side(tmp_path: Path) -> None:
     folder, out = write_encoder_decoder(tmp_path), tmp_path / "generation.html"
     printed = succeeds("explain", "-m", folder, "-t", TEXT, "-g", "3", "--json", "--out", out)

@@ -20,7 +20,7 @@ from tests.support.zoo import ZOO
 
 PADDED = ["bert", "llama", "gpt2", pytest.param("bart", marks=pytest.mark.slow)]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixtral", "t5")]
-ATTENTION = ["bert", "gpt2", "llama", "vit"]
+ATTENTION = ["bert", "gpt2", "vit", pytest.param("llama", marks=pytest.mark.slow)]
 ROUNDED = {"llama", "mistral"}  # norms in float32
 #: Spellings that are alike only as a whole: a softmax of exponentials is no softmax to a ruleset.
 UNLIKE = {"softmax": {"conservative", "attnlrp", "cp-lrp"}}

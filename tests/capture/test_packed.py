@@ -159,7 +159,9 @@ def test_packed(kind: str, form: dict[str, Any]) -> None:
     assert lrp.captures == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in ("lstm", "gru") else pytest.mark.slow) for kind in KINDS]
+)
 def test_a_packed_sample_is_explained_as_if_it_stood_alone_and_padded(kind: str) -> None:
     # A GRU gates W h + b of the state. Backwards, that state is no constant where any sample goes on, so b is a
     # source of half of that product, where alone it would be a factor of it: forwards the two agree.
