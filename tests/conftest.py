@@ -17,7 +17,7 @@ from tests.support.checkpoints import write_classifier, write_language_model
 torch.set_num_threads(1)
 settings.register_profile(
     "suite",
-    max_examples=16,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,

@@ -18,7 +18,7 @@ from fxlrp.testing import largest_difference, spellings
 from tests.support import zoo
 from tests.support.zoo import ZOO
 
-PADDED = ["bert", "llama", "gpt2", pytest.param("bart", marks=pytest.mark.slow)]
+PADDED = ["bert", "llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bart"))]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixtral", "t5")]
 ATTENTION = ["bert", "gpt2", "vit", pytest.param("llama", marks=pytest.mark.slow)]
 ROUNDED = {"llama", "mistral"}  # norms in float32

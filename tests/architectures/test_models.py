@@ -39,7 +39,8 @@ EVERY = ("bert", "llama", "mixtral", "t5", "vit", "resnet", "mlp")
 REPEATS = {
     *("roberta", "xlm-roberta", "electra", "mpnet", "deit", "dinov2", "beit", "mistral", "qwen2", "qwen3", "gemma"),
     *("gemma3_text", "phi", "phi3", "olmo2", "cohere", "stablelm", "starcoder2", "falcon", "opt", "qwen3_moe"),
-    *("pegasus", "transformer_encoder_norm_first", "gpt_neox"),
+    *("pegasus", "transformer_encoder_norm_first", "gpt_neox", "transformer_encoder", "gemma2", "modernbert"),
+    *("bart", "swin"),  # the census has Whisper and Swin v2
 }
 
 

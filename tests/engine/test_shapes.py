@@ -46,9 +46,7 @@ def attribute(lrp: fxlrp.ConvertedModel, given: dict[str, Tensor]) -> Any:
         return lrp.attribute(given)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in ("bert", "llama") else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
-)
+@pytest.mark.parametrize("name", [n if n == "llama" else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_one_graph_serves_every_batch_and_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     model = case.build()

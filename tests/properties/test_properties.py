@@ -32,19 +32,19 @@ CONSERVING = st.sampled_from(
 
 
 @given(graphs(), RULESETS)
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_values_stay_and_the_ledger_closes(graph: RandomGraph, ruleset: str) -> None:
     check_conservation(graph.module(), METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
 
 
 @given(graphs(kinds=list(KINDS)), CONSERVING)
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_float32_casts_close_to_their_precision(graph: RandomGraph, ruleset: str) -> None:
     check_conservation(graph.module(), METHODS[ruleset], graph.inputs(), target=1).raise_if_failed()
 
 
 @given(graphs(), RULESETS)
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_samples_are_independent(graph: RandomGraph, ruleset: str) -> None:
     inputs = graph.inputs(batch=3)
     lrp = fxlrp.convert(graph.module(), METHODS[ruleset])
@@ -58,7 +58,7 @@ def test_samples_are_independent(graph: RandomGraph, ruleset: str) -> None:
 
 
 @given(graphs(), RULESETS)
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_two_runs_are_bit_equal(graph: RandomGraph, ruleset: str) -> None:
     first, second = (
         fxlrp.convert(graph.module(), METHODS[ruleset]).attribute(graph.inputs(), target=1, ledger=True)
@@ -74,7 +74,7 @@ def test_two_runs_are_bit_equal(graph: RandomGraph, ruleset: str) -> None:
 
 
 @given(graphs(), CONSERVING)
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_the_raw_path_gives_the_same(graph: RandomGraph, ruleset: str) -> None:
     inputs = {name: value.requires_grad_() for name, value in graph.inputs().items()}
     lrp = fxlrp.convert(graph.module(), METHODS[ruleset])
@@ -108,7 +108,7 @@ def cancels(lrp: fxlrp.ConvertedModel, inputs: dict[str, Tensor]) -> bool:
 
 
 @given(graphs(), IN_GRADIENTS)
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_twins_agree(graph: RandomGraph, ruleset: str) -> None:
     """The same method in gradients and in relevance (T4)."""
     lrp = fxlrp.convert(graph.module(), METHODS[ruleset].override(seed="logit"))
@@ -119,7 +119,7 @@ def test_twins_agree(graph: RandomGraph, ruleset: str) -> None:
 
 
 @given(graphs(), IN_GRADIENTS)
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_the_ledger_closes_where_relevance_begins_midway(graph: RandomGraph, ruleset: str) -> None:
     """One method in gradients, but relevance copied through its softmaxes and activations."""
     rules = METHODS[ruleset].override(softmax="pass_through", activation="pass_through", seed="logit")
@@ -127,7 +127,7 @@ def test_the_ledger_closes_where_relevance_begins_midway(graph: RandomGraph, rul
 
 
 @given(graphs(), RULESETS)
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_kernels_equal_their_definitions_in_random_graphs(graph: RandomGraph, ruleset: str) -> None:
     inputs = graph.inputs(batch=3)
     lrp = fxlrp.convert(graph.module(), METHODS[ruleset], example_inputs=inputs)

@@ -24,7 +24,7 @@ RULESETS = (
 
 
 @given(graphs(max_blocks=4), st.sampled_from(RULESETS))
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_random_graphs(graph: RandomGraph, ruleset: str) -> None:
     inputs = graph.inputs()
     lrp = fxlrp.convert(graph.module(), METHODS[ruleset])
