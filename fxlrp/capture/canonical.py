@@ -18,7 +18,7 @@ from torch.fx.proxy import GraphAppendingTracer, Proxy
 
 from fxlrp.capture import torch_private as private
 from fxlrp.errors import CaptureError
-from fxlrp.graph.nodes import module_path, source_line
+from fxlrp.graph.nodes import drop_unused, module_path, source_line
 from fxlrp.graph.operators import OPERATORS, packet
 
 aten = torch.ops.aten
@@ -108,7 +108,7 @@ def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]
     walk = _Walk(graph, Builder(graph, mode))
     result = walk.copy(module, {})
     graph.output(result)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    drop_unused(graph)
     graph.lint()
     alive = set(graph.nodes)
     return graph, {exit_node: fused for exit_node, fused in walk.fused.items() if exit_node in alive}

@@ -18,6 +18,7 @@ from fxlrp.capture.canonical import canonicalise, mutates, unknown
 from fxlrp.capture.process import quiet
 from fxlrp.capture.traced import Traced, with_values
 from fxlrp.errors import CaptureError
+from fxlrp.graph.nodes import drop_unused
 
 
 def capture_code(code: Callable[..., Tensor], examples: Mapping[str, Tensor]) -> fx.Graph:
@@ -47,7 +48,7 @@ def capture_code(code: Callable[..., Tensor], examples: Mapping[str, Tensor]) ->
     output: Any = graph.output_node()
     if isinstance(output.args[0], (tuple, list)):  # behind what was written to, of code that was exported
         output.args = (output.args[0][-1],)
-        graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        drop_unused(graph)
     for node, name in zip([n for n in graph.nodes if n.op == "placeholder"], examples, strict=True):
         node.target = name
     return graph

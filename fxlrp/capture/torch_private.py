@@ -160,22 +160,25 @@ def is_vmap_step(target: Any) -> bool:
     return getattr(target, "__module__", "") == _VMAP.load().__name__
 
 
+def _is_of(value: Any, module: str, name: str) -> bool:
+    """Whether ``value`` is of a class of a module that need not be loaded: then nothing is."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, _part(loaded, name, module))
+
+
 def is_pretrained(model: nn.Module) -> bool:
     """Whether ``model`` is one of transformers' own; transformers is not loaded to find out."""
-    loaded = sys.modules.get("transformers.modeling_utils")
-    return loaded is not None and isinstance(model, _part(loaded, "PreTrainedModel", loaded.__name__))
+    return _is_of(model, "transformers.modeling_utils", "PreTrainedModel")
 
 
 def is_cache(value: Any) -> bool:
     """Whether ``value`` is a cache of keys and values of transformers."""
-    loaded = sys.modules.get("transformers.cache_utils")
-    return loaded is not None and isinstance(value, _part(loaded, "Cache", loaded.__name__))
+    return _is_of(value, "transformers.cache_utils", "Cache")
 
 
 def is_sliding(layer: Any) -> bool:
     """Whether a layer of such a cache keeps the last window of keys alone."""
-    loaded = sys.modules.get("transformers.cache_utils")
-    return loaded is not None and isinstance(layer, _part(loaded, "DynamicSlidingWindowLayer", loaded.__name__))
+    return _is_of(layer, "transformers.cache_utils", "DynamicSlidingWindowLayer")
 
 
 def export_pretrained(model: nn.Module, inputs: dict[str, Any], dynamic: bool, shapes: Any) -> ExportedProgram:

@@ -50,7 +50,7 @@ class Explained:
     def relevance(self, outputs: Any) -> Tensor:
         """Scalars [batch] that begin with gradient one and stand for the same relevance: for the ledger."""
         scalars, seeds = self(outputs, self.lrp.ruleset)
-        return torch.stack([s * seed.detach() for s, seed in zip(scalars, seeds, strict=True)]).sum(0)
+        return torch.stack([s * seed for s, seed in zip(scalars, seeds, strict=True)]).sum(0)
 
     @property
     def resolved(self) -> Any:

@@ -7,7 +7,7 @@ from the graph and from values: what is added where, made of what; names of para
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from itertools import islice
 from typing import Any
 
@@ -78,7 +78,7 @@ class Naming:
         return self.source(source, value)[1] == POSITION
 
     def _kind(self, node: fx.Node, user: fx.Node, value: Tensor) -> str:
-        behind, labels = list(_valued(node)), self.plan.structure.labels.get(user, ())
+        behind, labels = list(ancestors(node, sources=_valued)), self.plan.structure.labels.get(user, ())
         given = any(n in self.inputs for n in behind)
         if any(n in self.plan.carrying for n in behind):
             return "value held constant"
@@ -189,16 +189,10 @@ def _counts_but_for_padding(steps: list[int]) -> bool:
     return padded(steps) or padded(steps[::-1])
 
 
-def _valued(node: fx.Node) -> Iterator[fx.Node]:
-    """``node`` and all that its value depends on, conditions and indices too, but nothing by its size alone."""
-    queue, seen = [node], set[fx.Node]()
-    while queue:
-        current = queue.pop(0)
-        if current not in seen:
-            seen.add(current)
-            yield current
-            operator = operator_of(current)
-            queue.extend([] if operator is not None and operator.sized else current.all_input_nodes)
+def _valued(node: fx.Node) -> list[fx.Node]:
+    """What a node's value depends on, conditions and indices too, but nothing by its size alone."""
+    operator = operator_of(node)
+    return [] if operator is not None and operator.sized else node.all_input_nodes
 
 
 def _indices(node: fx.Node) -> fx.Node | None:

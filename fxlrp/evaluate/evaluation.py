@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fxlrp.errors import InputError, MissingExtraError, nearest
 from fxlrp.evaluate.figures import bars
-from fxlrp.evaluate.resampling import resampled
+from fxlrp.evaluate.resampling import middle, resampled
 from fxlrp.results.views import Viewed
 from fxlrp.spec.citation import RulesetInfo
 
@@ -42,8 +41,7 @@ class Interval:
     @staticmethod
     def around(value: float, drawn: Tensor, level: float) -> Interval:
         """The percentile interval of drawn values."""
-        tail = (1 - level) / 2
-        low, high = torch.nanquantile(drawn, torch.tensor([tail, 1 - tail], dtype=drawn.dtype)).tolist()
+        low, high = middle(drawn, level).tolist()
         return Interval(value, low, high, level)
 
     def __str__(self) -> str:

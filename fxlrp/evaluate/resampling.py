@@ -36,9 +36,14 @@ def resampled(statistic: Callable[[Tensor], Sequence[float]], count: int, draws:
     return torch.from_numpy(np.ascontiguousarray(found.bootstrap_distribution))
 
 
+def middle(drawn: Tensor, level: float) -> Tensor:
+    """The bounds [2, ...] between which the middle ``level`` of drawn values [..., draws] lies; NaN is none."""
+    tail = (1 - level) / 2
+    return torch.nanquantile(drawn, torch.tensor([tail, 1 - tail], dtype=drawn.dtype), dim=-1)
+
+
 def band(values: Tensor, draws: int, level: float = 0.95, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Bootstrap bounds [F] of the mean over samples of values [samples, F]; NaN is no sample."""
     means = resampled(lambda rows: values[rows].nanmean(0).tolist(), len(values), draws, seed)
-    tail = (1 - level) / 2
-    low, high = torch.nanquantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype), dim=1)
+    low, high = middle(means, level)
     return low, high

@@ -42,15 +42,27 @@ def source_line(node: fx.Node) -> str:
     return f"{places[-1][0]}:{places[-1][1]}" if places else ""
 
 
-def ancestors(node: fx.Node, beyond: Container[fx.Node] = ()) -> Iterator[fx.Node]:
-    """``node`` and what it is computed from, nearest first; nodes in ``beyond`` are neither given nor passed."""
+def all_inputs(node: fx.Node) -> Iterable[fx.Node]:
+    """Every node among the arguments of ``node``."""
+    return node.all_input_nodes
+
+
+def ancestors(
+    node: fx.Node,
+    beyond: Container[fx.Node] = (),
+    sources: Callable[[fx.Node], Iterable[fx.Node]] = all_inputs,
+) -> Iterator[fx.Node]:
+    """``node`` and what it is computed from, nearest first; nodes in ``beyond`` are neither given nor passed.
+
+    ``sources`` says which arguments of a node are followed.
+    """
     queue, seen = deque([node]), set[fx.Node]()
     while queue:
         current = queue.popleft()
         if current not in seen and current not in beyond:
             seen.add(current)
             yield current
-            queue.extend(current.all_input_nodes)
+            queue.extend(sources(current))
 
 
 def _as_it_is(node: fx.Node, value: Any) -> Any:
@@ -92,6 +104,11 @@ def run(
             if users[source] is node and source not in kept:
                 del values[source]
     return values
+
+
+def drop_unused(graph: fx.Graph) -> None:
+    """Take away every operation that nothing reads; arguments stay."""
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def tensor_value(node: fx.Node) -> torch.Tensor | None:

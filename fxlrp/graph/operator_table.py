@@ -81,47 +81,15 @@ _register(
 )
 for _names, _copies in (("t mT numpy_T", True), ("adjoint matrix_H", False)):
     _register(_names, Dependence.TERMS, MOVEMENT, terms=(0,), copies=_copies, move=Move.EXCHANGES)
-_register(
-    "expand expand_as expand_copy broadcast_to",
-    Dependence.TERMS,
-    MOVEMENT,
-    terms=(0,),
-    copies=True,
-    move=Move.SPREADS,
-)
-_register(
-    "cat concat concatenate stack hstack vstack",
-    Dependence.TERMS,
-    MOVEMENT,
-    terms=(0,),
-    copies=True,
-    move=Move.JOINS,
-)
+for _names, _move in (
+    ("expand expand_as expand_copy broadcast_to", Move.SPREADS),
+    ("cat concat concatenate stack hstack vstack", Move.JOINS),
+    ("alias clone contiguous to _to_copy type_as lift_fresh lift_fresh_copy", Move.STAYS),
+    ("unbind unsqueeze squeeze transpose flip", Move.ROWS),
+    ("slice split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk tensor_split", Move.CUTS),
+):
+    _register(_names, Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, move=_move)
 _register("gather", Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, indexed=True)
-_register(
-    "alias clone contiguous to _to_copy type_as lift_fresh lift_fresh_copy",
-    Dependence.TERMS,
-    MOVEMENT,
-    terms=(0,),
-    copies=True,
-    move=Move.STAYS,
-)
-_register(
-    "unbind unsqueeze squeeze transpose flip",
-    Dependence.TERMS,
-    MOVEMENT,
-    terms=(0,),
-    copies=True,
-    move=Move.ROWS,
-)
-_register(
-    "slice split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk tensor_split",
-    Dependence.TERMS,
-    MOVEMENT,
-    terms=(0,),
-    copies=True,
-    move=Move.CUTS,
-)
 _register("select", Dependence.TERMS, INDEX, terms=(0,), copies=True, move=Move.ROWS)
 _register("index_select index", Dependence.TERMS, INDEX, terms=(0,), copies=True, indexed=True)
 _register("embedding", Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, indexed=True, looks_up=True)

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxlrp.graph.live import dependent, reached
-from fxlrp.graph.nodes import tensor_value
+from fxlrp.graph.nodes import ancestors, tensor_value
 from fxlrp.graph.operator_classes import ADD, MATMUL, MOVEMENT, PRODUCT, QUOTIENT, SELECTION, SUM
 from fxlrp.graph.operators import Dependence, Move, Operator, is_float, is_movement, nodes_in, operator_of
 
@@ -223,13 +223,7 @@ def taken_from(node: fx.Node) -> list[fx.Node]:
 
 def made_of(node: fx.Node, beyond: Container[fx.Node] = ()) -> list[fx.Node]:
     """``node`` and what its entries are made of, nearest first; nodes in ``beyond`` are neither given nor passed."""
-    queue, seen = [node], dict[fx.Node, None]()
-    while queue:
-        current = queue.pop(0)
-        if current not in seen and current not in beyond:
-            seen[current] = None
-            queue.extend(taken_from(current))
-    return list(seen)
+    return list(ancestors(node, beyond, taken_from))
 
 
 def is_counted(ids: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import fx
 
 from fxlrp.capture import Program
 from fxlrp.graph.activations import SpelledActivation
+from fxlrp.graph.nodes import drop_unused
 from fxlrp.patterns import activations  # fills the table of patterns
 from fxlrp.patterns.language import PATTERNS
 from fxlrp.patterns.matcher import Form, Match, attempts
@@ -34,7 +35,7 @@ def folded(source: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     for match in attempts(graph, [Form(each, each.written) for each in PATTERNS.get("activation", ())])[0]:
         if match.root.users:  # an inner spelling of an activation folded already has none left
             calls[match.root] = _fold(graph, match)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    drop_unused(graph)
     return graph, {old: calls.get(new, new) for old, new in values.items()}  # a fused operator may act on an activation
 
 

@@ -20,7 +20,7 @@ from fxlrp.capture import torch_private as private
 from fxlrp.capture.arithmetic import cast, entries, over, plus, reshaped, times
 from fxlrp.capture.canonical import Builder, Fused
 from fxlrp.graph.live import dependent
-from fxlrp.graph.nodes import tensor_value
+from fxlrp.graph.nodes import drop_unused, tensor_value
 from fxlrp.graph.operator_table import ALIAS
 from fxlrp.graph.operators import LinearMap, Move, is_continuous, operator_of
 
@@ -71,7 +71,7 @@ def fold_affine(program: Program) -> tuple[Program, Mapping[fx.Node, fx.Node]]:
         form = next((each for each in maps if each.bias is not None and each.fits(node)), None)
         if form is not None:
             _merge(graph, _longest(LinearChain(form, node), inside))
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    drop_unused(graph)
     alive = set(graph.nodes)
     moved = {old: new for old, new in values.items() if new in alive}
     fused = {moved[end]: region.moved(moved) for end, region in program.fused.items() if _whole(end, region, moved)}

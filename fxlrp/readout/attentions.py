@@ -16,6 +16,7 @@ from fxlrp.errors import InputError
 from fxlrp.graph.nodes import module_path, run, source_line
 from fxlrp.graph.operators import nodes_in, operator_of
 from fxlrp.patterns import Match
+from fxlrp.patterns.structure import Structure
 from fxlrp.readout.passes import Propagated, Task
 from fxlrp.rewrite.call import widened
 
@@ -87,13 +88,18 @@ def sites(task: Task) -> list[AttentionSite]:
         m.parts["weights"]: AttentionSite(*(m.parts[part] for part in ("scores", "weights", "output"))) for m in matches
     }
     if not found:
-        near = next((f" {miss}." for miss in task.captured.structure.misses if miss.pattern.name == ATTENTION), "")
+        near = nearest_attention(task.captured.structure)
         raise InputError(
             f"{type(task.lrp.model).__name__} has no attention that the pattern '{ATTENTION}' recognises, and the "
             f"reading of '{task.lrp.ruleset.name}' needs its weights.{near} Take a ruleset that reads relevance at the "
             "inputs, such as 'attnlrp'."
         )
     return [found[node] for node in task.captured.program.graph.nodes if node in found]
+
+
+def nearest_attention(structure: Structure) -> str:
+    """The best attempt at an attention where none was found, as a sentence behind another; '' without any."""
+    return next((f" {miss}." for miss in structure.misses if miss.pattern.name == ATTENTION), "")
 
 
 def _check_layout(match: Match) -> None:

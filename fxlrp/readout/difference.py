@@ -24,8 +24,7 @@ def by_difference(task: Task, reading: DifferenceReading) -> Answer:
     if patching and task.chosen is None:
         raise InputError(
             f"'{task.lrp.ruleset.name}' compares with the values of another run: pass the inputs of that run as "
-            "reference= "
-            "(the clean ones, where the inputs are the corrupt ones)."
+            "reference= (the clean ones, where the inputs are the corrupt ones)."
         )
     propagated = task.propagate(task.taps)
     there, values, tapped = task.forward(task.reference, task.taps)

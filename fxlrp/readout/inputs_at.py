@@ -80,8 +80,7 @@ def reference_point(
     if not captured.program.accepts(flatten(merged)):
         raise InputError(
             f"{type(lrp.model).__name__} takes another branch on the reference than on the inputs, so that one graph "
-            "cannot "
-            "stand for both. Choose a reference on which it takes the same branches."
+            "cannot stand for both. Choose a reference on which it takes the same branches."
         )
     return point_of(lrp, captured, merged)
 

@@ -137,7 +137,7 @@ def normalised(relevance: Tensor) -> Tensor:
 
 @reader(StreamsReading)
 def by_streams(task: Task, reading: StreamsReading) -> Answer:
-    """StreamRelevance of the tokens of every attributed input, [batch, tokens], by input name."""
+    """Relevance of the tokens of every attributed input, [batch, tokens], by input name."""
     found = steps(task)
     maps, propagated = attention_maps(task, relevance="relevance" in reading.matrix, gradient=True)
     state, chosen = StreamRelevance(), _chosen(found, reading.start_layer)
@@ -183,7 +183,7 @@ def _read(task: Task, found: Sequence[Transfer], maps: Sequence[Map], outputs: S
 def _by_input(
     task: Task, reading: StreamsReading, found: Sequence[Transfer], totals: Mapping[Stream, Tensor]
 ) -> dict[str, Tensor]:
-    """StreamRelevance by the input that a stream's tokens are made of."""
+    """Relevance by the input that a stream's tokens are made of."""
     summed: dict[str, Tensor] = {}
     for name in dict(task.attributed):
         nodes = set(task.nodes_of(name))

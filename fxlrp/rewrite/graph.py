@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from fxlrp.capture import torch_private as private
+from fxlrp.graph.nodes import drop_unused
 from fxlrp.graph.operators import is_float, operands_of, operator_of, packet
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rewrite import kernels
@@ -140,7 +141,7 @@ class _Rewriting:
         attributed = tuple(self.returned[e.node] for e in self.plan.structure.attributed)
         extra = (tuple(self.leaves), tuple(self.operands)) if self.ledger else ()
         self.graph.output((tuple(outputs), attributed, tuple(self.returned[n] for n in taps), *extra))
-        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        drop_unused(self.graph)
         self.graph.lint()
         return Rewritten(
             module=fx.GraphModule({}, self.graph),

@@ -17,7 +17,7 @@ from torch import nn
 from fxlrp.explain.model import ConvertedModel, convert
 from fxlrp.graph.nodes import tensor_value
 from fxlrp.planning.plan import Plan
-from fxlrp.readout.attentions import ATTENTION
+from fxlrp.readout.attentions import ATTENTION, nearest_attention
 from fxlrp.spec.ruleset import Ruleset
 from fxlrp.spec.ruleset import ruleset as load
 from fxlrp.testing.checks import at_inputs, check_conservation, not_conserved
@@ -78,7 +78,7 @@ def _misfit(rules: Ruleset, plan: Plan) -> str:
     """Why the method cannot explain the model, or is not meant to."""
     structure = plan.structure
     if rules.readout.of_attention and not any(match.pattern.name == ATTENTION for match in structure.matches):
-        near = next((f" {miss}." for miss in structure.misses if miss.pattern.name == ATTENTION), "")
+        near = nearest_attention(structure)
         return f"'{rules.name}' reads attention maps, and the model has no attention that fxlrp recognises.{near}"
     ids = any(each.lookup for each in structure.attributed)
     if rules.readout.of_tokens and not ids:

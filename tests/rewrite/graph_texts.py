@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxlrp
-from fxlrp.rewrite import graph_text, rewrite
+from fxlrp.rewrite import rewrite
+from tests.rewrite.text import graph_text
 
 FOLDER = Path(__file__).parent / "texts"
 
