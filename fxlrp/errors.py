@@ -5,6 +5,8 @@ Each message says what was wrong, where (module path, source line or YAML line) 
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -57,6 +59,18 @@ class MissingExtraError(FxlrpError):
 
 class RetraceWarning(UserWarning):
     """A graph stands for inputs of one size, or for one input: others are traced anew, which takes its time."""
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that names the line of the user's own code, however deep it arises."""
+    frame, depth = inspect.currentframe(), 0
+    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in _OURS:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, category, stacklevel=depth + 1)
+
+
+#: Whose frames lie between a user's line and a warning: our own, and wrappers around them.
+_OURS = ("fxlrp", "torch", "contextlib")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -85,16 +85,20 @@ _DROPPED = {
     aten.sym_constrain_range,
     aten.sym_constrain_range_for_size,
 }
-_INLINED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+#: Wrappers whose inner graph takes their place, by which of their arguments that is.
+INLINED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+_AUTOCAST = "wrap_with_autocast"
 
 
 def decomposed(exported: ExportedProgram) -> ExportedProgram:
-    """Without in-place operators, and operators that no table knows taken apart into ones that it does."""
+    """Without in-place operators, casts of torch.autocast written out, and operators that no table knows taken apart
+    into ones that it does.
+    """
     known = torch.export.default_decompositions()
     for _ in range(3):  # what an operator is taken apart into may be strange as well
         strange = {node.target for node in exported.graph.nodes if unknown(node.target)}
         table = {target: known[target] for target in strange if target in known}
-        if not table and not mutates(exported.graph):
+        if not table and not mutates(exported.graph) and not any(map(_casts, exported.graph.nodes)):
             break
         exported = exported.run_decompositions(table)
     return exported
@@ -112,6 +116,21 @@ def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]
     graph.lint()
     alive = set(graph.nodes)
     return graph, {exit_node: fused for exit_node, fused in walk.fused.items() if exit_node in alive}
+
+
+def _casts(node: fx.Node) -> bool:
+    """Whether what a node runs is cast by torch.autocast."""
+    return is_higher_order(node) and str(node.target) == _AUTOCAST and bool(node.args[2])
+
+
+def is_higher_order(node: fx.Node) -> bool:
+    """Whether a node runs graphs of its own."""
+    return isinstance(node.target, private.HigherOrderOperator)
+
+
+def is_branch(node: fx.Node) -> bool:
+    """Whether the values of tensors decide what a node runs, or how often: a branch, a loop."""
+    return is_higher_order(node) and str(node.target) not in INLINED
 
 
 def mutates(graph: fx.Graph) -> bool:
@@ -150,9 +169,8 @@ class _Walk:
         return None
 
     def _one(self, module: fx.GraphModule, node: fx.Node, values: dict[Any, Any]) -> Any:
-        name = getattr(node.target, "__name__", "")
-        if isinstance(node.target, private.HigherOrderOperator):
-            return self._inline(module, node, name, values)
+        if is_higher_order(node):
+            return self._inline(module, node, values)
         if node.target is operator.getitem and not isinstance(values[node.args[0]], fx.Node):
             return values[node.args[0]][node.args[1]]
         replacement = REPLACEMENTS.get(packet(node.target))
@@ -173,12 +191,12 @@ class _Walk:
     def _proxy(self, node: fx.Node) -> Any:
         return Proxy(node, self.builder)
 
-    def _inline(self, module: fx.GraphModule, node: fx.Node, name: str, values: dict[fx.Node, Any]) -> Any:
-        place = _INLINED.get(name)
-        if place is None or (name == "wrap_with_autocast" and node.args[2]):
+    def _inline(self, module: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        place = INLINED.get(str(node.target))
+        if place is None or _casts(node):
             raise CaptureError(
-                f"The model uses '{name}' in module '{module_path(node)}' ({source_line(node)}), which fxlrp cannot "
-                "look into. Express it with ordinary operators (torch.where for a choice, a loop of fixed length)."
+                f"The model uses '{node.target}' in module '{module_path(node)}' ({source_line(node)}), which fxlrp "
+                "cannot look into. Express it with ordinary operators."
             )
         inner = getattr(module, str(node.args[place].target))  # type: ignore[union-attr]
         holders = [n for n in inner.graph.nodes if n.op == "placeholder"]

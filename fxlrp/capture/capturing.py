@@ -6,28 +6,32 @@ torch.export refuses, or follows along another branch than the model takes, is r
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import fxlrp.capture.expansions
 import fxlrp.capture.quantised  # noqa: F401  (both fill the table of replacements)
 from fxlrp.capture import torch_private as private
-from fxlrp.capture.canonical import canonicalise
-from fxlrp.capture.export import check_runs, export, steady
-from fxlrp.capture.process import attention_spelled_out, quiet, unmoved
-from fxlrp.capture.program import Program, device_of, leaf_name
-from fxlrp.capture.record import record
+from fxlrp.capture.agreement import agree
+from fxlrp.capture.calling import Form
+from fxlrp.capture.canonical import canonicalise, is_branch
+from fxlrp.capture.export import export, steady
+from fxlrp.capture.process import quiet
+from fxlrp.capture.program import Program, leaf_name, values_of
+from fxlrp.capture.record import record, replayed
 from fxlrp.capture.traced import Traced
-from fxlrp.errors import CaptureError, RetraceWarning, VersionError
-from fxlrp.graph.nodes import run
+from fxlrp.errors import CaptureError, RetraceWarning, VersionError, warn
 
 _OTHER_BRANCH = (
     "decides by the values of its inputs, and its exported graph decides otherwise than the model does on these. It is "
     "recorded as it runs, anew on each input, which takes its time."
+)
+
+_TAKEN = (
+    "decides by the values of its inputs ({}). What it decides on these is followed, and others are captured anew, "
+    "which takes its time."
 )
 
 _NOT_FOLLOWED = (
@@ -35,9 +39,6 @@ _NOT_FOLLOWED = (
     "keep state from one call to the next, or change tensors in a way that leaves no trace: make its forward a "
     "function of its inputs."
 )
-
-#: How many calls lie between a user's own and a warning of :func:`capture`.
-_DEPTH = 9
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Any], *, record_only: bool = False) -> Program:
@@ -47,18 +48,18 @@ def capture(model: nn.Module, inputs: Mapping[str, Any], *, record_only: bool = 
     ``record_only`` does so at once, for a model known to be refused. Raises :class:`CaptureError` for a model that
     gives other values than any graph that was made of it.
     """
-    program = _program(_recorded(model, inputs) if record_only else _traced(model, inputs), inputs)
-    agrees = _agrees(model, program, inputs)
+    program = _recorded(model, inputs) if record_only else _traced(model, inputs)
+    agrees = agree(model, program, inputs)
     if not agrees and program.recorded is None:
-        warnings.warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning, stacklevel=_DEPTH)
-        program = _program(_recorded(model, inputs), inputs)
-        agrees = _agrees(model, program, inputs)
+        warn(f"{type(model).__name__} {_OTHER_BRANCH}", RetraceWarning)
+        program = _recorded(model, inputs)
+        agrees = agree(model, program, inputs)
     if not agrees:
         raise CaptureError(f"{type(model).__name__} {_NOT_FOLLOWED}")
     return program
 
 
-def _program(traced: Traced, inputs: Mapping[str, Any]) -> Program:
+def _program(model: nn.Module, traced: Traced, inputs: Mapping[str, Any], form: Form) -> Program:
     """A traced model in canonical form."""
     with quiet():
         graph, fused = canonicalise(traced.module)
@@ -73,25 +74,34 @@ def _program(traced: Traced, inputs: Mapping[str, Any]) -> Program:
         inputs=used,
         input_leaves=leaves,
         output_spec=traced.output_spec,
+        form=form,
         fused=fused,
         guards=traced.guards,
         shapes={
             leaf: tuple(size if isinstance(size, int) else None for size in names[placeholder].meta["val"].shape)
             for placeholder, leaf in used.items()
-            if isinstance(names[placeholder].meta.get("val"), Tensor) and "." not in leaf
+            if isinstance(names[placeholder].meta.get("val"), Tensor)
         },
         recorded=None if traced.recorded is None else dict(zip(leaves, traced.recorded, strict=True)),
+        replayed=traced.replayed,
+        decided_by=() if traced.recorded is None else values_of(model),
     )
 
 
-def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
+def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
     """The exported model; where torch.export refuses it but it can be recorded, the recorded one.
 
     Raises :class:`CaptureError` with torch.export's own reason if it can be neither.
     """
     try:
         with quiet():
-            return Traced.of(export(model, inputs))
+            exported, form = export(model, inputs)
+            traced = Traced.of(exported)
+            branch = next(filter(is_branch, traced.module.graph.nodes), None)
+            traced = traced if branch is None else replayed(model, traced, inputs)
+        if branch is not None:
+            warn(f"{type(model).__name__} {_TAKEN.format(branch.target)}", RetraceWarning)
+        return _program(model, traced, inputs, form)
     except CaptureError as refusal:
         try:
             recorded = _recorded(model, inputs)
@@ -100,43 +110,11 @@ def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
         except Exception:  # whatever the model's own code does under another tracer
             raise refusal from None
         note = f"{refusal}\nUntil then it is recorded anew on each input, which takes its time."
-        warnings.warn(note, RetraceWarning, stacklevel=_DEPTH + 1)
+        warn(note, RetraceWarning)
         return recorded
 
 
-def _recorded(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
-    with quiet(), steady(model) as traced:
-        return record(traced, inputs)
-
-
-def _agrees(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bool:
-    """Whether a new graph gives what the model gives on the inputs that it was captured on."""
-    if device_of(model).type == "meta":
-        return True
-    arguments = program.arguments(model, inputs)
-    returned: Any = program.graph.output_node()
-    # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
-    with torch.no_grad(), attention_spelled_out():
-        with unmoved():  # a model that draws numbers in eval mode and its graph draw the same ones
-            expected = check_runs(model, inputs)
-        values = run(program.graph, arguments, returned.all_input_nodes)
-        outputs: Any = returned.args[0]
-        found = program.unpack(fx.map_arg(outputs, values.__getitem__))
-    return _same_outputs(expected, found)
-
-
-def _same_outputs(expected: Any, found: Any) -> bool:
-    """Whether two output objects hold float tensors of equal shapes and, but for rounding of any type, equal values."""
-    ours, theirs = (
-        [t for t in private.pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
-        for outputs in (expected, found)
-    )
-    return len(ours) == len(theirs) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=0.1, atol=0.1 * _size(a), equal_nan=True)
-        for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-def _size(x: Tensor) -> float:
-    finite = x[torch.isfinite(x)]
-    return float(finite.abs().max()) if finite.numel() else 0.0
+def _recorded(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
+    with quiet(), steady(model, inputs) as (traced, form):
+        recorded = record(traced, inputs)
+    return _program(model, recorded, inputs, form)

@@ -358,3 +358,36 @@ def _copy(x: Any, source: Any, non_blocking: bool = False) -> Any:
 @replaces(aten.detach_)
 def _detach(x: Any) -> Any:
     return aten.detach.default(x)
+
+
+def _of_parts(operator: Any, axes: int) -> None:
+    """Of complex values, for which torch has no gradient: the same of their real and imaginary parts, in a last axis.
+
+    The operator's arguments after its two tensors begin with, or end with, ``axes`` numbers of axes.
+    """
+
+    @replaces(operator)
+    def scatter(x: Any, source: Any, *place: Any, **named: Any) -> Any:
+        if not _value(x).is_complex():
+            return NotImplemented
+        overload = next(iter(operator.overloads()))
+        names = [argument.name for argument in getattr(operator, overload)._schema.arguments][2:]
+        given = dict(zip(names, place, strict=False)) | named
+        defaults = {"dim": 0} if axes == 1 else {"dim1": 0, "dim2": 1}
+        given |= {name: given.get(name, first) % _value(x).ndim for name, first in defaults.items()}
+        parts = (aten.view_as_real.default(each) for each in (x, source))
+        if operator is aten.diagonal_scatter:  # whose diagonal is the last axis, after the parts
+            whole, diagonal = parts
+            diagonal = aten.transpose.int(diagonal, -1, -2)
+            return aten.view_as_complex.default(_laid_out(getattr(operator, overload)(whole, diagonal, **given)))
+        return aten.view_as_complex.default(_laid_out(getattr(operator, overload)(*parts, **given)))
+
+
+def _laid_out(x: Any) -> Any:
+    """With its last axis contiguous, as complex numbers need it."""
+    return aten.clone.default(x, memory_format=torch.contiguous_format)
+
+
+_of_parts(aten.slice_scatter, 1)
+_of_parts(aten.select_scatter, 1)
+_of_parts(aten.diagonal_scatter, 2)

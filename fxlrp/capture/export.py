@@ -17,26 +17,30 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.calling import Form, Signature, by_name
 from fxlrp.capture.packed import unrolled_packing
 from fxlrp.capture.process import quiet
 from fxlrp.capture.twin import twin
 from fxlrp.errors import CaptureError, FxlrpError, InputError
 
 
-def export(model: nn.Module, inputs: Mapping[str, Any]) -> ExportedProgram:
-    """The exported program of ``model`` on ``inputs``: dynamic axes first, the inputs' own shapes where that fails.
+def export(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[ExportedProgram, Form]:
+    """The exported program of ``model`` on ``inputs``, and the form of its outputs: dynamic axes first, the inputs' own
+    shapes where that fails.
 
     Raises :class:`InputError` if the model itself cannot run on the inputs, :class:`CaptureError` if it runs
     but cannot be exported (a branch on data, an operator without a fake implementation ...).
     """
     # One sample is shown as two: torch.export would specialise an axis of length one.
-    attempts = [(_two_samples(inputs), True), (inputs, True), (inputs, False)]
+    # Copies, since a tensor that is given twice would be one input.
+    given = private.pytree.tree_map(copied, dict(inputs))
+    attempts = [(_two_samples(given), True), (given, True), (given, False)]
     failure: Exception | None = None
     for example, dynamic in attempts:
         try:
-            exported = _export_once(model, dict(example), dynamic)
-            if example is inputs or _stands_for(exported, inputs):
-                return exported
+            exported, form = _export_once(model, dict(example), dynamic)
+            if example is given or _stands_for(exported, inputs):
+                return exported, form
         except FxlrpError:
             raise
         except Exception as error:  # torch.export has no common base class of its own
@@ -52,21 +56,22 @@ def check_runs(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
 
     What the model writes to itself and to its inputs is written to copies.
     """
-    given = private.pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, dict(inputs))
+    given = private.pytree.tree_map(copied, dict(inputs))
     try:
         with torch.no_grad():
-            return twin(model)(**given)
+            return Signature.of(model).call(twin(model), given)
     except Exception as error:
         name = type(model).__name__
         raise InputError(f"The model {name} itself fails on these inputs: {type(error).__name__}: {error}") from error
 
 
-def _export_once(model: nn.Module, inputs: dict[str, Any], dynamic: bool) -> ExportedProgram:
+def _export_once(model: nn.Module, inputs: dict[str, Any], dynamic: bool) -> tuple[ExportedProgram, Form]:
     shapes = private.pytree.tree_map(dynamic_axes if dynamic else static_axes, inputs)
-    with quiet(), torch.no_grad(), steady(model) as traced:
+    with quiet(), torch.no_grad(), steady(model, inputs) as (traced, form):
         if private.is_pretrained(traced):
-            return private.export_pretrained(traced, inputs, dynamic, shapes)
-        return torch.export.export(traced, (), inputs, dynamic_shapes=shapes, strict=False)
+            return private.export_pretrained(traced, inputs, dynamic, shapes), form
+        args, kwargs = Signature.of(traced).split(inputs)
+        return torch.export.export(traced, args, kwargs, dynamic_shapes=shapes, strict=False), form
 
 
 def dynamic_axes(value: Any) -> Any:
@@ -92,6 +97,11 @@ def _two_samples(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return doubled
 
 
+def copied(value: Any) -> Any:
+    """A copy of a tensor, any other value as it is."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _twice(value: Any) -> Any:
     return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
@@ -115,21 +125,19 @@ def hold(guards: Iterable[Any], inputs: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def steady(model: nn.Module) -> Iterator[nn.Module]:
-    """The model as it can be traced, its twin: plain kernels, no autocast, packed sequences unrolled."""
+def steady(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[tuple[nn.Module, Form]]:
+    """The model as it can be traced, its twin: called by name, plain kernels, packed sequences unrolled.
+
+    With it comes the form of what it returns, known once it was called.
+    """
+    private.know_caches(model)
     traced = twin(model)
+    form = by_name(traced, inputs)
     for module in traced.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # whether a mask allows it is data
-    with _without_autocast(), unrolled_packing(traced):
-        yield traced
-
-
-@contextmanager
-def _without_autocast() -> Iterator[None]:
-    """The graph is captured in the weights' own types; autocast then acts on it as on the model."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
+    with unrolled_packing(traced):
+        yield traced, form
 
 
 def _explain(model: nn.Module, failure: Exception) -> FxlrpError:

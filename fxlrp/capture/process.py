@@ -29,6 +29,7 @@ _LOGGERS = (
     "torch._export.utils",
     "torch.fx.experimental.symbolic_shapes",
     "torch.fx.experimental.proxy_tensor",
+    "torch._subclasses.fake_tensor",
     "transformers.exporters.utils",
 )
 
@@ -113,6 +114,24 @@ def _kept_back(here: _Here) -> Iterator[None]:
     finally:
         if sys.stderr is stream:
             sys.stderr = before
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Whatever mode the caller is in: gradients are recorded, tensors are ordinary ones on the CPU unless said else."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
+def at_rest() -> Iterator[None]:
+    """As a graph is made and compared, one thread at a time: plainly, and in the weights' own types."""
+    with LOCK, plainly(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 @contextmanager

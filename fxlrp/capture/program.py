@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.calling import Form
 from fxlrp.capture.canonical import Fused
 from fxlrp.capture.export import hold
+from fxlrp.graph.operators import is_random
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,25 @@ class Program:
     inputs: Mapping[str, str]
     input_leaves: tuple[str, ...]
     output_spec: private.pytree.TreeSpec
+    form: Form
     fused: Mapping[fx.Node, Fused]
     guards: tuple[str, ...]
     shapes: Mapping[str, tuple[int | None, ...]]
     recorded: Mapping[str, Any] | None = None
+    decided_by: tuple[Any, ...] = ()
+    """Sums over the weights that a recorded model may have decided by."""
+    replayed: bool = False
+    """Whether torch.export follows the model, but for the branches that are taken on the recorded inputs."""
 
-    def accepts(self, inputs: Mapping[str, Any]) -> bool:
+    def accepts(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
         """Whether the graph stands for the model on these inputs."""
+        leaves = flatten(inputs)
         if self.recorded is not None:
-            return all(_same(inputs[name], leaf) for name, leaf in self.recorded.items())
+            same = all(_same(leaves[name], leaf) for name, leaf in self.recorded.items())
+            return same and self.decided_by == values_of(model)
         for name, shape in self.shapes.items():
             # An axis that was free and long may not be assumed to mean the same at length one; only the batch axis may.
-            for axis, (traced, size) in enumerate(zip(shape, inputs[name].shape, strict=True)):
+            for axis, (traced, size) in enumerate(zip(shape, leaves[name].shape, strict=True)):
                 if (traced is not None and traced != size) or (traced is None and axis > 0 and size == 1):
                     return False
         return hold(self._compiled_guards, inputs)
@@ -73,6 +82,11 @@ class Program:
         """The graph's placeholders by name, in order."""
         return {str(node.target): node for node in self.graph.nodes if node.op == "placeholder"}
 
+    @cached_property
+    def random(self) -> tuple[fx.Node, ...]:
+        """What draws random numbers."""
+        return tuple(node for node in self.graph.nodes if is_random(node))
+
     def arguments(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The value of each placeholder: a weight of ``model``, a constant on its device, or a leaf of ``inputs``."""
         device, leaves = device_of(model), flatten(inputs)
@@ -90,7 +104,7 @@ class Program:
         outputs = private.pytree.tree_unflatten(list(values), self.output_spec)
         for layer in _layers_of_caches(outputs):
             _cut_to_window(layer)
-        return outputs
+        return self.form.whole(outputs)
 
 
 def _layers_of_caches(outputs: Any) -> Iterator[Any]:
@@ -124,11 +138,26 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def values_of(model: nn.Module) -> tuple[Any, ...]:
+    """A sum and a hash of each parameter and buffer, of which one differs where a value does."""
+    held = [(name, w.detach()) for name, w in (*model.named_parameters(), *model.named_buffers()) if w.numel()]
+    return tuple(
+        (name, float(w.double().sum()), int(torch.hash_tensor(w).view(torch.int64)))
+        for name, w in held
+        if not w.is_meta
+    )
+
+
 def weight(model: nn.Module, target: str) -> Tensor:
     """The parameter or buffer of ``model`` at a path."""
     owner, _, name = target.rpartition(".")
     found: Tensor = getattr(model.get_submodule(owner), name)
     return found
+
+
+def ordinary(value: Any) -> Any:
+    """A tensor that autograd follows, where one was made in inference mode; any other value as it is."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def flatten(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ recording stands for the model on exactly these inputs and no others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,14 @@ from torch.func import functional_call, functionalize
 from torch.fx import traceback as fx_traceback
 
 from fxlrp.capture import torch_private as private
-from fxlrp.capture.canonical import mutates, unknown
+from fxlrp.capture.calling import Signature
+from fxlrp.capture.canonical import INLINED, mutates, unknown
+from fxlrp.capture.export import copied
 from fxlrp.capture.foreign import introduce
 from fxlrp.capture.process import attention_spelled_out
+from fxlrp.capture.program import device_of, weight
 from fxlrp.capture.traced import Traced, with_values
+from fxlrp.errors import CaptureError
 
 
 def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
@@ -29,18 +33,18 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     given, spec = private.pytree.tree_flatten(dict(inputs))
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     outputs: list[private.pytree.TreeSpec] = []
+    signature = Signature.of(model)
 
     def arguments() -> tuple[dict[str, Tensor], list[Any]]:
         return held | {name: buffer.clone() for name, buffer in model.named_buffers()}, _copied(given)
 
     def run(weights: dict[str, Tensor], leaves: list[Any]) -> list[Any]:
-        result = functional_call(model, weights, (), private.pytree.tree_unflatten(leaves, spec))
+        result = functional_call(model, weights, *signature.split(private.pytree.tree_unflatten(leaves, spec)))
         flat, form = private.pytree.tree_flatten(result)
         outputs.append(form)
         return flat
 
-    decompositions = torch.export.default_decompositions()
-    table: dict[Any, Any] = {target: decompositions[target] for target in decompositions if unknown(target)}
+    table = _decompositions()
     with attention_spelled_out(), torch.no_grad():
         _mark_module_paths(model)
         module = _traced(run, table, *arguments())
@@ -62,8 +66,98 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     )
 
 
+def replayed(model: nn.Module, traced: Traced, inputs: Mapping[str, Any]) -> Traced:
+    """A traced model with its branches (torch.cond) taken and its loops run as on ``inputs``, for which alone it then
+    stands.
+    """
+    leaves = _copied(private.pytree.tree_leaves(dict(inputs)))
+    held = {
+        **{name: weight(model, target).detach() for name, target in traced.weights.items()},
+        **{name: value.to(device_of(model)) for name, value in traced.constants.items()},
+        **dict(zip(traced.inputs, leaves, strict=True)),
+    }
+    names = [str(node.target) for node in traced.module.graph.nodes if node.op == "placeholder"]
+    replay = _Replay(traced.module)
+    with attention_spelled_out(), torch.no_grad(), fx_traceback.preserve_node_meta():
+        values = [held[name] for name in names]
+        module = _traced(functionalize(lambda *given: replay.run(*given)), _decompositions(), *values)
+    introduce(module.graph)
+    made = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    renamed = dict(zip(names, made, strict=True))
+    constants = {renamed[name]: value for name, value in traced.constants.items()} | _lifted(module)
+    with_values(module.graph)
+    return Traced(
+        module=module,
+        weights={renamed[name]: target for name, target in traced.weights.items()},
+        constants=constants,
+        inputs=tuple(renamed[name] for name in traced.inputs),
+        output_spec=traced.output_spec,
+        recorded=tuple(leaves),
+        replayed=True,
+    )
+
+
+class _Replay(fx.Interpreter):
+    """Runs a graph; of what decides by values, the part that these values choose."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of one node."""
+        if not isinstance(target, private.HigherOrderOperator):
+            return super().call_function(target, args, kwargs)
+        taken = _TAKEN.get(str(target))
+        if taken is not None:
+            return taken(*args, **kwargs)
+        place = INLINED.get(str(target))
+        if place is None:
+            raise CaptureError(f"fxlrp cannot look into '{target}'. Express it with ordinary operators.")
+        return _run(args[place], *args[place + 1 :])
+
+
+def _run(graph: fx.GraphModule, *values: Any) -> Any:
+    return _Replay(graph).run(*values)
+
+
+def _branch(condition: Any, yes: fx.GraphModule, no: fx.GraphModule, operands: Sequence[Any] = ()) -> Any:
+    return _run(yes if bool(condition) else no, *operands)
+
+
+def _loop(goes_on: fx.GraphModule, body: fx.GraphModule, carried: Sequence[Any], others: Sequence[Any] = ()) -> Any:
+    values = tuple(carried)
+    while bool(_run(goes_on, *values, *others)):
+        values = tuple(_run(body, *values, *others))
+    return values
+
+
+def _mapped(body: fx.GraphModule, over: Sequence[Any], others: Sequence[Any] = ()) -> Any:
+    rows = [_run(body, *(each[i] for each in over), *others) for i in range(len(over[0]))]
+    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+def _scanned(body: fx.GraphModule, first: Sequence[Any], over: Sequence[Any], others: Sequence[Any] = ()) -> Any:
+    carried, rows = tuple(first), []
+    for i in range(len(over[0])):
+        given = _run(body, *carried, *(each[i] for each in over), *others)
+        carried, row = tuple(given[: len(carried)]), given[len(carried) :]
+        rows.append(row)
+    return (*carried, *(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+#: What torch calls its branches and loops, and how each is run on values.
+_TAKEN: dict[str, Callable[..., Any]] = {
+    "cond": _branch,
+    "while_loop": _loop,
+    "map_impl": _mapped,
+    "scan": _scanned,
+}
+
+
+def _decompositions() -> dict[Any, Any]:
+    table = torch.export.default_decompositions()
+    return {target: table[target] for target in table if unknown(target)}
+
+
 def _copied(leaves: list[Any]) -> list[Any]:
-    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return [copied(leaf) for leaf in leaves]
 
 
 def _traced(run: Callable[..., Any], table: dict[Any, Any], *arguments: Any) -> fx.GraphModule:

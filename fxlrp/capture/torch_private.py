@@ -84,6 +84,7 @@ PLACES: Mapping[str, Place] = {
 _MAKE_FX = Place("torch.fx.experimental.proxy_tensor", "make_fx")
 _VMAP = Place("torch._functorch.predispatch")
 _EXPORTER = Place("transformers.exporters.exporter_dynamo", "DynamoExporter", ("export",))
+_CACHES = Place("transformers.exporters.exporter_dynamo", "register_cache_pytrees_for_model")
 _OPTIONS = Place("transformers.exporters.configs", "DynamoConfig")
 
 #: Held by whoever traces: torch's tracers patch ``nn.Module`` and set flags for the whole process while they run, and
@@ -171,6 +172,11 @@ def is_pretrained(model: nn.Module) -> bool:
     return _is_of(model, "transformers.modeling_utils", "PreTrainedModel")
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether ``model`` is what torch.compile made of one; the compiler is not loaded to find out."""
+    return _is_of(model, "torch._dynamo.eval_frame", "OptimizedModule")
+
+
 def is_cache(value: Any) -> bool:
     """Whether ``value`` is a cache of keys and values of transformers."""
     return _is_of(value, "transformers.cache_utils", "Cache")
@@ -179,6 +185,13 @@ def is_cache(value: Any) -> bool:
 def is_sliding(layer: Any) -> bool:
     """Whether a layer of such a cache keeps the last window of keys alone."""
     return _is_of(layer, "transformers.cache_utils", "DynamicSlidingWindowLayer")
+
+
+def know_caches(model: nn.Module) -> None:
+    """Let torch's trees know the caches that models of transformers inside ``model`` return, as their exporter does."""
+    for module in model.modules():
+        if is_pretrained(module):
+            _CACHES.load()(module)
 
 
 def export_pretrained(model: nn.Module, inputs: dict[str, Any], dynamic: bool, shapes: Any) -> ExportedProgram:

@@ -34,6 +34,7 @@ class Traced:
     output_spec: private.pytree.TreeSpec
     guards: tuple[str, ...] = ()
     recorded: tuple[Any, ...] | None = None
+    replayed: bool = False
 
     @staticmethod
     def of(exported: ExportedProgram) -> Traced:

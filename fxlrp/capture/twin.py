@@ -46,6 +46,8 @@ class _Twins:
             return self._object(value)
         if kind is Tensor:
             return self._keep(value, value.detach().clone())
+        if isinstance(value, nn.Parameter) and value.is_inference():  # no tracer follows such a one
+            return self._keep(value, nn.Parameter(value.detach().clone()))
         if kind in _MAPPINGS:
             return self._mapping(value)
         if kind in _SEQUENCES:

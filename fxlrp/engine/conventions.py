@@ -8,24 +8,26 @@ may mark what counts or what does not, so the default target is the largest logi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from fxlrp.capture.calling import Signature
+from fxlrp.capture.program import flatten
+
 
 @dataclass(frozen=True)
 class Conventions:
-    """``preferred`` is the input that the model itself calls its main one; ``parameters`` are those of its forward.
+    """``preferred`` is the input that the model itself calls its main one; ``signature`` is that of its forward pass.
 
     A module of one's own declares transformers' conventions by an attribute ``main_input_name``: then its
     ``attention_mask`` is 1 at tokens and 0 at padding. Without it no name of an input means anything.
     """
 
     preferred: str | None
-    parameters: tuple[str, ...]
+    signature: Signature
     generates: bool
 
     @staticmethod
@@ -35,14 +37,16 @@ class Conventions:
         can_generate: Any = getattr(model, "can_generate", None)
         return Conventions(
             preferred=preferred if isinstance(preferred, str) else None,
-            parameters=tuple(inspect.signature(model.forward).parameters),
+            signature=Signature.of(model),
             generates=bool(can_generate and can_generate()),
         )
 
     @property
-    def first_input(self) -> str:
-        """The input that a single tensor stands for."""
-        return self.preferred if self.preferred in self.parameters else self.parameters[0]
+    def first_input(self) -> str | None:
+        """The input that a single tensor stands for; None if it is the first of any number of arguments."""
+        if self.preferred is not None and self.signature.takes(self.preferred):
+            return self.preferred
+        return next(iter(self.signature.names), None)
 
     def main_input(self, attributed: Iterable[str], given: Iterable[str]) -> str:
         """The input whose relevance is the answer: the model's own choice, else the first that is attributed."""
@@ -66,7 +70,7 @@ class Conventions:
     @staticmethod
     def batch(given: Mapping[str, Any]) -> int:
         """How many samples the inputs hold."""
-        return next(len(value) for value in given.values() if isinstance(value, Tensor) and value.ndim)
+        return next((len(v) for v in flatten(given).values() if isinstance(v, Tensor) and v.ndim), 1)
 
 
 def block_names(model: nn.Module) -> list[str]:

@@ -7,8 +7,8 @@ whose backward pass carries relevance. Readers stand above it; what a user holds
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program
+from fxlrp.capture.calling import Signature, called_modules, check_input
 from fxlrp.capture.export import check_runs
-from fxlrp.capture.program import device_of, flatten
+from fxlrp.capture.process import unmoved
+from fxlrp.capture.program import device_of, flatten, ordinary
 from fxlrp.capture.torch_private import LOCK, outside_compiler
 from fxlrp.engine.conventions import Conventions
 from fxlrp.engine.graphs import Captured, Graphs
 from fxlrp.errors import InputError, TrainingModeError, nearest
-from fxlrp.graph.nodes import module_outputs
+from fxlrp.graph.nodes import module_outputs, module_path, source_line
 from fxlrp.planning.decide import make_plan
 from fxlrp.planning.plan import Plan
 from fxlrp.rewrite import Rewritten, rewrite
@@ -47,8 +49,16 @@ class Conversion:
     Conversions of one model share its ``graphs``. Nothing is captured before the first inputs arrive.
     """
 
-    def __init__(self, model: nn.Module, rules: Ruleset, strict: bool = True, graphs: Graphs | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: Ruleset,
+        strict: bool = True,
+        graphs: Graphs | None = None,
+        random_seed: int | None = None,
+    ) -> None:
         self.model = model
+        self.random_seed = random_seed
         self.ruleset = rules
         self.strict = strict
         self.graphs = graphs or Graphs()
@@ -56,11 +66,20 @@ class Conversion:
         self._rewrites: dict[Any, tuple[Plan, Rewritten]] = {}
         self._rules: tuple[Rule, ...] = ()
         self._owners: dict[str, tuple[nn.Module, str]] = {}
+        self._version: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what a file brings back, captures anew: graphs hold values of the tracer that cannot be copied.
-        kept = {name: getattr(self, name) for name in ("model", "ruleset", "strict")}
-        return {**kept, "graphs": Graphs(), "last": None, "_rewrites": {}, "_rules": (), "_owners": {}}
+        kept = {name: getattr(self, name) for name in ("model", "ruleset", "strict", "random_seed")}
+        return {
+            **kept,
+            "graphs": Graphs(),
+            "last": None,
+            "_rewrites": {},
+            "_rules": (),
+            "_owners": {},
+            "_version": None,
+        }
 
     @property
     def config(self) -> Any:
@@ -99,47 +118,70 @@ class Conversion:
 
     def with_ruleset(self, rules: str | Path | Mapping[str, Any] | Ruleset) -> Conversion:
         """The same model under another ruleset, without capturing it again."""
-        other = Conversion(self.model, ruleset(rules), self.strict, self.graphs)
+        other = Conversion(self.model, ruleset(rules), self.strict, self.graphs, self.random_seed)
         other.last = self.last
+        return other
+
+    def seeded(self, random_seed: int | None) -> Conversion:
+        """This conversion, every run of which draws the same random numbers; without a seed as it is."""
+        if random_seed is None:
+            return self
+        other = Conversion(self.model, self.ruleset, self.strict, self.graphs, random_seed)
+        other._rules, other._rewrites = self._rules, self._rewrites
         return other
 
     # --- from inputs to a program ---------------------------------------------------------------------------
 
     def given(self, inputs: Any) -> dict[str, Any]:
-        """A user's inputs by name: a mapping as it is, one tensor as the model's main input.
+        """A user's inputs by name: a mapping as it is, a tuple in the order of the model's own, anything else as its
+        main input.
 
-        Raises :class:`InputError` for anything else, and as :meth:`bind` does.
+        Raises :class:`InputError` as :meth:`bind` does.
         """
-        if isinstance(inputs, Tensor):
-            return self.bind((), {self.conventions.first_input: inputs})
         if isinstance(inputs, Mapping):
             return self.bind((), inputs)
-        raise InputError(f"Inputs are a dict of tensors, a BatchEncoding or one tensor, not {type(inputs).__name__}.")
+        if type(inputs) is tuple:
+            return self.bind(inputs, {})
+        if isinstance(inputs, list) and not any(isinstance(leaf, Tensor) for leaf in flatten({"": inputs}).values()):
+            raise InputError("A list is no tensor: pass torch.tensor(inputs), with the batch as its first axis.")
+        main = self.conventions.first_input
+        return self.bind((inputs,), {}) if main is None else self.bind((), {main: inputs})
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name. Raises :class:`InputError` for names the model does not take, NaN and mixed devices."""
         self.check_mode()
-        parameters = inspect.signature(self.model.forward).parameters
-        if len(args) > len(parameters):
-            raise InputError(f"{type(self.model).__name__} takes {len(parameters)} inputs, {len(args)} were given.")
-        inputs = dict(zip(parameters, args, strict=False)) | dict(kwargs)
-        open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        named = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        for name in inputs:
-            if name not in named and not (open_ended and name in _KNOWN_EXTRAS):
-                raise InputError(f"{type(self.model).__name__} has no input '{name}'.{nearest(name, named)}")
-        inputs = {name: value for name, value in inputs.items() if value is not None}
+        inputs = Signature.of(self.model).bind(args, kwargs)
         self._check_values(inputs)
         return inputs
 
     def prepare(self, inputs: Any) -> Prepared:
         """A user's inputs by name, with the program that stands for the model on them."""
         given = self.given(inputs)
-        return Prepared(given, self.captured(given))
+        captured = self.captured(given)
+        self._check_random(captured.program)
+        return Prepared(given, captured)
+
+    def _check_random(self, program: Program) -> None:
+        """Raise :class:`InputError` where each pass would draw numbers of its own, and explain another value."""
+        drawn = program.random
+        if not drawn:
+            return
+        where = f"'{drawn[0].target}' in module '{module_path(drawn[0])}' ({source_line(drawn[0])})"
+        if self.random_seed is None:
+            raise InputError(
+                f"{type(self.model).__name__} draws random numbers by {where}, in eval mode too: its passes would "
+                "explain different values. Switch that off (F.dropout(x, p, training=self.training)), or explain one "
+                "draw: attribute(..., random_seed=0)."
+            )
+        if self.ruleset.compares:
+            raise InputError(
+                f"'{self.ruleset.name}' compares two runs, which draw different random numbers by {where}. Use a "
+                "ruleset that compares none, or switch the drawing off."
+            )
 
     def check_mode(self) -> None:
         """Raise :class:`TrainingModeError` where a module is in training mode."""
-        training = next((name or type(m).__name__ for name, m in self.model.named_modules() if m.training), None)
+        training = next((name or type(m).__name__ for name, m in called_modules(self.model) if m.training), None)
         if training is not None:
             raise TrainingModeError(
                 f"The model is in training mode (module '{training}'): dropout would make relevance random. "
@@ -148,6 +190,8 @@ class Conversion:
 
     def _check_values(self, inputs: Mapping[str, Any]) -> None:
         places = {self.device.type: "the model's weights"}
+        for name, given in inputs.items():
+            check_input(name, given)
         for name, value in flatten(inputs).items():
             if not isinstance(value, Tensor):
                 continue
@@ -188,17 +232,19 @@ class Conversion:
             if named and name in named:
                 values.append(named[name])
             elif name in tables:
-                weight = self._weight(program.weights[tables[name]])
+                weight = ordinary(self._weight(program.weights[tables[name]]))
                 values.append(weight if replaced is None else weight.detach().requires_grad_())
             elif name in program.weights:
-                values.append(self._weight(program.weights[name]).detach())
+                values.append(ordinary(self._weight(program.weights[name]).detach()))
             elif name in program.constants:
                 values.append(program.constants[name].to(self.device))
             else:
-                values.append(leaves[program.inputs[name]])
+                values.append(ordinary(leaves[program.inputs[name]]))
         return values
 
     def _weight(self, target: str) -> Tensor:
+        if self._version is not self.graphs.version.state:  # modules may be others now
+            self._version, self._owners = self.graphs.version.state, {}
         if target not in self._owners:
             owner, _, name = target.rpartition(".")
             self._owners[target] = (self.model.get_submodule(owner), name)
@@ -227,39 +273,39 @@ class Conversion:
         return made
 
     def taps(self, captured: Captured, globs: Sequence[str]) -> dict[str, fx.Node]:
-        """The output node of every module whose path fits a glob, in the order of the graph.
+        """The output node of every module whose path fits a glob, in the order of the graph; of a module with several,
+        or called several times, each under its number: ``path[0]``, ``path[1]``.
 
         Raises :class:`InputError` for a glob that fits no module that carries relevance.
         """
-        outputs = module_outputs(captured.program.graph)
         plan, _ = self.rewritten(captured)
-        carried = {path: node for path, node in outputs.items() if node in plan.carrying}
+        carried = module_outputs(captured.program.graph, plan.carrying)
         chosen: dict[str, fx.Node] = {}
         for pattern in globs:
-            fitting = {path: node for path, node in carried.items() if glob(pattern).fullmatch(path)}
+            fitting = {path: nodes for path, nodes in carried.items() if glob(pattern).fullmatch(path)}
             if not fitting:
                 known = nearest(pattern, list(carried)[:40])
                 raise InputError(f"at='{pattern}' fits no module whose output carries relevance.{known}")
-            chosen |= fitting
+            for path, nodes in fitting.items():
+                names = [path] if len(nodes) == 1 else [f"{path}[{index}]" for index in range(len(nodes))]
+                chosen |= dict(zip(names, nodes, strict=True))
         return chosen
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """For the time of one run: what is drawn is drawn from the seed, and the caller's random states do not move."""
+        if self.random_seed is None:
+            yield
+            return
+        with unmoved():
+            torch.manual_seed(self.random_seed)
+            yield
 
     def run(self, rewritten: Rewritten, arguments: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
         """Call the rewritten module; where it fails because the model would, say so in the model's own words."""
         try:
-            return rewritten.module(*arguments)
+            with self.drawing():
+                return rewritten.module(*arguments)
         except (RuntimeError, IndexError, ValueError, TypeError):
             check_runs(self.model, inputs)
             raise
-
-
-_KNOWN_EXTRAS = frozenset(
-    {
-        "position_ids",
-        "token_type_ids",
-        "cache_position",
-        "output_attentions",
-        "output_hidden_states",
-        "return_dict",
-        "use_cache",
-    }
-)

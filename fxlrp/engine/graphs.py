@@ -5,19 +5,19 @@ In: a model and inputs. Out: :class:`Captured`. One cache is shared by all conve
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from fxlrp.capture import Program, capture
+from fxlrp.capture import Program, agree, capture
 from fxlrp.capture.attributed import attributed_values
-from fxlrp.capture.process import unmoved
+from fxlrp.capture.process import at_rest, unmoved
 from fxlrp.capture.program import flatten
+from fxlrp.capture.state import State, described
 from fxlrp.capture.torch_private import LOCK, outside_compiler
-from fxlrp.errors import RetraceWarning
+from fxlrp.errors import RetraceWarning, warn
 from fxlrp.patterns import Pattern, registered
 from fxlrp.patterns.fold_activations import fold_activations
 from fxlrp.patterns.fold_linear import fold_affine
@@ -36,6 +36,25 @@ class Captured:
     origin: Program
     patterns: tuple[Pattern, ...]
     forms: dict[tuple[str, ...], Captured] = field(default_factory=dict, repr=False)
+    #: Sizes of inputs on which the program was compared with its model, and whether it gave the same.
+    checked: dict[Any, bool] = field(default_factory=dict, repr=False)
+
+    def stands_for(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+        """Whether the program stands for its model on these inputs, as far as is known."""
+        return self.checked.get(_sizes(flatten(inputs)), True) and self.program.accepts(model, inputs)
+
+    def is_checked(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether the program was compared on inputs of such sizes, or on as many as are looked at; a batch of one,
+        which models tell from others most, always is.
+        """
+        sizes = _sizes(flatten(inputs))
+        enough = len(self.checked) >= CHECKS and not any(shape[:1] == (1,) for shape in sizes)
+        return self.program.recorded is not None or sizes in self.checked or enough
+
+    def check(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+        """Compare the program with its model on these inputs, and remember what came out."""
+        agrees = self.checked[_sizes(flatten(inputs))] = agree(model, self.program, inputs)
+        return agrees
 
     @outside_compiler
     def folded(self, folds: tuple[str, ...]) -> Captured:
@@ -57,22 +76,49 @@ class Captured:
 FOLDS = {"affine": fold_affine}
 
 
-def _searched(model: nn.Module, origin: Program) -> Captured:
+def _searched(model: nn.Module, origin: Program, checked: dict[Any, bool]) -> Captured:
     """A captured program with its activations folded, and what the patterns of now find in it."""
     program = fold_activations(origin)
-    return Captured(program, Structure.of(program, attributed_values(program, model)), origin, registered())
+    structure = Structure.of(program, attributed_values(program, model))
+    return Captured(program, structure, origin, registered(), checked=checked)
 
 
-@dataclass
+#: How many graphs of one model are held, over all that it has been.
+KEPT = 48
+#: How many states of one model, such as adapters that are switched, are held with their graphs.
+VERSIONS = 4
+#: On how many sizes of inputs a graph is compared with its model.
+CHECKS = 3
+
+
+@dataclass(eq=False)
+class Version:
+    """A model as it was for a while, and the graphs of it: by input signature, of which each may need several."""
+
+    state: State | None = None
+    programs: dict[Any, list[Captured]] = field(default_factory=dict)
+
+
 class Graphs:
-    """Programs by input signature: a signature may need several, for shapes that one graph does not stand for.
+    """Programs by input signature, for the model as it is now. Of those good for one input each, the last is kept.
 
-    ``traced`` counts all graphs made so far. Of recorded ones, good for one input each, the last is kept.
+    ``traced`` counts all graphs made so far, ``version`` those of the model as it is. At most :data:`KEPT` are held.
     """
 
-    programs: dict[Any, list[Captured]] = field(default_factory=dict)
-    traced: int = 0
-    warned: bool = False
+    def __init__(self) -> None:
+        self.versions = [Version()]
+        self.traced = 0
+        self.warned: set[str] = set()
+
+    @property
+    def version(self) -> Version:
+        """The model as it is now, as far as was looked."""
+        return self.versions[-1]
+
+    @property
+    def programs(self) -> dict[Any, list[Captured]]:
+        """The graphs of the model as it is now."""
+        return self.version.programs
 
     @outside_compiler
     def serve(self, model: nn.Module, context: tuple[Any, ...], inputs: Mapping[str, Any]) -> Captured:
@@ -80,23 +126,74 @@ class Graphs:
 
         ``context`` is what besides the inputs a graph depends on: the weights' type and device.
         """
+        self._follow(model)
         leaves = flatten(inputs)
-        known = self.programs.setdefault((*context, *((name, _kind(leaf)) for name, leaf in leaves.items())), [])
-        found = _standing(known, leaves)
-        if found is None:
-            with unmoved():  # one capture at a time: another thread may have made the graph meanwhile
-                found = _standing(known, leaves) or self._capture(model, known, leaves, inputs)
+        key = (*context, *((name, _kind(leaf)) for name, leaf in leaves.items()))
+        found = self._standing(model, key, inputs)
+        if found is None or not found.is_checked(inputs):
+            with at_rest(), unmoved():  # one at a time: another thread may have made the graph meanwhile
+                found = self._standing(model, key, inputs)
+                if found is not None and not found.is_checked(inputs) and not found.check(model, inputs):
+                    found = None
+                if found is None:
+                    found = self._capture(model, key, leaves, inputs)
         return self.current(model, found)
 
-    def _capture(
-        self, model: nn.Module, known: list[Captured], leaves: Mapping[str, Any], inputs: Mapping[str, Any]
-    ) -> Captured:
+    def _standing(self, model: nn.Module, key: Any, inputs: Mapping[str, Any]) -> Captured | None:
+        """The program that stands for the model on inputs of this signature."""
+        known = tuple(self.programs.get(key, ()))
+        return next((c for c in known if c.stands_for(model, inputs)), None)
+
+    def _follow(self, model: nn.Module) -> None:
+        """Turn to the graphs of the model as it is now: what was replaced in it since may have changed what it does."""
+        before = self.version.state
+        if before is None or before.stands():
+            return
+        with at_rest():
+            now = State(model)
+            others = (v for v in reversed(self.versions) if v.state is not None)
+            found = next((v for v in others if v.state is not None and v.state.difference(now) is None), None)
+            if found is None:
+                place = before.difference(now) or "itself"
+                warn(
+                    f"{type(model).__name__} has changed since it was captured, in '{place}': it is captured anew.",
+                    RetraceWarning,
+                )
+                found = Version()
+            found.state = now
+            self.versions = [*(v for v in self.versions if v is not found), found][-VERSIONS:]
+
+    def _capture(self, model: nn.Module, key: Any, leaves: Mapping[str, Any], inputs: Mapping[str, Any]) -> Captured:
+        known = self.programs.setdefault(key, [])
         self._warn(model, known, leaves)
         recorded = [c for c in known if c.program.recorded is not None]
-        found = _searched(model, capture(model, inputs, record_only=bool(recorded)))
+        refuted = any(c.checked.get(_sizes(leaves)) is False for c in known)
+        refused = any(not c.program.replayed for c in recorded)
+        program = capture(model, inputs, record_only=refused or refuted)
+        found = _searched(model, program, {_sizes(leaves): True})
         self.traced += 1
         known[:] = [c for c in known if c not in recorded] + [found]
+        self.version.state = State(model)
+        self._bound(model, leaves)
         return found
+
+    def _bound(self, model: nn.Module, leaves: Mapping[str, Any]) -> None:
+        """Let go of the graph whose signature was met first, once there are more than :data:`KEPT`."""
+        held = [c for v in self.versions for known in v.programs.values() for c in known]
+        if len(held) <= KEPT:
+            return
+        for version in self.versions:
+            for key, known in tuple(version.programs.items()):
+                known[:] = [c for c in known if c is not held[0]]
+                if not known:
+                    del version.programs[key]
+        values = [f"'{name}'" for name, leaf in leaves.items() if not isinstance(leaf, Tensor)]
+        why = f"each value of {', '.join(values)} has one of its own" if values else "each size has one of its own"
+        self._say(
+            "many",
+            f"More than {KEPT} graphs of {type(model).__name__} were captured, as {why}: the oldest are let go. Pass "
+            "numbers as tensors, and pad inputs to a few sizes.",
+        )
 
     def current(self, model: nn.Module, captured: Captured) -> Captured:
         """The same capture, searched anew where patterns were registered, or replaced, since."""
@@ -104,7 +201,8 @@ class Graphs:
             return captured
         with LOCK:
             others = [c for known in self.programs.values() for c in known if c.origin is captured.origin]
-            found = next((c for c in others if c.patterns == registered()), None) or _searched(model, captured.origin)
+            fresh = (c for c in others if c.patterns == registered())
+            found = next(fresh, None) or _searched(model, captured.origin, captured.checked)
             for known in self.programs.values():
                 known[:] = [found if c.origin is captured.origin else c for c in known]
         return found
@@ -112,26 +210,28 @@ class Graphs:
     def holds(self, captured: Captured) -> bool:
         """Whether the graph is still one of the cache's."""
         with LOCK:
-            forms = (form for known in self.programs.values() for c in known for form in (c, *c.forms.values()))
-            return any(form is captured for form in forms)
+            held = (c for v in self.versions for known in v.programs.values() for c in known)
+            return any(form is captured for c in held for form in (c, *c.forms.values()))
 
     def _warn(self, model: nn.Module, known: Sequence[Captured], leaves: Mapping[str, Any]) -> None:
         """Say once what it is that keeps the graphs traced so far from standing for these inputs."""
         fixed = known[-1].program.fixed(leaves) if known else ()
-        if fixed and not self.warned:
-            self.warned = True
-            warnings.warn(
+        if fixed:
+            self._say(
+                "fixed",
                 f"{type(model).__name__} has fixed {', '.join(fixed)} in its graph: inputs of other sizes are "
                 "traced anew, once for each. Pad them to a few sizes to save that time.",
-                RetraceWarning,
-                stacklevel=5,
             )
 
+    def _say(self, what: str, text: str) -> None:
+        if what not in self.warned:
+            self.warned.add(what)
+            warn(text, RetraceWarning)
 
-def _standing(known: Sequence[Captured], leaves: Mapping[str, Any]) -> Captured | None:
-    """The program among ``known`` that stands for the model on these inputs."""
-    return next((c for c in tuple(known) if c.program.accepts(leaves)), None)
+
+def _sizes(leaves: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(tuple(leaf.shape) for leaf in leaves.values() if isinstance(leaf, Tensor))
 
 
 def _kind(value: Any) -> Any:
-    return (value.dtype, value.ndim, value.device.type) if isinstance(value, Tensor) else value
+    return (value.dtype, value.ndim, value.device.type) if isinstance(value, Tensor) else described(value)

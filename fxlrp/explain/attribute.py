@@ -40,6 +40,7 @@ def attribute(
         task.tap(at)
     answer = read(task, lrp.ruleset.readout)
     propagated, main = answer.propagated, task.main_input
+    value = task.values[main]
     assert task.explain is not None
     mask, _ = lrp.conventions.masks(given)
     tapped = zip(task.tapped, propagated.taps, strict=False)
@@ -52,13 +53,13 @@ def attribute(
         explained=propagated.explained,
         ruleset=lrp.ruleset.info,
         label=task.explain.labels(tokenizer or getattr(inputs, "tokenizer", None)),
-        tokens=_tokens(inputs, given.get(main), tokenizer),
+        tokens=_tokens(inputs, value, tokenizer),
         at=dict(answer.at) or {name: carried.relevance for name, carried in tapped},
         ledger=_ledger(task, task.explain) if ledger else None,
         attention_mask=mask.detach() if mask is not None and mask.ndim == 2 else None,
-        image_size=_image_size(given.get(main)),
-        of_ids=_are_ids(given.get(main)),
-        picture=None if _image_size(given.get(main)) is None else given[main].detach(),
+        image_size=_image_size(value),
+        of_ids=_are_ids(value),
+        picture=None if _image_size(value) is None else value.detach(),
     )
 
 
@@ -102,7 +103,8 @@ def _ledger(task: Task, explain: Explained) -> Ledger:
     lrp, program = task.lrp, task.captured.program
     plan, accounted = lrp.rewritten(task.captured, (), ledger=True)
     arguments = lrp.arguments(program, accounted, task.given, task.leaves())
-    return compute_ledger(plan, accounted, arguments, lambda values: explain.relevance(program.unpack(values)))
+    with lrp.drawing():
+        return compute_ledger(plan, accounted, arguments, lambda values: explain.relevance(program.unpack(values)))
 
 
 def _image_size(value: Any) -> tuple[int, int] | None:

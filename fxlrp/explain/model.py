@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxlrp.capture.calling import unwrapped
+from fxlrp.capture.process import plainly
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.targets import Target
 from fxlrp.errors import InputError, TrainingModeError
@@ -118,6 +120,7 @@ class ConvertedModel(nn.Module):
         ledger: bool = False,
         tokenizer: Any = None,
         reference: Any = None,
+        random_seed: int | None = None,
     ) -> Attribution:
         """The relevance of every input to one output per sample.
 
@@ -138,6 +141,7 @@ class ConvertedModel(nn.Module):
             reference: inputs to compare with, for rulesets that do (``deeplift-rescale``, ``relp``,
                 ``integrated-gradients``): like ``inputs``, what is left out being the same; one sample may stand for
                 all.
+            random_seed: of a model that draws random numbers in eval mode too, which draw is explained.
 
         Returns:
             Relevance by input, with the unit of the explained output: [batch, tokens] for ids, the input's shape for
@@ -150,7 +154,10 @@ class ConvertedModel(nn.Module):
             CaptureError: a model that cannot be captured as a graph.
         """
         globs = (at,) if isinstance(at, str) else tuple(at)
-        return attribute(self.conversion, inputs, target, contrast, globs, ledger, tokenizer, reference)
+        with plainly():
+            return attribute(
+                self.conversion.seeded(random_seed), inputs, target, contrast, globs, ledger, tokenizer, reference
+            )
 
     def attribute_generation(
         self,
@@ -172,7 +179,8 @@ class ConvertedModel(nn.Module):
         chunk: how many tokens go back in one pass, at most; memory grows with it. Raises :class:`fxlrp.FxlrpError` for
         a model that generates nothing, prompts padded on the right, and rulesets that need passes at other inputs.
         """
-        return attribute_generation(self.conversion, inputs, max_new_tokens, generated, contrast, tokenizer, chunk)
+        with plainly():
+            return attribute_generation(self.conversion, inputs, max_new_tokens, generated, contrast, tokenizer, chunk)
 
 
 def convert(
@@ -191,9 +199,12 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"convert takes a torch.nn.Module, not {type(model).__name__}; load the model first.")
-    conversion = Conversion(model, load(ruleset), strict)
+    if isinstance(model, ConvertedModel):
+        raise InputError("This model is converted already: use model.with_ruleset(...) for another ruleset.")
+    conversion = Conversion(unwrapped(model), load(ruleset), strict)
     conversion.check_mode()
     if example_inputs is not None:
-        conversion.prepare(example_inputs)
-        _ = conversion.plan
+        with plainly():
+            conversion.prepare(example_inputs)
+            _ = conversion.plan
     return ConvertedModel(conversion)

@@ -117,10 +117,12 @@ def tensor_value(node: fx.Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
-def module_outputs(graph: fx.Graph) -> dict[str, fx.Node]:
-    """The last float value computed inside each module, by module path: its output."""
-    outputs: dict[str, fx.Node] = {}
-    last_use = {node: index for index, node in enumerate(graph.nodes)}
+def module_outputs(graph: fx.Graph, among: Container[fx.Node]) -> dict[str, tuple[fx.Node, ...]]:
+    """The float values that leave each module, in order, by module path: its outputs; those ``among`` given nodes.
+
+    What only leaves the model as well, such as a cache of keys, is no output of a module that has others.
+    """
+    outputs: dict[str, tuple[fx.Node, ...]] = {}
     inside: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         for path, _ in module_stack(node):
@@ -128,15 +130,17 @@ def module_outputs(graph: fx.Graph) -> dict[str, fx.Node]:
                 inside.setdefault(path, []).append(node)
     for path, nodes in inside.items():
         members = set(nodes)
-        leaving = [
-            n
-            for n in nodes
-            if any(user not in members for user in n.users) and isinstance(n.meta.get("val"), torch.Tensor)
-        ]
-        floats = [n for n in leaving if n.meta["val"].is_floating_point()]
-        if floats:
-            outputs[path] = max(floats, key=last_use.__getitem__)
+        users = {n: [u for u in n.users if u not in members] for n in nodes if n in among and _is_of_floats(n)}
+        used = [n for n, outside in users.items() if any(user.op != "output" for user in outside)]
+        leaving = used or [n for n, outside in users.items() if outside]
+        if leaving:
+            outputs[path] = tuple(leaving)
     return outputs
+
+
+def _is_of_floats(node: fx.Node) -> bool:
+    value = tensor_value(node)
+    return value is not None and value.is_floating_point()
 
 
 def to_networkx(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:

@@ -175,6 +175,15 @@ def operands_of(node: fx.Node) -> list[fx.Node]:
     return node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
 
 
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers: torch marks such operators; one may be told not to train, and draws none."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    return given.get("train", given.get("training", True)) is not False and given.get("p", 1) != 0
+
+
 def is_movement(node: fx.Node) -> bool:
     """A view, copy, cast or other rearrangement of one tensor."""
     operator = operator_of(node)

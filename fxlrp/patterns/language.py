@@ -8,7 +8,6 @@ along any axis. A pattern is captured as a model is, so it reads like the model 
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from torch import Tensor, fx
 
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.code import capture_code
-from fxlrp.errors import PatternError
+from fxlrp.errors import PatternError, warn
 from fxlrp.graph.operators import is_movement
 
 
@@ -207,7 +206,7 @@ def pattern(
             group.append(made)
         else:
             group[earlier] = made
-            warnings.warn(f"The pattern {made.spelled} replaces the one registered before.", stacklevel=2)
+            warn(f"The pattern {made.spelled} replaces the one registered before.")
         return made
 
     return register

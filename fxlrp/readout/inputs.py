@@ -36,7 +36,7 @@ def embedded(task: Task) -> dict[int, fx.Node]:
     for index, each in enumerate(structure.attributed):
         module = embedding_module(each.node, blocks) if each.lookup else None
         if module is not None:
-            (node,) = task.lrp.taps(task.captured, [module]).values()
+            *_, node = task.lrp.taps(task.captured, [module]).values()
             if node not in found.values():
                 found[index] = node
     return found

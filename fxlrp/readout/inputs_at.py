@@ -77,7 +77,7 @@ def reference_point(
                 f"The reference holds an input '{name}' that the inputs do not have.{nearest(name, given)}"
             )
         merged[name] = _like(name, value, given[name])
-    if not captured.program.accepts(flatten(merged)):
+    if not captured.program.accepts(lrp.model, merged):
         raise InputError(
             f"{type(lrp.model).__name__} takes another branch on the reference than on the inputs, so that one graph "
             "cannot stand for both. Choose a reference on which it takes the same branches."

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture.program import flatten
 from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.engine.explained import Explained
 from fxlrp.engine.targets import Target
@@ -194,13 +195,18 @@ class Task:
 
     def leaves(self) -> dict[str, Tensor]:
         """The float inputs that are attributed, as leaves of a backward pass."""
-        named = [e.name for e in self.captured.structure.attributed if not e.lookup and e.name in self.given]
-        return {name: self.given[name].detach().clone().requires_grad_() for name in named}
+        named = [e.name for e in self.captured.structure.attributed if not e.lookup]
+        return {name: self.values[name].detach().clone().requires_grad_() for name in named}
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The leaves of the given inputs by name: what nested inputs hold, each by its path."""
+        return flatten(self.given)
 
     @cached_property
     def main_input(self) -> str:
         """The input whose relevance is the answer: the model's own choice, else the first that is attributed."""
-        return self.lrp.conventions.main_input((name for name, _ in self.attributed), self.given)
+        return self.lrp.conventions.main_input((name for name, _ in self.attributed), self.values)
 
 
 def _leaves(flat: Sequence[Any]) -> tuple[Any, ...]:

@@ -8,7 +8,6 @@ reference and documentation.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxlrp.errors import RulesetError, nearest
+from fxlrp.errors import RulesetError, nearest, warn
 from fxlrp.graph.operator_classes import ANY, OperatorClass, find_class
 from fxlrp.rules.choices import Choice
 from fxlrp.rules.primitives import as_gradient, as_relevance
@@ -251,7 +250,7 @@ def rule(
 def enter(made: Rule) -> None:
     """Put a rule into the table. One of the same name is replaced, and a warning says so."""
     if made.name in RULES:
-        warnings.warn(f"The rule '{made.name}' replaces the one registered before.", stacklevel=3)
+        warn(f"The rule '{made.name}' replaces the one registered before.")
     RULES[made.name] = made
 
 

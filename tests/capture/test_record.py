@@ -159,7 +159,7 @@ def test_ledger_closes(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
 def test_a_recording_that_took_any_input_would_be_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (first, second, _) = build("branch")
-    monkeypatch.setattr(Program, "accepts", lambda self, inputs: True)
+    monkeypatch.setattr(Program, "accepts", lambda self, model, inputs: True)
     lrp = fxlrp.convert(model, "gradient")
     lrp(first)
     assert not torch.allclose(lrp(second), model(second))

@@ -313,7 +313,7 @@ ERRORS: dict[str, tuple[Any, type[fxlrp.FxlrpError], str]] = {
     "nan": (lambda b, x: fxlrp.convert(linear()).attribute(torch.full((2, 3), torch.nan)), fxlrp.InputError, "NaN"),
     "name": (lambda b, x: b.attribute({"input_id": IDS}), fxlrp.InputError, "Did you mean 'input_ids'"),
     "missing": (lambda b, x: b.attribute({"attention_mask": IDS}), fxlrp.InputError, "input_ids"),
-    "list": (lambda b, x: b.attribute([1, 2]), fxlrp.InputError, "not list"),
+    "list": (lambda b, x: b.attribute([1, 2]), fxlrp.InputError, "torch.tensor"),
     "devices": (
         lambda b, x: fxlrp.convert(linear()).attribute(torch.empty(2, 3, device="meta")),
         fxlrp.InputError,

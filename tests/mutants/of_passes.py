@@ -159,13 +159,13 @@ def _next_class(*arguments: Any, original: Any = fxlrp.engine.targets.resolve) -
     return Selection(tuple((*place[:-1], place[-1] - 1) for place in chosen.index))
 
 
-def _first_value(graph: fx.Graph, original: Any = fxlrp.graph.nodes.module_outputs) -> Any:
-    paths = original(graph)
+def _first_value(graph: fx.Graph, among: Any, original: Any = fxlrp.graph.nodes.module_outputs) -> Any:
+    paths = original(graph, among)
     inside = {
         path: [n for n in graph.nodes if path in [p for p, _ in fxlrp.graph.nodes.module_stack(n)]] for path in paths
     }
     given = next(n for n in graph.nodes if n.op == "placeholder" and n.target == "x")
-    return {path: inside[path][0] for path in paths} | {"v2": paths["v1"], "v1": given}
+    return {path: (inside[path][0],) for path in paths} | {"v2": paths["v1"], "v1": (given,)}
 
 
 def _logit_for_probability(

@@ -1,0 +1,102 @@
+"""Whether a graph gives what its model gives: to rounding, and nothing more.
+
+In: a model, a program and inputs. Out: yes or no. Where a difference may be rounding or not, both are run once more in
+float64, in which rounding is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from fxlrp.capture import torch_private as private
+from fxlrp.capture.calling import Form, Signature
+from fxlrp.capture.export import check_runs, copied, steady
+from fxlrp.capture.process import attention_spelled_out, unmoved
+from fxlrp.capture.program import Program, device_of, flatten
+from fxlrp.graph.nodes import run
+
+#: Differences, as shares of the largest entry of an output, up to which operators of equal values in another order go.
+ROUNDING = 1e-4
+#: What no rounding explains, in any type: bfloat16 keeps 8 bits, and a deep model loses some of them.
+APART = 0.1
+#: Up to how many weights a model is run in float64 to settle what is rounding.
+SETTLED = 2**29
+
+
+def agree(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bool:
+    """Whether a program gives what the model gives on these inputs, in shapes and, but for rounding, in values."""
+    if device_of(model).type == "meta":
+        return True
+    # The kernel that spells attention out is the one whose values the graph has, whatever the types of masks.
+    with torch.no_grad(), attention_spelled_out():
+        with unmoved():  # a model that draws numbers in eval mode and its graph draw the same ones
+            expected = _floats(check_runs(model, inputs))
+        apart = _distance(expected, _outputs(program, program.arguments(model, inputs)))
+        if ROUNDING < apart <= APART:
+            settled = _in_double(model, program, inputs)
+            apart = _tolerated(apart, expected) if settled is None else settled
+    return apart <= ROUNDING
+
+
+def _outputs(program: Program, arguments: Mapping[str, Any]) -> list[Tensor]:
+    returned: Any = program.graph.output_node()
+    values = run(program.graph, arguments, returned.all_input_nodes)
+    return _floats(program.unpack(fx.map_arg(returned.args[0], values.__getitem__)))
+
+
+def _floats(outputs: Any) -> list[Tensor]:
+    leaves = private.pytree.tree_leaves(Form().apart(outputs))
+    return [t for t in leaves if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
+
+
+def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The largest difference as a share of the largest entry of its output; infinite for other shapes."""
+    if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
+        return float("inf")
+    return max((_apart(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+    same = (a == b) | ((a != a) & (b != b))  # infinities and NaN in the same places are equal
+    if bool(same.all()):
+        return 0.0
+    apart, size = (
+        (a - b)[~same].abs().max(),
+        a[torch.isfinite(a)].abs().max() if bool(torch.isfinite(a).any()) else a.new_ones(()),
+    )
+    found = float(apart / size.clamp_min(torch.finfo(torch.float32).tiny))
+    return found if found == found else float("inf")
+
+
+def _in_double(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> float | None:
+    """The distance where model and program compute in float64; None where the model is large, or cannot."""
+    if sum(p.numel() for p in model.parameters()) > SETTLED:
+        return None
+    given = private.pytree.tree_map(_wide, dict(inputs))
+    try:
+        with steady(model, given) as (twin, _), unmoved():
+            held = dict(twin.named_parameters()) | dict(twin.named_buffers())
+            wide_weights = {name: _wide(each) for name, each in held.items()}
+            expected = _floats(functional_call(twin, wide_weights, *Signature.of(twin).split(given)))
+        arguments = program.arguments(model, inputs)
+        leaves = flatten(given)
+        wide = {n: leaves[program.inputs[n]] if n in program.inputs else _wide(v) for n, v in arguments.items()}
+        return _distance(expected, _outputs(program, wide))
+    except Exception:  # a type that the model's own code insists on
+        return None
+
+
+def _wide(value: Any) -> Any:
+    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else copied(value)
+
+
+def _tolerated(apart: float, outputs: Sequence[Tensor]) -> float:
+    """A distance that could not be settled: nothing if the type of the outputs explains it."""
+    coarsest = max(torch.finfo(t.dtype).eps for t in outputs)
+    return 0.0 if apart <= max(16 * coarsest, coarsest**0.5 if coarsest < 1e-4 else 0.0) else apart
