@@ -130,6 +130,19 @@ class Signature:
         return forward(*args, **kwargs)
 
 
+def check_weights(model: nn.Module) -> None:
+    """Raise :class:`CaptureError` for weights that are no tensors of numbers but packed, in a class of their own."""
+    for name, weight in model.named_parameters():
+        kind = type(weight)
+        foreign = not kind.__module__.startswith("torch.nn.") and not weight.is_floating_point()
+        if kind is not nn.Parameter and (hasattr(kind, "__tensor_flatten__") or foreign):
+            raise CaptureError(
+                f"The weight '{name}' is a {kind.__module__}.{kind.__qualname__}, packed in a way that fxlrp cannot "
+                "look into. Explain the model with its weights dequantised: nn.Parameter(weight.dequantize()) for each "
+                "where its class has that, or loaded without quantisation."
+            )
+
+
 def check_input(name: str, value: Any) -> None:
     """Raise :class:`InputError` for an input that is, or holds, what is neither a tensor nor a plain value."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}"

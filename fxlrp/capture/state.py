@@ -95,7 +95,8 @@ class _Held:
 
     def stands(self) -> bool:
         keys, values = self.read()
-        return len(keys) == len(self.keys) and all(map(is_, values, self.values)) and tuple(keys) == self.keys
+        same = len(values) == len(self.values) and all(map(is_, values, self.values))
+        return same and tuple(keys) == self.keys
 
 
 class _Walk:

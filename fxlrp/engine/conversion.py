@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program
-from fxlrp.capture.calling import Signature, called_modules, check_input
+from fxlrp.capture.calling import Signature, called_modules, check_input, check_weights
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.process import unmoved
 from fxlrp.capture.program import device_of, flatten, ordinary
@@ -181,6 +181,7 @@ class Conversion:
 
     def check_mode(self) -> None:
         """Raise :class:`TrainingModeError` where a module is in training mode."""
+        check_weights(self.model)
         training = next((name or type(m).__name__ for name, m in called_modules(self.model) if m.training), None)
         if training is not None:
             raise TrainingModeError(
@@ -190,6 +191,12 @@ class Conversion:
 
     def _check_values(self, inputs: Mapping[str, Any]) -> None:
         places = {self.device.type: "the model's weights"}
+        absent = next((name for name, weight in self.model.named_parameters() if weight.is_meta), None)
+        if absent is not None and not all(v.is_meta for v in flatten(inputs).values() if isinstance(v, Tensor)):
+            raise InputError(
+                f"The weight '{absent}' is on 'meta' and holds no values: it is offloaded, to be loaded when its module "
+                "runs, or was never loaded. Load the model whole, without a device_map that offloads."
+            )
         for name, given in inputs.items():
             check_input(name, given)
         for name, value in flatten(inputs).items():

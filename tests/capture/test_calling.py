@@ -209,3 +209,32 @@ def test_at_of_a_module_with_two_outputs_gives_both() -> None:
     found = fxlrp.convert(model, "epsilon").attribute(X, target=1, at="others.0")
     assert set(found.at) == {"others.0[0]", "others.0[1]"}
     torch.testing.assert_close(sum(each.sum(-1) for each in found.at.values()), found.explained)
+
+
+class Packed(nn.Parameter):
+    """Integers that stand for numbers in a way of their own."""
+
+
+def _packed() -> nn.Module:
+    model = copy.deepcopy(NET)
+    model[0].weight = Packed(torch.ones(8, 4, dtype=torch.int8), requires_grad=False)
+    return model
+
+
+def _offloaded() -> nn.Module:
+    model = copy.deepcopy(NET)
+    model[2].to("meta")
+    return model
+
+
+UNLOADED: dict[str, tuple[Any, str]] = {
+    "packed": (_packed, "dequantised"),
+    "offloaded": (_offloaded, "Load the model whole"),
+}
+
+
+@pytest.mark.parametrize("name", UNLOADED)
+def test_weights_without_numbers_are_told_with_a_remedy(name: str) -> None:
+    model, remedy = UNLOADED[name]
+    with pytest.raises(fxlrp.FxlrpError, match=remedy):
+        relevance(model())
