@@ -47,6 +47,10 @@ class UncoveredOperatorError(FxlrpError):
     """A live, non-homogeneous operator that no rule of the ruleset covers."""
 
 
+class FileError(FxlrpError, OSError):
+    """A file cannot be written: the disk is full, a folder is missing, the name is none."""
+
+
 class MissingExtraError(FxlrpError):
     """An optional package is needed for this feature."""
 
@@ -71,6 +75,16 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
 
 #: Whose frames lie between a user's line and a warning: our own, and wrappers around them.
 _OURS = ("fxlrp", "torch", "contextlib")
+
+
+#: The longest text of somebody else's that a message repeats.
+QUOTED = 200
+
+
+def shortened(text: object) -> str:
+    """A text as a message can repeat it: over-long ones end in an ellipsis."""
+    whole = str(text)
+    return whole if len(whole) <= QUOTED else f"{whole[:QUOTED]}…"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

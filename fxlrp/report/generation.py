@@ -24,6 +24,7 @@ from fxlrp.report.numbers import signed
 from fxlrp.report.panels import Array
 from fxlrp.report.terminal import _style
 from fxlrp.report.tokens import Piece, readable
+from fxlrp.results.files import write_whole
 from fxlrp.results.generation import GenerationAttribution
 from fxlrp.results.views import view
 
@@ -144,7 +145,7 @@ def generation_html(
         .render(title=title, ruleset=result.ruleset, rulesets=[result.ruleset], samples=digest_generation(result))
     )
     if path is not None:
-        Path(path).write_text(page, encoding="utf-8")
+        write_whole(path, page)
     return page
 
 

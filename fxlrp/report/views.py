@@ -17,6 +17,7 @@ from fxlrp.report.methods import as_plain as methods_as_plain
 from fxlrp.report.terminal import render_terminal
 from fxlrp.report.verdicts import print_methods
 from fxlrp.results.attribution import Attribution
+from fxlrp.results.files import write_whole
 from fxlrp.results.views import view
 
 if TYPE_CHECKING:
@@ -65,11 +66,11 @@ def to_html(result: Result, path: str | Path | None = None, title: str = "Releva
     """Return the report as a self-contained HTML page, and write it to ``path`` if one is given.
 
     Raises:
-        OSError: ``path`` cannot be written.
+        FileError: ``path`` cannot be written (an ``OSError``).
     """
     page = render_html(_side_by_side(result), title, _methods(result))
     if path is not None:
-        Path(path).write_text(page, encoding="utf-8")
+        write_whole(path, page)
     return page
 
 

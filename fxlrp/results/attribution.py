@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
 from fxlrp.engine.ledger import Entry, Ledger
-from fxlrp.errors import FxlrpError, InputError
+from fxlrp.errors import InputError
+from fxlrp.results.files import read_tensors, understood, write_tensors
 from fxlrp.results.views import Viewed
 from fxlrp.spec.citation import RulesetInfo
 
@@ -92,9 +94,10 @@ class Attribution(Viewed):
         return F.interpolate(relevance[:, None], size=wanted, mode="bilinear", align_corners=False)[:, 0]
 
     def save(self, path: str | Path) -> None:
-        """Write everything but the model's output object to one safetensors file."""
-        from safetensors.torch import save_file
+        """Write everything but the model's output object to one safetensors file; of a callable target, its name.
 
+        Raises :class:`fxlrp.errors.FileError` where that cannot be written; an old file is then as it was.
+        """
         tensors = {"relevance": self.relevance, "features": self.features, "explained": self.explained}
         tensors |= {f"inputs/{name}": value for name, value in self.inputs.items()}
         tensors |= {f"at/{name}": value for name, value in self.at.items()}
@@ -107,51 +110,71 @@ class Attribution(Viewed):
             tensors |= {f"ledger/{i}": entry.amount for i, entry in enumerate(self.ledger.entries)}
         about = {
             "ruleset": {f.name: getattr(self.ruleset, f.name) for f in fields(self.ruleset)},
-            "target": self.target if isinstance(self.target, (int, list, type(None))) else str(self.target),
+            "target": self.target if isinstance(self.target, (int, list, type(None))) else _spelled(self.target),
             "label": self.label,
             "tokens": self.tokens,
             "image_size": self.image_size,
             "of_ids": self.of_ids,
             "entries": [[e.source, e.kind, e.leak] for e in self.ledger.entries] if self.ledger else None,
         }
-        # Clones: two names may not share memory in the file.
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            str(path),
-            {"fxlrp": json.dumps(about)},
-        )
+        write_tensors(path, _FORMAT, about, tensors)
 
     @staticmethod
     def load(path: str | Path) -> Attribution:
         """Read what :meth:`save` wrote; ``outputs`` is None. Raises :class:`fxlrp.FxlrpError` for any other file."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {})["fxlrp"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, OSError) as error:
-            raise FxlrpError(f"'{path}' is not an attribution saved by fxlrp: {error}.") from error
-        ledger = None
-        if about["entries"] is not None:
-            entries = tuple(
-                Entry(s, k, tensors[f"ledger/{i}"], bool(leak)) for i, (s, k, leak) in enumerate(about["entries"])
+        content, tensors = read_tensors(path, _FORMAT, _WHAT)
+        with understood(path, _WHAT):
+            about = _About.model_validate(content)
+            explained = tensors["explained"]
+            if explained.ndim != 1 or not len(explained) == len(about.label) == len(tensors["relevance"]):
+                raise ValueError("its relevance, labels and explained outputs are not of the same samples")
+            ledger = None
+            if about.entries is not None:
+                entries = tuple(
+                    Entry(s, k, tensors[f"ledger/{i}"], leak) for i, (s, k, leak) in enumerate(about.entries)
+                )
+                ledger = Ledger(entries, tensors["ledger/explained"])
+            return Attribution(
+                relevance=tensors["relevance"],
+                inputs={k.removeprefix("inputs/"): v for k, v in tensors.items() if k.startswith("inputs/")},
+                features=tensors["features"],
+                outputs=None,
+                target=about.target,
+                explained=explained,
+                ruleset=about.ruleset,
+                label=about.label,
+                tokens=about.tokens,
+                at={k.removeprefix("at/"): v for k, v in tensors.items() if k.startswith("at/")},
+                ledger=ledger,
+                attention_mask=tensors.get("attention_mask"),
+                image_size=about.image_size,
+                of_ids=about.of_ids,
+                picture=tensors.get("picture"),
             )
-            ledger = Ledger(entries, tensors["ledger/explained"])
-        return Attribution(
-            relevance=tensors["relevance"],
-            inputs={k.removeprefix("inputs/"): v for k, v in tensors.items() if k.startswith("inputs/")},
-            features=tensors["features"],
-            outputs=None,
-            target=about["target"],
-            explained=tensors["explained"],
-            ruleset=RulesetInfo(**about["ruleset"]),
-            label=about["label"],
-            tokens=about["tokens"],
-            at={k.removeprefix("at/"): v for k, v in tensors.items() if k.startswith("at/")},
-            ledger=ledger,
-            attention_mask=tensors.get("attention_mask"),
-            image_size=tuple(about["image_size"]) if about.get("image_size") else None,
-            of_ids=bool(about.get("of_ids")),
-            picture=tensors.get("picture"),
-        )
+
+
+_FORMAT = "fxlrp"
+_WHAT = "an attribution"
+
+
+class _About(BaseModel):
+    """What a saved attribution says besides its tensors."""
+
+    ruleset: RulesetInfo
+    target: int | list[Any] | str | None
+    label: list[str]
+    tokens: list[list[str]] | None
+    entries: list[tuple[str, str, bool]] | None
+    image_size: tuple[int, int] | None = None
+    of_ids: bool = False
+
+
+def _spelled(target: Any) -> str:
+    """A target that no file can hold, in words: a function by its name, which is the same in every process."""
+    if not callable(target):
+        return str(target)
+    inner = target
+    while isinstance(inner, partial):
+        inner = inner.func
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"a function `{named.__module__}.{named.__qualname__}`"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from torch import Tensor
 
-from fxlrp.errors import FxlrpError, InputError
+from fxlrp.errors import InputError
 from fxlrp.results.attribution import Attribution
+from fxlrp.results.files import read_tensors, understood, write_tensors
 from fxlrp.results.views import Viewed
 from fxlrp.spec.citation import RulesetInfo
 
@@ -107,33 +108,45 @@ class GenerationAttribution(Viewed):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file."""
-        from safetensors.torch import save_file
+        """Write everything to one safetensors file.
 
+        Raises :class:`fxlrp.errors.FileError` where that cannot be written; an old file is then as it was.
+        """
         tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
         tensors |= {f"inputs/{name}": value for name, value in self.inputs.items()}
-        about = {name: getattr(self, name) for name in _ABOUT} | {"ruleset": asdict(self.ruleset)}
-        # Clones: two names may not share memory in the file.
-        cloned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        save_file(cloned, str(path), {_FORMAT: json.dumps(about)})
+        about = {name: getattr(self, name) for name in _About.model_fields} | {"ruleset": asdict(self.ruleset)}
+        write_tensors(path, _FORMAT, about, tensors)
 
     @staticmethod
     def load(path: str | Path) -> GenerationAttribution:
         """Read what :meth:`save` wrote. Raises :class:`fxlrp.FxlrpError` for any other file."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                about: dict[str, Any] = json.loads((file.metadata() or {})[_FORMAT])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, OSError) as error:
-            raise FxlrpError(f"'{path}' is not an attribution of generated tokens saved by fxlrp: {error}.") from error
-        about["ruleset"] = RulesetInfo(**about["ruleset"])
-        inputs = {k.removeprefix("inputs/"): v for k, v in tensors.items() if k.startswith("inputs/")}
-        given: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
-        return GenerationAttribution(inputs=inputs, **given, **about)
+        content, tensors = read_tensors(path, _FORMAT, _WHAT)
+        with understood(path, _WHAT):
+            about = _About.model_validate(content)
+            given: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
+            given |= {name: tensors[name] for name in _NEEDED}
+            inputs = {k.removeprefix("inputs/"): v for k, v in tensors.items() if k.startswith("inputs/")}
+            if not {about.main, about.stream} <= inputs.keys():
+                raise ValueError(f"it has no relevance of '{about.main}' and '{about.stream}'")
+            shape = given["generated_ids"].shape
+            if len(shape) != 2 or any(given[name].shape != shape for name in ("padding", "explained")):
+                raise ValueError("its generated tokens, padding and explained outputs are not of the same samples")
+            return GenerationAttribution(inputs=inputs, **given, **{n: getattr(about, n) for n in _About.model_fields})
 
 
 _FORMAT = "fxlrp-generation"
-_TENSORS = ("relevance", "generated_ids", "padding", "explained", "contrast_ids", "attention_mask")
-_ABOUT = ("main", "stream", "start", "names", "generated_tokens", "contrast_tokens")
+_WHAT = "an attribution of generated tokens"
+_NEEDED = ("relevance", "generated_ids", "padding", "explained")
+_TENSORS = (*_NEEDED, "contrast_ids", "attention_mask")
+
+
+class _About(BaseModel):
+    """What a saved attribution of generated tokens says besides its tensors."""
+
+    ruleset: RulesetInfo
+    main: str
+    stream: str
+    start: int
+    names: dict[str, list[list[str]]]
+    generated_tokens: list[list[str]] | None
+    contrast_tokens: list[list[str]] | None

@@ -74,7 +74,7 @@ class Viewed:
 
     def to_html(self, path: str | Path | None = None) -> str:
         """A self-contained HTML page, which needs no network; written to ``path`` if one is given. Raises
-        :class:`OSError` where that cannot be written.
+        :class:`fxlrp.errors.FileError`, an ``OSError``, where that cannot be written; an old page is then as it was.
         """
         page: str = self.view("to_html", path=path)
         return page

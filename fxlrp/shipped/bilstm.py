@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+
+from fxlrp.results.files import write_whole
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -61,9 +63,9 @@ class SentimentLSTM(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write sizes and labels, and the weights in float16, into ``folder``."""
-        (folder / CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / CONFIG, self.config.model_dump_json(indent=2) + "\n")
         halves = {name: weight.half() for name, weight in self.state_dict().items()}
-        save_file(halves, folder / WEIGHTS, metadata={"format": "pt"})
+        write_whole(folder / WEIGHTS, save(halves, metadata={"format": "pt"}))
 
     @staticmethod
     def load(folder: Path) -> SentimentLSTM:
