@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxlrp.errors import FxlrpError
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Measurement
+from fxlrp.evaluate.hashing import fingerprint
 from fxlrp.explain.model import ConvertedModel
+from fxlrp.results.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -34,43 +37,38 @@ class Memory:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FxlrpError(f"resume='{folder}' cannot be a folder for finished batches: {error}.") from error
-        return Memory(
-            place,
-            "|".join(
-                (
-                    type(protocol).__name__,
-                    *map(fingerprint, (vars(protocol), lrp)),
-                )
-            ),
-        )
+        kind = type(protocol)
+        return Memory(place, fingerprint((kind.__module__, kind.__qualname__, vars(protocol), lrp)))
 
     def recall(self, batch: Batch) -> dict[str, Tensor] | None:
-        """The numbers of a batch that was measured before."""
-        path = self._path(batch)
-        if path is None or not path.is_file():
-            return None
-        from safetensors.torch import load_file
+        """The numbers of a batch that was measured before.
 
-        return load_file(path)
+        A part says which batch it is of and what its numbers hash to. One that does not say so, or not the truth (a
+        file that was cut off, changed or put there by something else, a folder) is set aside under another name with a
+        warning, and the batch is measured again.
+        """
+        path = self._path(batch)
+        if path is None or not path.exists():
+            return None
+        try:
+            about, tensors = read_tensors(path, _FORMAT, "a finished batch")
+            if about != _about(path, tensors):
+                raise FxlrpError(f"'{path}' holds other numbers than were measured.")
+        except FxlrpError as error:
+            _set_aside(path, error)
+            return None
+        return tensors
 
     def keep(self, batch: Batch, measured: Mapping[str, Tensor]) -> None:
-        """Write the numbers of a batch; a file is there whole or not at all."""
+        """Write the numbers of a batch; a file is there whole or not at all, whoever else writes it as well."""
         path = self._path(batch)
-        if path is None:
-            return
-        from safetensors.torch import save_file
-
-        part = path.with_suffix(".part")
-        save_file({name: value.contiguous() for name, value in measured.items()}, part)
-        part.replace(path)
+        if path is not None:
+            write_tensors(path, _FORMAT, _about(path, measured), measured)
 
     def _path(self, batch: Batch) -> Path | None:
         if self.folder is None:
             return None
-        key = hashlib.sha256()
-        for text in (self.about, fingerprint(vars(batch))):
-            key.update(text.encode())
-        return self.folder / f"{key.hexdigest()[:32]}.safetensors"
+        return self.folder / f"{fingerprint((self.about, vars(batch)))[:32]}.safetensors"
 
 
 def drawing(batch: Batch, seed: int) -> torch.Generator:
@@ -81,26 +79,23 @@ def drawing(batch: Batch, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(digest[:15], 16))
 
 
-def fingerprint(value: Any) -> str:
-    """A hash of tensors and what holds them: equal for equal contents."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()
+_FORMAT = "fxlrp-batch"
 
 
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for name in value:
-            digest.update(str(name).encode())
-            _feed(digest, value[name])
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            _feed(digest, each)
-    elif isinstance(value, nn.Module):
-        digest.update(f"{type(value).__name__} {getattr(getattr(value, 'ruleset', None), 'hash', '')}".encode())
-        _feed(digest, value.state_dict())
-    else:
-        digest.update(repr(value).encode())
+def _about(path: Path, measured: Mapping[str, Tensor]) -> dict[str, str]:
+    """What a part says of itself: the key of its batch, and the hash of its numbers."""
+    return {"key": path.stem, "numbers": fingerprint(measured)}
+
+
+def _set_aside(path: Path, error: FxlrpError) -> None:
+    aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:  # another process was faster
+        return
+    except OSError as reason:
+        raise FxlrpError(
+            f"resume= holds something else in the place of a finished batch, which cannot be moved away ({reason}): "
+            f"remove '{path}'."
+        ) from reason
+    warnings.warn(f"{error} It is measured again; what was there is now '{aside.name}'.", stacklevel=2)
