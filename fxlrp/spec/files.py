@@ -20,22 +20,35 @@ def folder() -> Path:
     return packaged if packaged.is_dir() else here.parents[1] / "rulesets"
 
 
+#: The most bytes of a ruleset's file.
+LONGEST = 1_000_000
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a name that is too long, or that no file can have, is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 @lru_cache(maxsize=64)
 def read(path: Path, changed: float) -> tuple[dict[str, Any], yaml.Node | None]:
     """What a file holds, and the node that tells lines; read anew where the file ``changed`` (its time).
 
-    Raises :class:`RulesetError` for what is no YAML, or no mapping.
+    Raises :class:`RulesetError` for what cannot be read, is too long, no YAML, or no mapping.
     """
-    import yaml  # whoever loads no ruleset from a file is spared it
+    from fxlrp.spec.parsing import parse  # whoever loads no ruleset from a file is spared it
 
-    text = path.read_text(encoding="utf-8")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{path.name}:{mark.line + 1}:{mark.column + 1}" if mark else path.name
-        raise RulesetError(f"{place}: not valid YAML: {error.problem}.") from error
+        with path.open("rb") as file:
+            data = file.read(LONGEST + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RulesetError(f"{path.name}: a ruleset is a text in UTF-8, and this cannot be read: {error}.") from error
+    if len(data) > LONGEST:
+        raise RulesetError(f"{path.name}: a ruleset has at most {LONGEST:,} bytes; this file has more.")
+    content, node = parse(text, path.name)
     if not isinstance(content, dict):
         raise RulesetError(
             f"{path.name}:1:1: a ruleset is a mapping with 'name' and 'rules', not {type(content).__name__}."

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
 from torch import Tensor
 
-from fxlrp.errors import RulesetError, nearest
+from fxlrp.errors import RulesetError, nearest, shortened
 from fxlrp.graph.operator_classes import ANY, FORK, OperatorClass, class_name
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import find_rule
 from fxlrp.rules.rule import ALIASES, RULES, Message
 from fxlrp.spec.changes import Change
 from fxlrp.spec.citation import Citation, RulesetInfo, Switch
-from fxlrp.spec.files import folder, position, read
+from fxlrp.spec.files import folder, is_file, position, read
 from fxlrp.spec.lines import RESIDUAL, Line, Scope, labels
 from fxlrp.spec.readings import READINGS, InputReading, Reading, reading_of
 from fxlrp.spec.seeds import LOGIT, NamedSeed
@@ -32,6 +32,8 @@ from fxlrp.spec.seeds import LOGIT, NamedSeed
 if TYPE_CHECKING:
     import yaml
 
+#: The most rulesets that may extend one another in a row.
+LONGEST_CHAIN = 16
 #: What a ruleset takes from the one that it extends unless it says otherwise, besides rules.
 INHERITED = ("message", "bias", "seed", "temperature", "fallback", "readout", "fold")
 
@@ -244,42 +246,64 @@ def ruleset(source: str | Path | Mapping[str, Any] | Ruleset) -> Ruleset:
         return _complete(dict(source), "the given dictionary", None, Path.cwd())
     if not isinstance(source, (str, Path)):
         raise RulesetError(f"A ruleset is a name, a path, a dictionary or a Ruleset, not {type(source).__name__}.")
+    return _load(_located(source))
+
+
+def _located(source: str | Path) -> Path:
+    """The file of a ruleset: a packaged name means the packaged one, whatever the current folder holds."""
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise RulesetError(f"There is no ruleset file '{path}'.")
-        return _load(path)
     packaged = folder() / f"{source}.yaml"
-    if not packaged.is_file():
-        raise RulesetError(f"There is no ruleset '{source}'.{nearest(str(source), rulesets())}")
-    return _load(packaged)
+    if isinstance(source, str) and path.name == source and is_file(packaged):
+        if is_file(path):
+            warnings.warn(
+                f"'{source}' is the packaged ruleset, not the file of that name in the current folder. For the file "
+                f"give its path: './{source}'.",
+                stacklevel=3,
+            )
+        return packaged
+    if is_file(path):
+        return path
+    if path.suffix in (".yaml", ".yml"):
+        raise RulesetError(f"There is no ruleset file '{shortened(path)}'.")
+    if not is_file(packaged):
+        name = shortened(source)
+        raise RulesetError(f"There is no ruleset '{name}'.{nearest(name, rulesets())}")
+    return packaged
 
 
-def _load(path: Path) -> Ruleset:
+def _load(path: Path, above: tuple[Path, ...] = ()) -> Ruleset:
+    """The ruleset of a file, which those of ``above`` extend."""
     content, node = read(path, path.stat().st_mtime)
-    return _complete(dict(content), path.name, node, path.parent)
+    return _complete(dict(content), path.name, node, path.parent, (*above, path.resolve()))
 
 
-def _complete(content: dict[str, Any], origin: str, node: yaml.Node | None, beside: Path) -> Ruleset:
-    """Validate, then put the rules of the ruleset it extends behind its own."""
+def _complete(
+    content: dict[str, Any], origin: str, node: yaml.Node | None, beside: Path, files: tuple[Path, ...] = ()
+) -> Ruleset:
+    """Validate, then put the rules of the ruleset it extends behind its own; ``files`` are its own and those above."""
     own = _validated(content, origin, node)
     if own.extends is None:
         return own
-    path = _extended(own.extends, beside)
-    if not path.is_file():
-        place = position(node, ("extends",))
-        raise RulesetError(
-            f"{origin}{place}: extends unknown ruleset '{own.extends}'.{nearest(own.extends, rulesets())}"
-        )
-    base = _load(path)
+    path, place = _extended(own.extends, beside, files[-1:]), position(node, ("extends",))
+    if not is_file(path):
+        name = shortened(own.extends)
+        raise RulesetError(f"{origin}{place}: extends unknown ruleset '{name}'.{nearest(name, rulesets())}")
+    if path.resolve() in files or len(files) > LONGEST_CHAIN:
+        chain = " extends ".join(shortened(each.stem) for each in (*files[:LONGEST_CHAIN], path))
+        raise RulesetError(f"{origin}{place}: rulesets extend each other in a circle, or too many of them: {chain}.")
+    base = _load(path, files)
     unset = {f: getattr(base, f) for f in INHERITED if f not in own.model_fields_set}
     return own.model_copy(update={"rules": own.rules + base.rules, "extends": None, **unset})
 
 
-def _extended(name: str, beside: Path) -> Path:
-    """The file of a ruleset that another extends: beside that one, or a packaged one."""
-    near = beside / f"{name}.yaml"
-    return near if near.is_file() else folder() / f"{name}.yaml"
+def _extended(name: str, beside: Path, itself: tuple[Path, ...] = ()) -> Path:
+    """The file of a ruleset that another extends: beside that one, or a packaged one, such as that of its own name."""
+    near, packaged = beside / f"{name}.yaml", folder() / f"{name}.yaml"
+    if not is_file(near) or (near.resolve() in itself and is_file(packaged)):
+        return packaged
+    if beside.resolve() != folder().resolve() and is_file(packaged):
+        warnings.warn(f"'{name}' is here the file '{near}', not the packaged ruleset of that name.", stacklevel=2)
+    return near
 
 
 def origins(source: str | Path | Mapping[str, Any] | Ruleset) -> tuple[str, ...]:
@@ -287,14 +311,14 @@ def origins(source: str | Path | Mapping[str, Any] | Ruleset) -> tuple[str, ...]
     whole = ruleset(source)
     if isinstance(source, Ruleset):
         return (whole.name,) * len(whole.rules)
-    beside = Path.cwd()
+    beside, itself = Path.cwd(), tuple[Path, ...]()
     if isinstance(source, Mapping):
         content = dict(source)
     else:
-        path = Path(source) if Path(source).is_file() else folder() / f"{source}.yaml"
-        content, beside = read(path, path.stat().st_mtime)[0], path.parent
+        path = _located(source)
+        content, beside, itself = read(path, path.stat().st_mtime)[0], path.parent, (path.resolve(),)
     own = (whole.name,) * len(content.get("rules") or ())
-    return own + (origins(_extended(content["extends"], beside)) if content.get("extends") else ())
+    return own + (origins(_extended(content["extends"], beside, itself)) if content.get("extends") else ())
 
 
 def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> Ruleset:
