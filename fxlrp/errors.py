@@ -39,6 +39,14 @@ class RulesetError(FxlrpError):
     """A ruleset, or one of its rules, is unknown or malformed."""
 
 
+class ParameterError(RulesetError):
+    """A value of a rule's parameter is of the wrong type, or out of its range."""
+
+    def __init__(self, message: str, parameter: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
 class PatternError(FxlrpError):
     """The code of a pattern cannot be looked for as it is written."""
 
@@ -87,9 +95,14 @@ def shortened(text: object) -> str:
     return whole if len(whole) <= QUOTED else f"{whole[:QUOTED]}…"
 
 
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that is most like ``name``, if any is."""
+    return next(iter(get_close_matches(name, sorted(valid), n=1, cutoff=0.5)), None)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A closing sentence that suggests the nearest valid name and lists them all."""
     names = sorted(valid)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    close = closest(name, names)
+    hint = f" Did you mean '{close}'?" if close else ""
     return f"{hint} Valid names: {', '.join(names)}."

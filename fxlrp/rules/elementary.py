@@ -14,6 +14,7 @@ from fxlrp.graph.operators import Dependence, is_continuous
 from fxlrp.rules.dense import jacobian
 from fxlrp.rules.operation import Hole, Operation, fill
 from fxlrp.rules.primitives import as_relevance, carry, ratio, received, same_value, scale_message
+from fxlrp.rules.ranges import NotNegative, Share
 from fxlrp.rules.rule import Cite, Conserves, rule, twin
 
 
@@ -178,7 +179,7 @@ def _offset_leak(op: Operation, y: Tensor, g: Tensor, x: Tensor, *, epsilon: flo
     leak=_offset_leak,
     leak_kind="activation offset",
 )
-def secant(op: Operation, x: Tensor, *, epsilon: float = 0.0) -> Tensor:
+def secant(op: Operation, x: Tensor, *, epsilon: NotNegative = 0.0) -> Tensor:
     """R_x = R_y as g_x = slope(x) g_y with slope(x) = (f(x) - f(0)) / x in closed form, finite at x = 0.
 
     x: any shape. Where f(0) is not zero (sigmoid, softplus) it is a constant of its own: f(0) sum(g) is the
@@ -225,7 +226,7 @@ def _kept(op: Operation, y: Tensor, g: Tensor, *operands: Any, share: float) -> 
     leak=_kept,
     leak_kind="rotary position",
 )
-def sink(op: Operation, x: Tensor, factor: Any, *, share: float = 0.5) -> Tensor:
+def sink(op: Operation, x: Tensor, factor: Any, *, share: Share = 0.5) -> Tensor:
     """R_x = (1 - share) R_y; the constant factor of y = x c keeps R_c = share R_y, a sink: its declared leak.
 
     x, c: shapes that broadcast. The uniform rule of a product, for a factor that depends on positions alone.

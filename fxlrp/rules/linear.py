@@ -6,7 +6,7 @@ share of the relevance is a source of its own and appears in the ledger.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from fxlrp.rules.choices import BiasShare, Denominators, Stabiliser, away_from_z
 from fxlrp.rules.dense import jacobian, matrix, shares
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import ratio, same_value
+from fxlrp.rules.ranges import NotNegative, Range, Share, sums_to_one
 from fxlrp.rules.rule import Cite, Conserves, rule
 from fxlrp.rules.shares import Shares, share_rule
 
@@ -45,7 +46,7 @@ def affine(op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 @share_rule(*LINEAR, "add", "sum", "movement", "fork", source=Cite(BACH, "eq. 58"), leak_kind="epsilon")
 def epsilon(
-    op: Operation, *operands: Tensor, epsilon: float = 1e-6, stabiliser: Stabiliser = Stabiliser.SIGNED
+    op: Operation, *operands: Tensor, epsilon: NotNegative = 1e-6, stabiliser: Stabiliser = Stabiliser.SIGNED
 ) -> Shares:
     """R_j = x_j sum_i W_ij R_i / (z_i + epsilon sign z_i), that is g_j = sum_i W_ij kappa_i g_i, kappa = z / (z
     + epsilon sign z).
@@ -91,16 +92,18 @@ def _bias_shares(bias: Tensor | None, share: BiasShare) -> tuple[Tensor | None, 
     return (bias, bias) if share is BiasShare.WHOLE else (0 * bias, 0 * bias)
 
 
-@share_rule(*LINEAR, source=Cite(BACH, "eq. 60"), leak_kind="dead output")
+@share_rule(
+    *LINEAR, source=Cite(BACH, "eq. 60"), leak_kind="dead output", relation=sums_to_one("alpha", "beta", sign=-1)
+)
 def alphabeta(
     op: Operation,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    alpha: float = 2.0,
-    beta: float = 1.0,
-    epsilon: float = 0.0,
+    alpha: Annotated[float, Range(1)] = 2.0,
+    beta: NotNegative = 1.0,
+    epsilon: NotNegative = 0.0,
     stabiliser: Stabiliser = Stabiliser.SIGNED,
     bias_share: BiasShare = BiasShare.SIGNED,
     denominators: Denominators = Denominators.JOINT,
@@ -158,7 +161,7 @@ def z_plus(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    epsilon: float = 0.0,
+    epsilon: NotNegative = 0.0,
     stabiliser: Stabiliser = Stabiliser.SIGNED,
     bias_share: BiasShare = BiasShare.SIGNED,
     denominators: Denominators = Denominators.JOINT,
@@ -178,16 +181,21 @@ def _(op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor 
     return alphabeta.references[0](op, relevance, x, weight, bias, alpha=1.0, beta=0.0, **options)
 
 
-@share_rule(*LINEAR, source=Cite(BACH, "eq. 60, in its own signs"), leak_kind="dead output")
+@share_rule(
+    *LINEAR,
+    source=Cite(BACH, "eq. 60, in its own signs"),
+    leak_kind="dead output",
+    relation=sums_to_one("alpha", "beta"),
+)
 def bach60(
     op: Operation,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    alpha: float = 2.0,
+    alpha: NotNegative = 2.0,
     beta: float = -1.0,
-    epsilon: float = 0.0,
+    epsilon: NotNegative = 0.0,
     bias_share: BiasShare = BiasShare.SIGNED,
 ) -> Shares:
     """R_j = alpha sum_i z_ij+ / Z_i+ R_i + beta sum_i z_ij- / Z_i- R_i with alpha + beta = 1: alpha-beta with the
@@ -202,16 +210,21 @@ def _(op: Operation, relevance: Tensor, x: Tensor, weight: Tensor, bias: Tensor 
     return alphabeta.references[0](op, relevance, x, weight, bias, **options)
 
 
-@share_rule(*LINEAR, source=Cite("Wu & Ong 2020, code", "util/lrp.py; captum's alpha-1-beta-0"), leak_kind="epsilon")
+@share_rule(
+    *LINEAR,
+    source=Cite("Wu & Ong 2020, code", "util/lrp.py; captum's alpha-1-beta-0"),
+    leak_kind="epsilon",
+    relation=sums_to_one("alpha", "beta"),
+)
 def weight_sign(
     op: Operation,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    epsilon: float = 1e-7,
+    alpha: Share = 0.5,
+    beta: Share = 0.5,
+    epsilon: NotNegative = 1e-7,
     bias_share: BiasShare = BiasShare.SIGNED,
 ) -> Shares:
     """R_j = x_j sum_i (alpha W_ij+ / (Z_i+ + epsilon) + beta W_ij- / (Z_i- - epsilon)) R_i, Z+ = W+ x + b+.
@@ -274,8 +287,8 @@ def distribute(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    epsilon: float = 1e-6,
-    bound: float = 10.0,
+    epsilon: NotNegative = 1e-6,
+    bound: NotNegative = 10.0,
 ) -> Tensor:
     """g_x = W^T (f g) with f = (z + b) / (z + epsilon sign z), |f| <= bound: the bias is shared out in
     proportion to W_ij x_j.

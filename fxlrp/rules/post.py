@@ -29,7 +29,7 @@ class Post(BaseModel):
     over each sample too where y and x do not share the axes that are kept. epsilon has the unit of relevance.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["abs", "clamp", "match_sum", "match_abs_sum"]
     epsilon: float = Field(default=0.0, ge=0)

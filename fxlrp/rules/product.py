@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from fxlrp.rules.choices import Stabiliser
 from fxlrp.rules.dense import jacobian
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import as_relevance, carry, carry_all, ratio, received, scale_message
+from fxlrp.rules.ranges import NotNegative, Range
 from fxlrp.rules.rule import Cite, Conserves, rule, twin
 
 ACHTIBAT = "Achtibat et al. 2024, AttnLRP"
@@ -41,8 +42,8 @@ def _split_scales(parameters: Mapping[str, Any]) -> tuple[float, float] | None:
 def split(
     op: Operation,
     *operands: Tensor,
-    first: float = -1.0,
-    epsilon: float = 0.0,
+    first: Annotated[float, Range(0, 1, also=(-1,))] = -1.0,
+    epsilon: NotNegative = 0.0,
     stabiliser: Stabiliser = Stabiliser.SIGNED,
 ) -> Tensor:
     """R_a = lambda_a a sum (dy / da) R_y / (y + epsilon sign y), and so for b, with lambda_a + lambda_b = 1: g_a =
@@ -177,7 +178,7 @@ def _(op: Operation, relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, T
 
 
 @rule("product", conserves=Conserves.EXACTLY, source=Cite("Arras et al. 2017, WASSA", "signal-take-all"))
-def take_all(op: Operation, *operands: Tensor, signal: int = 0) -> Tensor:
+def take_all(op: Operation, *operands: Tensor, signal: Annotated[int, Range(0, 1)] = 0) -> Tensor:
     """g_signal = VJP(g), the other factors are constants: all relevance of a product goes to factor number ``signal``.
 
     Factors: any shapes the operation takes.
@@ -278,7 +279,7 @@ def normalised_add(
     op: Operation,
     *operands: Tensor,
     whole_batch: bool = False,
-    epsilon: float = 0.0,
+    epsilon: NotNegative = 0.0,
     stabiliser: Stabiliser = Stabiliser.MASKED,
 ) -> Tensor:
     """g_a = lambda_a g, g_b = lambda_b g with A = sum a g, B = sum b g of one sample and lambda_a = sign(A)(A +

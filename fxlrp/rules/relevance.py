@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fxlrp.rules.dense import jacobian, matrix, shares
 from fxlrp.rules.linear import LINEAR, affine, without
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import carry, positive_message
+from fxlrp.rules.ranges import NotNegative, Range, Relation, Share, sums_to_one
 from fxlrp.rules.rule import Cite, Conserves, Message, rule
 from fxlrp.rules.shares import Shares, relevance_share_rule
 
@@ -56,7 +57,7 @@ def flat(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    epsilon: float = 1e-6,
+    epsilon: NotNegative = 1e-6,
     stabiliser: Stabiliser = Stabiliser.SIGNED,
 ) -> Shares:
     """R_j = sum_i 1 / (n_i + epsilon) R_i over the outputs i that x_j enters, n_i = the number of inputs of output i.
@@ -82,7 +83,7 @@ def w_square(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    epsilon: float = 1e-6,
+    epsilon: NotNegative = 1e-6,
     stabiliser: Stabiliser = Stabiliser.SIGNED,
 ) -> Shares:
     """R_j = sum_i W_ij^2 / (sum_j' W_ij'^2 + epsilon) R_i.
@@ -100,16 +101,21 @@ def _(
     return _from_contributions(matrix(op, x, weight.square()), relevance, x, options)
 
 
-@relevance_share_rule(*LINEAR, source=Cite(MONTAVON, "z^B rule"), leak_kind="epsilon")
+@relevance_share_rule(
+    *LINEAR,
+    source=Cite(MONTAVON, "z^B rule"),
+    leak_kind="epsilon",
+    relation=Relation("low <= high", lambda given: given["low"] <= given["high"], ("low", "high")),
+)
 def z_box(
     op: Operation,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    epsilon: float = 1e-6,
+    low: Annotated[float, Range(low=-math.inf)] = -math.inf,
+    high: Annotated[float, Range(high=math.inf)] = math.inf,
+    epsilon: NotNegative = 1e-6,
     stabiliser: Stabiliser = Stabiliser.SIGNED,
 ) -> Shares:
     """R_j = sum_i z_ij / (sum_j' z_ij' + epsilon) R_i with z_ij = x_j W_ij - low W_ij+ - high W_ij-, signed epsilon.
@@ -264,13 +270,14 @@ class _JacobianShares(torch.autograd.Function):
     leak_kind="shares by column",
     message=Message.RELEVANCE,
     among_outputs=True,
+    relation=sums_to_one("alpha", "beta"),
 )
 def jacobian_shares(
     op: Operation,
     *operands: Tensor,
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    epsilon: float = 1e-7,
+    alpha: Share = 0.5,
+    beta: Share = 0.5,
+    epsilon: NotNegative = 1e-7,
     matrices: bool = False,
 ) -> Tensor:
     """R_j = sum_i (alpha z_ij+ / (sum_k z_kj+ + epsilon) + beta z_ij- / (sum_k z_kj- - epsilon)) R_i with z_ij = x_j

@@ -11,14 +11,16 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from fxlrp.errors import RulesetError, nearest, warn
+from fxlrp.errors import ParameterError, RulesetError, nearest, shortened, warn
 from fxlrp.graph.operator_classes import ANY, OperatorClass, find_class
 from fxlrp.rules.choices import Choice
 from fxlrp.rules.primitives import as_gradient, as_relevance
+from fxlrp.rules.ranges import Range, Relation, range_of
 
 
 class Message(Enum):
@@ -71,7 +73,8 @@ class Rule:
     ``among_outputs`` that what an operand receives depends on all outputs it reaches, also on those without relevance.
     ``derivative``: its surrogate is the operation itself, so a fused operator may stand for it; ``plain``: it is the
     plain gradient, which needs no surrogate. ``scales(parameters)`` gives the numbers by which it scales the messages
-    of two factors, where that is all it does (else None): what a fused kernel needs to know.
+    of two factors, where that is all it does (else None): what a fused kernel needs to know. ``relation`` must hold
+    between the parameters, each of which has the :class:`~fxlrp.rules.ranges.Range` of its annotation.
     ``reference(op, R_y, *operands, **parameters)`` is the paper's own
     relevance form, in plain einsum.
     """
@@ -90,6 +93,7 @@ class Rule:
     derivative: bool = False
     plain: bool = False
     scales: Callable[[Mapping[str, Any]], tuple[float, float] | None] = field(default=_unknown_scales, compare=False)
+    relation: Relation | None = field(default=None, compare=False, kw_only=True)
     references: list[Callable[..., Any]] = field(default_factory=list, compare=False)
     relevances: list[Callable[..., Tensor]] = field(default_factory=list, compare=False)
 
@@ -139,29 +143,57 @@ class Rule:
         return twin(self.surrogate, op, *operands, **parameters)
 
     def bind(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """``parameters`` completed by defaults; unknown names and wrong types are a :class:`RulesetError`."""
+        """``parameters`` completed by defaults. Unknown names are a :class:`RulesetError`, values of a wrong type, out
+        of their range or that do not go together a :class:`fxlrp.errors.ParameterError`.
+        """
         for name in parameters:
             if name not in self.parameters:
                 valid = nearest(name, self.parameters) if self.parameters else " It takes none."
                 raise RulesetError(f"Rule '{self.name}' has no parameter '{name}'.{valid}")
-        return {
+        bound = {
             name: self._value(name, parameters[name]) if name in parameters else p.default
             for name, p in self.parameters.items()
         }
+        if self.relation is not None and not self.relation.advised and not self.relation.holds(bound):
+            raise ParameterError(
+                f"Parameters of rule '{self.name}': {self.relation.told(bound)}. Give them together.",
+                next((name for name in self.relation.names if name in parameters), ""),
+            )
+        return bound
+
+    def doubt(self, bound: Mapping[str, Any]) -> str:
+        """A sentence on complete parameters that are badly conditioned together; empty if they are not."""
+        if self.relation is None or not self.relation.advised or self.relation.holds(bound):
+            return ""
+        return f"Parameters of rule '{self.name}': {self.relation.told(bound)}."
+
+    @cached_property
+    def ranges(self) -> Mapping[str, Range]:
+        """The values that each numeric parameter may take."""
+        function = inspect.unwrap(self.surrogate)
+        numbers = {n: p for n, p in self.parameters.items() if type(p.default) in (int, float)}
+        return {name: range_of(function, name) for name in numbers}
 
     def _value(self, name: str, given: Any) -> Any:
-        """A parameter's value: a form by its name, anything else of the type of the default."""
+        """A parameter's value: a form by its name, anything else of the type of the default and in its range."""
         default = self.parameters[name].default
         if isinstance(default, Choice):
             try:
                 return type(default)(given)
             except RulesetError as error:
-                raise RulesetError(f"Parameter '{name}' of rule '{self.name}': {error}") from None
+                raise ParameterError(f"Parameter '{name}' of rule '{self.name}': {error}", name) from None
         wanted = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(given, wanted) or (isinstance(given, bool) and not isinstance(default, bool)):
-            raise RulesetError(
+            hint = " YAML takes 1e-9 for a text: write 1.0e-9." if isinstance(given, str) and "e" in given else ""
+            raise ParameterError(
                 f"Parameter '{name}' of rule '{self.name}' must be a {type(default).__name__} like {default!r}, "
-                f"not {given!r}."
+                f"not {shortened(repr(given))}.{hint}",
+                name,
+            )
+        if name in self.ranges and given not in self.ranges[name]:
+            raise ParameterError(
+                f"Parameter '{name}' of rule '{self.name}' must be {self.ranges[name]}, not {shortened(repr(given))}.",
+                name,
             )
         return given
 
@@ -215,6 +247,7 @@ def rule(
     derivative: bool = False,
     plain: bool = False,
     scales: Callable[[Mapping[str, Any]], tuple[float, float] | None] = _unknown_scales,
+    relation: Relation | None = None,
 ) -> Callable[[Callable[..., Tensor]], Rule]:
     """Register a function as the rule of its name for the operator classes ``on``, by name or as they are ('any' for
     all). Raises :class:`RulesetError` for a name that is no class's.
@@ -240,6 +273,7 @@ def rule(
             derivative,
             plain,
             scales,
+            relation=relation,
         )
         enter(made)
         return made

@@ -18,6 +18,7 @@ from torch import Tensor
 from fxlrp.graph.operator_classes import ADD, AFFINE, OperatorClass, find_class
 from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import as_relevance, ratio, same_value
+from fxlrp.rules.ranges import Relation
 from fxlrp.rules.rule import Cite, Conserves, Message, Rule, enter
 
 #: Numerators, whose gradients are the contributions, with their denominators.
@@ -46,7 +47,11 @@ class ShareRule(Rule):
 
 
 def share_rule(
-    *on: str | OperatorClass, source: Cite, leak_kind: str, leak: Callable[..., Tensor] | None = None
+    *on: str | OperatorClass,
+    source: Cite,
+    leak_kind: str,
+    leak: Callable[..., Tensor] | None = None,
+    relation: Relation | None = None,
 ) -> Callable[[Callable[..., Shares]], ShareRule]:
     """Register a function that gives shares as the rule of its name; what no numerator takes is its leak (unless
     another is given).
@@ -75,6 +80,7 @@ def share_rule(
             leak or untaken,
             leak_kind,
             shares=function,
+            relation=relation,
         )
         made.in_relevance(relevance)
         enter(made)
@@ -89,6 +95,7 @@ def relevance_share_rule(
     leak_kind: str,
     leak: Callable[..., Tensor] | None = None,
     whole: Callable[[Mapping[str, Any]], bool] = lambda parameters: False,
+    relation: Relation | None = None,
 ) -> Callable[[Callable[..., Shares]], ShareRule]:
     """The same for a rule whose numerators are not proportional to x: it takes and gives relevance alone, and its
     function sends each numerator's message to x as it is.
@@ -111,6 +118,7 @@ def relevance_share_rule(
             message=Message.RELEVANCE,
             shares=function,
             whole=whole,
+            relation=relation,
         )
         enter(made)
         return made

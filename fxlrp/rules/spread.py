@@ -16,6 +16,7 @@ from fxlrp.rules.dense import jacobian, matrix
 from fxlrp.rules.linear import LINEAR
 from fxlrp.rules.operation import Hole, Operation
 from fxlrp.rules.primitives import as_relevance, ratio
+from fxlrp.rules.ranges import NotNegative, Share
 from fxlrp.rules.rule import Cite
 from fxlrp.rules.shares import Shares, relevance_share_rule
 
@@ -46,7 +47,7 @@ def _epsilon_leak(op: Operation, z: Tensor, g: Tensor, *operands: Any, epsilon: 
     leak=_epsilon_leak,
     whole=lambda parameters: bool(parameters["bias_factor"]),
 )
-def spread(op: Operation, *operands: Tensor, epsilon: float = 1e-3, bias_factor: float = 0.0) -> Shares:
+def spread(op: Operation, *operands: Tensor, epsilon: NotNegative = 1e-3, bias_factor: Share = 0.0) -> Shares:
     """R_j = sum_i (w_ij x_j + bias_factor (b_i + epsilon sign z_i) / N) / (z_i + epsilon sign z_i) R_i, sign 0 = +1.
 
     x: any shape the operation takes. N is the number of units x_j that z_i is connected to. In a sum of values and

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fxlrp.errors import RulesetError, nearest
+from fxlrp.errors import RulesetError, closest, nearest
 from fxlrp.graph.operator_classes import CLASSES, class_name
 from fxlrp.rules.rule import RULES, find_rule
 from fxlrp.spec.lines import Line, labels
@@ -48,7 +48,7 @@ class Change:
         for kind, names in kinds.items():
             for key in found[kind]:
                 if key not in names:
-                    raise RulesetError(f"Ruleset '{name}' has no '{key}' among its {kind}.{nearest(key, names)}")
+                    raise RulesetError(f"Ruleset '{name}' has no '{key}' among its {kind}.{_meant(key, kind, kinds)}")
         taken = {parameter for line in lines for parameter in find_rule(line.rule).parameters}
         for key, value in found["params"].items():
             if key not in taken:
@@ -59,3 +59,12 @@ class Change:
                 )
         matches = {class_name(str(key)): value for key, value in found["rules"].items()}
         return Change(found["fields"], matches, found["params"])
+
+
+def _meant(key: str, kind: str, kinds: Mapping[str, Collection[str]]) -> str:
+    """The nearest name of any kind, with its kind where that is another one than was said."""
+    near = closest(key, {each for names in kinds.values() for each in names})
+    others = [other for other, names in kinds.items() if near in names]
+    if near is None or kind in others:
+        return nearest(key, kinds[kind])
+    return f" Did you mean {others[0]}={{'{near}': ...}}? Valid names: {', '.join(sorted(kinds[kind]))}."

@@ -20,7 +20,7 @@ class Reading(BaseModel):
     with :func:`fxlrp.readout.reader`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     #: Whether it compares the inputs with a reference input.
     compares: ClassVar[bool] = False
@@ -114,7 +114,7 @@ class SmoothReading(FeatureReading):
     kind: Literal["smooth"] = "smooth"
     samples: int = Field(default=50, ge=1)
     sigma: float = Field(default=0.15, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     score: Literal["relevance", "gradient"] = "relevance"
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
 from torch import Tensor
 
-from fxlrp.errors import RulesetError, nearest, shortened
+from fxlrp.errors import ParameterError, RulesetError, closest, nearest, shortened
 from fxlrp.graph.operator_classes import ANY, FORK, OperatorClass, class_name
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import find_rule
@@ -59,7 +59,7 @@ class Ruleset(BaseModel):
     merged into its weight and bias before rules are chosen.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     fxlrp: Literal[1] = 1
     name: str
@@ -210,8 +210,10 @@ def _amend(rules: list[dict[str, Any]], match: str, params: Mapping[str, Any], n
     fitting = [entry for entry in rules if entry["match"] == match]
     takers = [entry for entry in fitting if set(params) & set(find_rule(entry["rule"]).parameters)]
     if not takers:
+        known = {taken for entry in fitting for taken in find_rule(entry["rule"]).parameters}
+        near = next((f" Did you mean '{near}'?" for each in params if (near := closest(each, known))), "")
         raise RulesetError(
-            f"Ruleset '{name}' has no rule for '{match}' that takes {', '.join(params)}: give one, as in "
+            f"Ruleset '{name}' has no rule for '{match}' that takes {', '.join(params)}.{near} To give another rule: "
             f'{match}={{"rule": ..., ...}}.'
         )
     for entry in takers:
@@ -339,7 +341,9 @@ def _validated(content: dict[str, Any], origin: str, node: yaml.Node | None) -> 
         if first["type"] == "extra_forbidden":
             fields = READINGS[content["readout"]["kind"]].model_fields if inside else known
             hint = nearest(str(path[-1]), Line.model_fields if len(path) == 3 else fields)
-        message = f"{origin}{position(node, path)}: {'.'.join(map(str, path))}: {first['msg']}.{hint}"
+        given = first["input"] if isinstance(first["input"], (str, int, float)) else None
+        found = "" if given is None or hint else f", not {shortened(repr(given))}"
+        message = f"{origin}{position(node, path)}: {'.'.join(map(str, path))}: {first['msg']}{found}.{hint}"
         raise RulesetError(message) from None
     for index, entry in enumerate(made.rules):
         _check_entry(entry, index, origin, node)
@@ -355,10 +359,15 @@ def _check_entry(entry: Line, index: int, origin: str, node: yaml.Node | None) -
             f"'{entry.match}'.{nearest(entry.match, labels())}"
         )
     try:
-        chosen, _ = entry.bound
+        chosen, bound = entry.bound
+    except ParameterError as error:
+        place = position(node, ("rules", index, "params", error.parameter))
+        raise RulesetError(f"{origin}{place}: {error}") from None
     except RulesetError as error:
         key = "params" if ALIASES.get(entry.rule, entry.rule) in RULES else "rule"
         raise RulesetError(f"{origin}{position(node, ('rules', index, key))}: {error}") from None
+    if doubt := chosen.doubt(bound):
+        warnings.warn(f"{origin}{position(node, ('rules', index, 'params'))}: {doubt}", stacklevel=2)
     if (entry.where.first or entry.where.last) and (entry.match in PATTERNS or entry.category in (ANY, FORK)):
         raise RulesetError(
             f"{origin}{position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "

@@ -6,6 +6,7 @@ says. Which scalar that is follows from the seed, too: an entry of *scores*, whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -51,6 +52,10 @@ class Seed:
     scores: Callable[[Tensor, float], Tensor] = logits_as_they_are
     linear: bool = True
     amount: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.amount is not None and (self.amount == 0 or not math.isfinite(self.amount)):
+            raise RulesetError(f"Seed '{self.name}' must begin as a finite number other than 0, not {self.amount}.")
 
     def __str__(self) -> str:
         return self.name

@@ -45,7 +45,10 @@ def test_a_name_of_two_kinds_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> 
     ("changes", "said"),
     [
         ({"epsilo": 1}, "Did you mean 'epsilon'"),
-        ({"fields": {"epsilon": 1}}, "no 'epsilon' among its fields"),
+        ({"fields": {"epsilon": 1}}, r"no 'epsilon' among its fields\. Did you mean params=\{'epsilon': \.\.\.\}"),
+        ({"rules": {"epsilo": 1}}, r"no 'epsilo' among its rules\. Did you mean params=\{'epsilon': \.\.\.\}"),
+        ({"params": {"epsilo": 1}}, "no 'epsilo' among its params. Did you mean 'epsilon'"),
+        ({"linear": {"epsilo": 1}}, "no rule for 'linear' that takes epsilo. Did you mean 'epsilon'"),
         ({"rules": {"bias": "source"}}, "no 'bias' among its rules"),
         ({"params": {"linear": "epsilon"}}, "no 'linear' among its params"),
         ({"stabiliser": "signd"}, "Parameter 'stabiliser' of rule 'epsilon'.*no stabiliser 'signd'.*'signed'"),
