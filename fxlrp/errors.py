@@ -6,13 +6,31 @@ Each message says what was wrong, where (module path, source line or YAML line) 
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+#: Characters that a terminal obeys rather than shows (but for line feed and tab), that turn the direction of what
+#: follows, or that no encoding has.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A text of somebody else's as a terminal may show it: each character that it would obey becomes a picture."""
+    return UNSEEN.sub(_picture, text)
+
+
+def _picture(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
 
 class FxlrpError(Exception):
     """Base of all errors raised by fxlrp for reasons a user can act on."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class TrainingModeError(FxlrpError):

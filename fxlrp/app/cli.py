@@ -6,7 +6,6 @@ a failed ``check``, 2 a mistake in what was asked for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -43,14 +42,18 @@ from fxlrp.app.options import (
 )
 from fxlrp.app.texts import USUAL_METRICS, batches_of, named_metrics, read_texts
 from fxlrp.engine.conventions import block_names
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, visible
 from fxlrp.evaluate.comparison import Comparison
 from fxlrp.evaluate.comparison import compare as compare_rulesets
 from fxlrp.explain.model import convert
-from fxlrp.report import comparison_as_plain, print_comparison, to_html
-from fxlrp.report.descriptions import as_plain, describe, short
-from fxlrp.report.generation import generation_as_plain, generation_html, show_generation
+from fxlrp.report import print_comparison
+from fxlrp.report.descriptions import as_plain as description_as_plain
+from fxlrp.report.descriptions import describe, short
+from fxlrp.report.exports import as_json as json_text
+from fxlrp.report.exports import as_plain, export, writer_of
+from fxlrp.report.generation import show_generation
 from fxlrp.report.ruleset import print_ruleset
+from fxlrp.results.harmless import put
 from fxlrp.shipped.checkpoints import class_index, encode, load_checkpoint, load_demo
 from fxlrp.spec.ruleset import ruleset as load_ruleset
 from fxlrp.spec.ruleset import rulesets as ruleset_names
@@ -69,14 +72,16 @@ DEMO_REPORT = Path("fxlrp-demo.html")
 
 class _ErrorsAsPanels(TyperGroup):
     """Prints an :class:`FxlrpError` as a panel on stderr and exits with code 2: its message says what to
-    do.
+    do. So it does where output cannot be written.
     """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except FxlrpError as error:
-            _stderr().print(Panel(Text(str(error)), title=type(error).__name__, title_align="left", style="red"))
+        except (FxlrpError, OSError) as error:
+            if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+                raise
+            put(_stderr(), Panel(Text(str(error)), title=type(error).__name__, title_align="left", style="red"))
             raise typer.Exit(2) from error
 
 
@@ -150,7 +155,7 @@ def compare(
     """Explain texts under several rulesets, side by side: do they agree, and which explains the model best?"""
     if bool(text) == bool(data):
         raise typer.BadParameter("give texts, or a file of them", param_hint="--text / --data")
-    _require_folder_of(out)
+    _require_writable(out)
     rules = [load_ruleset(name) for name in _names(rulesets)]  # misspelt names are reported before any work is done
     wanted = _names(metrics) if metrics is not None else list(USUAL_METRICS) if data else []
     protocols = named_metrics([] if wanted == ["none"] else wanted)
@@ -192,7 +197,7 @@ def plan(model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_jso
         [(row.pattern, row.rule, row.message, str(row.count), row.modules, row.note) for row in rows.rows],
     )
     for miss in rows.told_misses:
-        _stdout().print(Text(f"near miss: {miss}", "yellow"))
+        put(_stdout(), Text(f"near miss: {miss}", "yellow"))
 
 
 @app.command()
@@ -213,7 +218,7 @@ def rulesets(
         return
     described = describe(name)
     if as_json:
-        _print_json(as_plain(described))
+        _print_json(description_as_plain(described))
     else:
         print_ruleset(described, _stdout())
 
@@ -237,7 +242,7 @@ def check(
         _print_json({"ruleset": ruleset, "passed": bool(report.passed), "gap": float(report.gap)})
     else:
         verdict = ("conserved", "bold green") if report.passed else ("NOT conserved", "bold red")
-        _stdout().print(Text.assemble(verdict, f" under {ruleset}; largest relative gap {float(report.gap):.2e}"))
+        put(_stdout(), Text.assemble(verdict, f" under {ruleset}; largest relative gap {float(report.gap):.2e}"))
     if not report.passed:
         raise typer.Exit(1)
 
@@ -256,7 +261,7 @@ def _explain(
     title: str | None = None,
 ) -> None:
     """Explain ``texts`` under each ruleset, then print the views and write the report."""
-    _require_folder_of(out)
+    _require_writable(out)
     rules = [load_ruleset(name) for name in rulesets]  # a misspelt name is reported before any work is done
     network, tokenizer = _load(source)
     options = _options(network, tokenizer, target, contrast, layers or [])
@@ -281,9 +286,9 @@ def _options(
 def _present(comparison: Comparison, title: str, out: Path | None, as_json: bool, *, maps: bool = True) -> None:
     """Write the report, and print a comparison with its ``maps`` or without."""
     if out is not None:
-        to_html(comparison, out, title)
+        export(comparison, out, title)
     if as_json:
-        _print_json({**comparison_as_plain(comparison), "html": out and str(out)})
+        _print_json({**as_plain(comparison), "html": out and str(out)})
         return
     print_comparison(comparison, _stdout(), maps=maps)
     _name_report(out)
@@ -293,7 +298,7 @@ def _explain_generation(
     source: str | None, texts: list[str], rules: str, count: int, contrast: str | None, out: Path | None, as_json: bool
 ) -> None:
     """Explain every token that the model generates after ``texts``, then print the view and write the report."""
-    _require_folder_of(out)
+    _require_writable(out)
     chosen = load_ruleset(rules)
     network, tokenizer = _load(source)
     other = contrast if contrast in (None, "runner-up") else class_index(contrast, network, tokenizer)
@@ -302,9 +307,9 @@ def _explain_generation(
         lrp = convert(network, chosen)
         result = lrp.attribute_generation(inputs, count, contrast=other, tokenizer=tokenizer)
     if out is not None:
-        generation_html(result, out, texts[0])
+        export(result, out, texts[0])
     if as_json:
-        _print_json({"generation": generation_as_plain(result), "html": out and str(out)})
+        _print_json({**as_plain(result), "html": out and str(out)})
         return
     show_generation(result, _stdout())
     _name_report(out)
@@ -326,12 +331,15 @@ def _load(source: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 def _name_report(out: Path | None) -> None:
     if out is not None:
-        _stdout().print(f"\nReport: {out.resolve()}", soft_wrap=True, highlight=False, markup=False)
+        put(_stdout(), Text(f"\nReport: {out.resolve()}"), soft_wrap=True)
 
 
-def _require_folder_of(out: Path | None) -> None:
-    """Refuse a report whose folder does not exist before minutes are spent on it."""
-    if out is not None and not out.resolve().parent.is_dir():
+def _require_writable(out: Path | None) -> None:
+    """Refuse a report whose folder does not exist, or whose kind is unknown, before minutes are spent on it."""
+    if out is None:
+        return
+    writer_of(out)
+    if not out.resolve().parent.is_dir():
         raise typer.BadParameter(f"the folder {out.resolve().parent} does not exist", param_hint="--out")
 
 
@@ -341,17 +349,17 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, overflow="fold", justify="right" if name == "count" else "left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    _stdout().print(table)
+    put(_stdout(), table)
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    typer.echo(json_text(value))
 
 
 @contextmanager
 def _working(what: str) -> Iterator[None]:
     """Show a spinner on stderr, when someone is looking."""
-    with _stderr().status(what + " ..."):
+    with _stderr().status(Text(visible(what) + " ...")):
         yield
 
 

@@ -62,7 +62,13 @@ LedgerOption = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="FILE.html", help="Write an HTML report.", dir_okay=False),
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE.html",
+        help="Write a report: .html, .json (all numbers), .csv (a table).",
+        dir_okay=False,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables and colours.")]
 

@@ -44,7 +44,7 @@ def read_texts(path: Path, limit: int | None = None) -> list[LabelledText]:
     if path.suffix not in _READERS:
         raise InputError(f"'{path}' is not a table of texts.{nearest(path.suffix, _READERS)}")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             found = [_text(path, line, row) for line, row in islice(_READERS[path.suffix](file), limit)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{path}' cannot be read: {error}.") from error
@@ -70,7 +70,7 @@ def _objects(file: Iterable[str]) -> Rows:
         if text.strip():
             try:
                 row = json.loads(text)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"Line {line} is not JSON: {error}.") from error
             yield line, row if isinstance(row, dict) else {}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fxlrp.errors import InputError, MissingExtraError, nearest
 from fxlrp.evaluate.figures import bars
 from fxlrp.evaluate.resampling import middle, resampled
+from fxlrp.results.harmless import as_cell
 from fxlrp.results.views import Viewed
 from fxlrp.spec.citation import RulesetInfo
 
@@ -153,7 +154,7 @@ class Evaluation(Viewed):
             else:
                 flat = value.flatten(1)
                 columns |= {f"{name}[{i}]": flat[:, i].numpy() for i in range(flat.shape[1])}
-        return pd.DataFrame({"ruleset": self.ruleset.name, **columns})
+        return pd.DataFrame({"ruleset": as_cell(self.ruleset.name), **columns})
 
     def plot(self) -> Figure:
         """A matplotlib figure (extra 'plot')."""

@@ -15,10 +15,11 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 
-from fxlrp.errors import InputError, nearest
+from fxlrp.errors import InputError, nearest, visible
 from fxlrp.evaluate.batches import Batch, as_batches
 from fxlrp.evaluate.evaluation import Evaluation, Measured, Measurement
 from fxlrp.evaluate.memory import Memory
@@ -99,7 +100,7 @@ class Protocol(Measurement, metaclass=_CheckedOptions):
         measure: Measure | None = None
         parts: list[Measured] = []
         total = len(batches) if hasattr(batches, "__len__") and not isinstance(batches, (Mapping, Tensor)) else None
-        label = f"{type(self).__name__} · {lrp.ruleset.name}"
+        label = escape(visible(f"{type(self).__name__} · {lrp.ruleset.name}"))
         shown = track(
             as_batches(batches),
             label,

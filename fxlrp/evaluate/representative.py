@@ -16,6 +16,7 @@ from fxlrp.evaluate.batches import as_batches
 from fxlrp.evaluate.explanation import explain
 from fxlrp.evaluate.units import Tokens
 from fxlrp.explain.model import ConvertedModel
+from fxlrp.results.harmless import as_cell, put
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ class RepresentativeWords:
                 *(ours.text, f"{ours.mean:+.3f}", f"{ours.largest:+.3f}", str(ours.count)),
                 *(theirs.text, f"{theirs.mean:+.3f}", f"{theirs.smallest:+.3f}", str(theirs.count)),
             )
-        (console or Console()).print(table)
+        put(console or Console(), table)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per word (extra 'data')."""
@@ -58,7 +59,9 @@ class RepresentativeWords:
         except ImportError as error:
             raise MissingExtraError("pandas", "data") from error
         sides = (("for", self.for_), ("against", self.against))
-        return pd.DataFrame([{"speaks": side, **asdict(word)} for side, words in sides for word in words])
+        return pd.DataFrame(
+            [{"speaks": side, **asdict(word), "text": as_cell(word.text)} for side, words in sides for word in words]
+        )
 
 
 def representative_words(

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fxlrp.evaluate.evaluation import Evaluation
+from fxlrp.results.harmless import put
 from fxlrp.results.views import view
 
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
@@ -28,7 +29,7 @@ def print_evaluations(evaluations: Sequence[Evaluation], console: Console | None
         table.add_column(name, justify="right" if index else "left")
     for row in rows[1:]:
         table.add_row(*row)
-    (console or Console()).print(table)
+    put(console or Console(), table)
 
 
 @view("show", Evaluation)

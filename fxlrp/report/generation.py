@@ -6,7 +6,7 @@ All show one matrix per sample and attributed input of tokens: tokens before as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from fxlrp.report.terminal import _style
 from fxlrp.report.tokens import Piece, readable
 from fxlrp.results.files import write_whole
 from fxlrp.results.generation import GenerationAttribution
+from fxlrp.results.harmless import as_cell, put
 from fxlrp.results.views import view
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def show_generation(result: GenerationAttribution, console: Console | None = Non
                 table.add_column(name, overflow="fold", justify="right" if name == "explained" else "left")
             for column, label in enumerate(sample.labels):
                 table.add_row(Text(label), signed(sample.explained[column]), _strongest(matrix, column))
-            console.print(table)
+            put(console, table)
 
 
 def _strongest(matrix: Matrix, column: int) -> Text:
@@ -182,6 +183,8 @@ def draw_generation(result: GenerationAttribution) -> Figure:
 def tabulate_generation(result: GenerationAttribution) -> pd.DataFrame:
     """One row per sample, input, token before and generated token that sees it, with the columns ``COLUMNS``.
 
+    What a spreadsheet would take for a formula has an apostrophe in front.
+
     Raises:
         MissingExtraError: pandas is not installed.
     """
@@ -189,15 +192,18 @@ def tabulate_generation(result: GenerationAttribution) -> pd.DataFrame:
         import pandas as pd
     except ImportError as error:
         raise MissingExtraError("pandas", "data") from error
-    rows = [
-        (sample.index, matrix.name, matrix.places[r], matrix.rows[r].raw, c, piece.raw, value)
-        for sample in digest_generation(result)
-        for matrix in sample.matrices
-        for r in range(len(matrix.rows))
-        for c, piece in enumerate(sample.columns)
-        if (value := matrix.cell(r, c)) is not None
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows(result), columns=list(COLUMNS))
+
+
+def rows(result: GenerationAttribution) -> Iterator[tuple[Any, ...]]:
+    """The rows of the table: values of the columns ``COLUMNS``."""
+    for sample in digest_generation(result):
+        for matrix in sample.matrices:
+            for r, before in enumerate(matrix.rows):
+                for c, piece in enumerate(sample.columns):
+                    if (value := matrix.cell(r, c)) is not None:
+                        place = (sample.index, as_cell(matrix.name), matrix.places[r], as_cell(before.raw))
+                        yield (*place, c, as_cell(piece.raw), value)
 
 
 def generation_as_plain(result: GenerationAttribution) -> dict[str, Any]:

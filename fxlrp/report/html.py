@@ -69,9 +69,11 @@ def _web_address(url: str | None) -> str | None:
     """Return ``url`` if it is a web address: a ruleset may come from anywhere, and ``javascript:`` is an
     address too.
     """
-    if url is None or urlsplit(url).scheme not in {"http", "https"}:
+    try:
+        parts = urlsplit(url or "")
+    except ValueError:  # "https://[bad"
         return None
-    return url
+    return url if parts.scheme in {"http", "https"} and parts.netloc else None
 
 
 def _sheet_chart(sheet: LedgerSheet) -> Chart:

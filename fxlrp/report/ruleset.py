@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxlrp.report.descriptions import Description, override
+from fxlrp.results.harmless import put
 
 #: The width at which running text is easy to read.
 WIDEST = 110
@@ -18,40 +19,40 @@ def print_ruleset(described: Description, console: Console) -> None:
     ruleset = described.ruleset
     width = min(console.width, WIDEST)
 
-    def put(*parts: str | tuple[str, str], indent: int = 0) -> None:
-        console.print(Padding(Text.assemble(*parts), (0, 0, 0, indent)), width=width)
+    def say(*parts: str | tuple[str, str], indent: int = 0) -> None:
+        put(console, Padding(Text.assemble(*parts), (0, 0, 0, indent)), width=width)
 
-    put((ruleset.name, "bold"), "  ", ruleset.title)
+    say((ruleset.name, "bold"), "  ", ruleset.title)
     if ruleset.description:
-        put(ruleset.description.strip())
+        say(ruleset.description.strip())
     if ruleset.citation:
-        put(str(ruleset.citation), (f"  {ruleset.citation.url}" if ruleset.citation.url else "", "dim"))
-    console.print()
-    console.print(_settings(described), width=width)
-    put("\nRules", ("  the first line that matches an operation decides", "dim"))
+        say(str(ruleset.citation), (f"  {ruleset.citation.url}" if ruleset.citation.url else "", "dim"))
+    put(console)
+    put(console, _settings(described), width=width)
+    say("\nRules", ("  the first line that matches an operation decides", "dim"))
     origin = ruleset.name
     for line, matches in described.blocks:
         if line.origin != origin:
             origin = line.origin
-            put((f"from {origin}", "italic dim"))
+            say((f"from {origin}", "italic dim"))
         where = (f"  where {line.where}", "dim") if line.where else ""
         head = (", ".join(matches), "dim" if line.overruled else "bold")
-        put(head, where, " → ", (line.spelled, "dim" if line.overruled else "cyan"), indent=2)
+        say(head, where, " → ", (line.spelled, "dim" if line.overruled else "cyan"), indent=2)
         if line.overruled:
-            put(("a line above decides", "dim"), indent=6)
+            say(("a line above decides", "dim"), indent=6)
             continue
-        put(line.formula, indent=6)
-        put((line.source, "dim"), indent=6)
+        say(line.formula, indent=6)
+        say((line.source, "dim"), indent=6)
     if ruleset.switches:
-        put("\nPaper and code")
+        say("\nPaper and code")
     for switch in ruleset.switches:
-        put((switch.name, "bold"), f"  as in the {switch.default}; the other by ", (override(switch), "cyan"), indent=2)
-        put(("paper  ", "dim"), switch.paper, indent=6)
-        put(("code   ", "dim"), switch.code, indent=6)
+        say((switch.name, "bold"), f"  as in the {switch.default}; the other by ", (override(switch), "cyan"), indent=2)
+        say(("paper  ", "dim"), switch.paper, indent=6)
+        say(("code   ", "dim"), switch.code, indent=6)
     if ruleset.notes:
-        put("\nNotes")
+        say("\nNotes")
     for note in ruleset.notes:
-        put("- ", note.strip(), indent=2)
+        say("- ", note.strip(), indent=2)
 
 
 def _settings(described: Description) -> Table:

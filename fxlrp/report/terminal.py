@@ -19,6 +19,7 @@ from rich.text import Text
 from fxlrp.report.numbers import share, signed
 from fxlrp.report.panels import LayerMap, Layout, LedgerSheet, Panel, SampleView, digest, union
 from fxlrp.results.attribution import Attribution
+from fxlrp.results.harmless import put
 
 NEUTRAL = (88, 88, 94)
 POSITIVE = (200, 62, 36)
@@ -43,35 +44,35 @@ def render_terminal(attributions: Sequence[Attribution], console: Console) -> No
 
 def _print_sample(views: Sequence[SampleView], console: Console) -> None:
     first = views[0]
-    console.print(Text.assemble("\n", (first.label, "bold"), " = ", (signed(first.explained), "bold")))
+    put(console, Text.assemble("\n", (first.label, "bold"), " = ", (signed(first.explained), "bold")))
     for panels in zip(*(view.panels for view in views), strict=True):
         if len(first.panels) > 1:
-            console.print(Text(panels[0].name, "italic"))
+            put(console, Text(panels[0].name, "italic"))
         _print_panels(views, panels, console)
     if len(views) == 1 and first.layers is not None:
-        console.print(Padding(_layer_table(first.layers), (1, 0, 0, 0), expand=False))
+        put(console, Padding(_layer_table(first.layers), (1, 0, 0, 0), expand=False))
     ledgers = [(view.ruleset, view.ledger) for view in views if view.ledger is not None]
     if ledgers:
-        console.print(Padding(_ledger_table(ledgers), (1, 0, 0, 0), expand=False))
+        put(console, Padding(_ledger_table(ledgers), (1, 0, 0, 0), expand=False))
 
 
 def _print_panels(views: Sequence[SampleView], panels: Sequence[Panel], console: Console) -> None:
     groups: dict[tuple[Layout, int], list[tuple[SampleView, Panel]]] = {}
     for view, panel in zip(views, panels, strict=True):
         if panel.layout is Layout.TOKENS:
-            console.print(Text.assemble((view.ruleset, "dim"), ("  ΣR " + signed(panel.total), "dim")))
-            console.print(Padding(_heat(panel), (0, 0, 0, 2), expand=False))
+            put(console, Text.assemble((view.ruleset, "dim"), ("  ΣR " + signed(panel.total), "dim")))
+            put(console, Padding(_heat(panel), (0, 0, 0, 2), expand=False))
         if panel.layout is Layout.IMAGE:
-            console.print(Text(f"{view.ruleset}  {_image_summary(panel)}"))
+            put(console, Text(f"{view.ruleset}  {_image_summary(panel)}"))
             if console.color_system and max(panel.values.shape) <= MAPPED:
-                console.print(Padding(_cells(panel), (0, 0, 0, 2), expand=False))
+                put(console, Padding(_cells(panel), (0, 0, 0, 2), expand=False))
         else:  # features of two rulesets stand side by side if they are the same
             key = (panel.layout, len(panel.values) if panel.layout is Layout.FEATURES else 0)
             groups.setdefault(key, []).append((view, panel))
     for (layout, _), rows in groups.items():
         if layout is Layout.FEATURES or len(rows[0][1].pieces) <= NUMBERED:
             table = _number_table([view for view, _ in rows], [panel for _, panel in rows])
-            console.print(Padding(table, (1, 0, 0, 0), expand=False))
+            put(console, Padding(table, (1, 0, 0, 0), expand=False))
 
 
 def _cells(panel: Panel) -> Text:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fxlrp.errors import visible
+
 SPACE_SPM = "\N{LOWER ONE EIGHTH BLOCK}"
 SPACE_BYTES = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 NEWLINE_BYTES = "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}"
@@ -42,8 +44,8 @@ def _is_special(token: str) -> bool:
 
 
 def _visible(text: str) -> str:
-    """Spell out white space, which would otherwise be an empty box."""
-    text = text.replace("\n", VISIBLE_NEWLINE).replace("\t", "\N{RIGHTWARDS ARROW TO BAR}")
+    """Spell out white space, which would otherwise be an empty box, and what a terminal or a page would obey."""
+    text = visible(text.replace("\n", VISIBLE_NEWLINE).replace("\t", "\N{RIGHTWARDS ARROW TO BAR}"))
     return text if text.strip() else VISIBLE_SPACE * max(1, len(text))
 
 

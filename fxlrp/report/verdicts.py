@@ -10,6 +10,7 @@ from rich.text import Text
 from fxlrp.evaluate.standings import Standing
 from fxlrp.report.methods import Agreement, Methods
 from fxlrp.report.numbers import correlation, statistic
+from fxlrp.results.harmless import put
 
 ARROWS = {1: "  ↑ larger is better", -1: "  ↓ smaller is better", 0: ""}
 #: ≈ best: the interval of the difference from the best includes zero.
@@ -22,19 +23,19 @@ def print_methods(methods: Methods, console: Console) -> None:
         _print(f"Do the methods agree?  {methods.agreement.samples} samples", _matrix(methods.agreement), console)
     if methods.measured:
         told = "Which explains this model best?  (≈ best: not told from it by these samples)"
-        console.print(Text("\n" + told, "bold"))
+        put(console, Text("\n" + told, "bold"))
     for measured in methods.measured:
-        console.print(Text(f"\n{measured.title}, {measured.standings[0].samples} samples", "bold"))
-        console.print(Text(measured.summary, "dim"))
+        put(console, Text(f"\n{measured.title}, {measured.standings[0].samples} samples", "bold"))
+        put(console, Text(measured.summary, "dim"))
         for standing in measured.standings:
-            console.print(Text(f"\n{standing.statistic}: {standing.meaning}{ARROWS[standing.better]}"))
-            console.print(_standing(standing))
+            put(console, Text(f"\n{standing.statistic}: {standing.meaning}{ARROWS[standing.better]}"))
+            put(console, _standing(standing))
 
 
 def _print(title: str, table: Table, console: Console) -> None:
-    console.print(Text("\n" + title, "bold"))
-    console.print(Text("rank correlation of relevance: 1 the same order, 0 unrelated, −1 the opposite", "dim"))
-    console.print(Padding(table, (1, 0, 0, 0), expand=False))
+    put(console, Text("\n" + title, "bold"))
+    put(console, Text("rank correlation of relevance: 1 the same order, 0 unrelated, −1 the opposite", "dim"))
+    put(console, Padding(table, (1, 0, 0, 0), expand=False))
 
 
 def _matrix(agreement: Agreement) -> Table:

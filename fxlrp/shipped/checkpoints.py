@@ -7,13 +7,14 @@ checkpoint's own config names. A local folder never touches the network; a name 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxlrp.errors import FxlrpError, InputError, TargetError, nearest
+from fxlrp.errors import FxlrpError, InputError, TargetError, nearest, shortened, visible
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,6 +75,13 @@ def load_checkpoint(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
             f"'{source}' lacks weights that its architecture needs ({missing}); they would be random, and "
             "so would the explanation. Fine-tune the model first, or choose a checkpoint that was."
         )
+    if (
+        len(tokenizer) - len(tokenizer.all_special_tokens) < 2
+    ):  # transformers makes an empty one where files are missing
+        raise CheckpointError(
+            f"'{source}' has no tokenizer: there is no vocabulary beside special tokens, and every text would be "
+            "unknown. Save the tokenizer with the model: tokenizer.save_pretrained(folder)."
+        )
     network: PreTrainedModel = model.eval()
     return network, tokenizer
 
@@ -116,6 +124,8 @@ def encode(
 
     Raises:
         InputError: a text has no token, or more of them (with those to append) than the model has positions.
+
+    A text of which the tokenizer knows nothing is warned of.
     """
     if model.config.is_encoder_decoder:
         if not room:
@@ -129,11 +139,25 @@ def encode(
     length = encoded["input_ids"].shape[1]
     if length == 0:
         raise InputError("The text has no token. Give at least one word.")
+    _warn_of_unknown(texts, encoded, tokenizer)
     positions = min(getattr(model.config, "max_position_embeddings", length), tokenizer.model_max_length)
     if length + room > positions:
         more = f" and {room} are to be generated" if room else ""
         raise InputError(f"The text has {length} tokens{more}, the model takes at most {positions}. Shorten it.")
     return encoded
+
+
+def _warn_of_unknown(texts: Sequence[str], encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn of texts that hold nothing but unknown tokens."""
+    unknown = tokenizer.unk_token_id
+    others = {*tokenizer.all_special_ids} - {unknown}
+    for text, ids in zip(texts, encoded["input_ids"].tolist(), strict=True):
+        if unknown is not None and {*ids} - others == {unknown}:
+            warnings.warn(
+                f"The tokenizer knows nothing of '{shortened(visible(text))}': all of it is '{tokenizer.unk_token}', "
+                "and so is what is explained.",
+                stacklevel=3,
+            )
 
 
 def class_index(wanted: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

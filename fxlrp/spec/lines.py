@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,8 @@ from fxlrp.patterns import Pattern, registered
 from fxlrp.rules import Post, Rule, find_rule
 
 RESIDUAL = "residual"
+#: The longest glob.
+LONGEST = 1000
 
 
 class Scope(Enum):
@@ -40,8 +43,8 @@ class Where(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    module: str | None = None
-    class_: str | None = Field(default=None, alias="class")
+    module: str | None = Field(default=None, max_length=LONGEST)
+    class_: str | None = Field(default=None, alias="class", max_length=LONGEST)
     first: bool = False
     last: bool = False
 
@@ -59,13 +62,61 @@ class Where(BaseModel):
         )
 
 
+@dataclass(frozen=True)
+class Glob:
+    """A pattern of module paths: ``*`` is any part of one segment (any number of segments at the very front), ``**``
+    any number of segments, ``?`` one character.
+    """
+
+    pattern: str
+
+    @lru_cache(maxsize=65536)  # noqa: B019 (patterns are few)
+    def fullmatch(self, path: str) -> bool:
+        """Whether it stands for the whole path.
+
+        All places of the pattern that the path may have reached are followed at once, so that the time is at most
+        proportional to the product of the two lengths.
+        """
+        parts = _parts(self.pattern)
+        reached = _with_empty({0, 1} if parts[:1] == (_FRONT,) else {0}, parts)
+        for character in path:
+            moved = set()
+            for place in reached:
+                part = parts[place] if place < len(parts) else ""
+                if part == _FRONT:
+                    moved |= {place, place + 1} if character == "." else {place}
+                elif part == "**" or (part == "*" and character != "."):
+                    moved.add(place)
+                elif part == character or (part == _ONE and character != "."):
+                    moved.add(place + 1)
+            reached = _with_empty(moved, parts)
+        return len(parts) in reached
+
+
 @lru_cache(maxsize=4096)
-def glob(pattern: str) -> re.Pattern[str]:
-    """A module-path glob: ``*`` is one segment (any number at the very front), ``**`` any number of segments."""
-    front = pattern.startswith("*.")
-    body = re.escape(pattern[2:] if front else pattern)
-    body = body.replace(r"\*\*", "\0").replace(r"\*", "[^.]*").replace("\0", ".*").replace(r"\?", "[^.]")
-    return re.compile((r"(?:.*\.)?" if front else "") + body)
+def glob(pattern: str) -> Glob:
+    """The glob that is written so."""
+    return Glob(pattern)
+
+
+#: Parts of a pattern that are no characters of a path: any segments in front, and one character.
+_FRONT, _ONE = "*.", "one"
+
+
+@lru_cache(maxsize=4096)
+def _parts(pattern: str) -> tuple[str, ...]:
+    found = re.findall(r"^\*\.|\*\*|.", pattern, re.DOTALL)
+    return tuple(_ONE if part == "?" else part for part in found)
+
+
+def _with_empty(places: set[int], parts: tuple[str, ...]) -> set[int]:
+    """``places``, with those behind stars that stand for nothing."""
+    found = set(places)
+    for place in places:
+        while place < len(parts) and parts[place] in ("*", "**"):
+            place += 1
+            found.add(place)
+    return found
 
 
 class Line(BaseModel):

@@ -1,7 +1,10 @@
 """The `fxlrp` command, end to end on tiny checkpoints."""
 
+import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,53 @@ def test_explain_writes_the_report(classifier: Path, tmp_path: Path) -> None:
     text = succeeds("explain", "-m", classifier, "-t", TEXT, "--out", out)
     assert str(out) in text
     assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_report_is_what_its_suffix_says(classifier: Path, tmp_path: Path) -> None:
+    printed = json.loads(succeeds("explain", "-m", classifier, "-t", TEXT, "--json", "--out", tmp_path / "a.csv"))
+    (shown,) = printed["attributions"][0]["samples"][0]["inputs"].values()
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert [float(row["relevance"]) for row in csv.DictReader(file)] == shown["relevance"]
+
+
+@pytest.mark.parametrize("command", [("explain", "-t", TEXT), ("explain", "-t", TEXT, "-g", "2"), ("demo",)])
+def test_a_suffix_that_nothing_is_written_as_is_refused_at_once(command: tuple[str, ...], tmp_path: Path) -> None:
+    result = fxlrp(*command, "--out", tmp_path / "a.pdf")
+    assert result.exit_code == 2
+    assert "'.pdf'" in result.stderr
+    assert ".html, .htm, .json, .csv" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_cannot_be_written_is_a_panel(classifier: Path) -> None:
+    result = fxlrp("explain", "-m", classifier, "-t", TEXT, "--out", "/dev/full")
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+
+
+def test_output_to_a_full_device_is_no_success() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "fxlrp", "rulesets"]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode != 0
+    assert "No space left on device" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for name, content in (("a.csv", "sentence,label\ngood,1\n"), ("a.tsv", "sentence\tlabel\ngood\t1\n")):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert [(each.text, each.label) for each in read_texts(tmp_path / name)] == [("good", "1")]
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n', encoding="utf-8-sig")
+    assert [each.text for each in read_texts(tmp_path / "a.jsonl")] == ["good"]
+
+
+def test_names_reach_the_terminal_harmless(tmp_path: Path) -> None:
+    for name in ("./\x1b[2J", "./[/blue]"):
+        result = fxlrp("explain", "-t", TEXT, "-m", name)
+        assert result.exit_code == 2
+        assert "\x1b" not in result.output
+        assert "is not a folder" in result.stderr
 
 
 def test_a_contrast_changes_what_is_explained(classifier: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,29 @@ def test_a_missing_folder_is_not_taken_for_a_hub_name(source: str) -> None:
 def test_a_file_is_no_folder(copy: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder"):
         load_checkpoint(copy / "config.json")
+
+
+@pytest.mark.parametrize("kept", [(), ("tokenizer_config.json",)])
+def test_a_folder_without_tokenizer_is_refused(
+    kept: tuple[str, ...], classifier: Path, language_model: Path, tmp_path: Path
+) -> None:
+    """transformers makes a tokenizer of special tokens alone where files are missing: every word was [UNK]."""
+    for number, whole in enumerate((classifier, language_model)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors", *kept):
+            shutil.copy(whole / name, folder / name)
+        with pytest.raises(CheckpointError, match=r"has no tokenizer|cannot load"):
+            load_checkpoint(folder)
+
+
+def test_a_text_that_the_tokenizer_does_not_know_is_told(classifier: Path) -> None:
+    model, tokenizer = load_checkpoint(classifier)
+    with pytest.warns(UserWarning, match=r"knows nothing of '\u2603 \u2604': all of it is '\[UNK\]'"):
+        encode(["a good film", "\u2603 \u2604"], tokenizer, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(["a good film", "a \u2603"], tokenizer, model)
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from importlib import import_module
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 
 import fxlrp
-from fxlrp.spec.lines import glob
+from fxlrp.spec.lines import Glob, glob
 
 module = import_module("fxlrp.spec.ruleset")
 
@@ -17,6 +20,33 @@ module = import_module("fxlrp.spec.ruleset")
 def test_the_schema_for_editors_is_current() -> None:
     """Write it anew with ``json.dumps(fxlrp.spec.ruleset.json_schema(), indent=2)`` when this fails."""
     assert json.loads((module.folder() / "ruleset.schema.json").read_text()) == module.json_schema()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*a" * 25 + "b", "**a" * 17 + "b", "*.*.*.*.*.*.*.*.*.*.b", "**" * 25 + "b", "?*" * 25 + "b"]
+)
+def test_no_glob_takes_long(pattern: str) -> None:
+    """By a regular expression the first took 20 s."""
+    begun = time.perf_counter()
+    for path in ("a" * 60, "a." * 30, "a" * 1000):
+        assert not glob(pattern).fullmatch(path)
+    assert time.perf_counter() - begun < 1
+
+
+@pytest.mark.parametrize("front", ["", "*."])
+def test_globs_are_what_a_regular_expression_takes(front: str) -> None:
+    """Every pattern and path of few characters, against the expression that it stands for."""
+    meant = {"*": "[^.]*", "**": ".*", "?": "[^.]", "a": "a", ".": r"\."}
+    paths = ["".join(path) for size in range(6) for path in product("a.", repeat=size)]
+    for size in range(4):
+        for parts in product(meant, repeat=size):
+            if "*" in parts and any(p[0] == q[0] == "*" for p, q in pairwise(parts)):
+                continue  # "*" before "**" reads as "**" before "*"
+            if not front and parts[:2] == ("*", "."):
+                continue
+            wanted = re.compile((r"(?:.*\.)?" if front else "") + "".join(meant[part] for part in parts))
+            glob = Glob(front + "".join(parts))
+            assert [p for p in paths if glob.fullmatch(p)] == [p for p in paths if wanted.fullmatch(p)], glob
 
 
 @pytest.mark.parametrize(
