@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fxlrp.errors import RulesetError
-from fxlrp.graph.operator_classes import MOVEMENT, OperatorClass
+from fxlrp.graph.operator_classes import GENERAL, MOVEMENT, OperatorClass
 
 
 class Dependence(Enum):
@@ -141,6 +141,12 @@ def packet(target: Any) -> Any:
 def operator_of(node: fx.Node) -> Operator | None:
     """The operator that ``node`` applies, or None if the table does not know it."""
     return OPERATORS.get(packet(node.target)) if node.op == "call_function" else None
+
+
+def assumed_of(node: fx.Node) -> Operator:
+    """What a node applies; of an operator that the table does not know, that it is some function of all its values."""
+    known = operator_of(node)
+    return known or Operator(Dependence.GENERAL, GENERAL, terms=tuple(range(len(node.args) + len(node.kwargs))))
 
 
 def in_slots(node: fx.Node, slots: tuple[int, ...]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ that makes a value constant ends the life of what only it fed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 
@@ -46,12 +47,15 @@ from fxlrp.rules.shares import ShareRule
 from fxlrp.spec.lines import Scope, labels
 from fxlrp.spec.ruleset import Ruleset
 
+#: How the note on a rule begins that stands in for one that the ruleset lacks.
+FALLBACK = "fallback"
+
 
 def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: bool = True) -> Plan:
     """Choose a rule for every operation that needs one.
 
     Raises :class:`UncoveredOperatorError` for a live operation that does not keep relevance by itself and that
-    no rule covers; with ``strict=False`` the ruleset's fallback takes it and the plan says so. Raises
+    no rule covers; with ``strict=False`` the ruleset's fallback takes it, a warning and the plan say so. Raises
     :class:`RulesetError` for a ruleset older than a pattern that was replaced, if it names a part that is gone.
     """
     for name in sorted(ruleset.mentions - labels()):
@@ -61,6 +65,13 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         plan, refused = _draft(program, structure, ruleset, strict, _ends(plan))
     for refusal in refused:
         raise refusal
+    if taken := {node: each for node, each in plan.decisions.items() if each.note.startswith(FALLBACK)}:
+        places = sorted({f"{packet(node.target)} in '{module_path(node) or 'the top level'}'" for node in taken})
+        warnings.warn(
+            f"No rule of '{ruleset.name}' covers {', '.join(places)}: as strict=False asks, the fallback "
+            f"'{ruleset.fallback}' takes it, which may not conserve relevance.",
+            stacklevel=2,
+        )
     return replace(plan, relevant=_relevant(plan))
 
 
@@ -238,9 +249,10 @@ def _decide(
 def _uncovered(
     node: fx.Node, category: OperatorClass | None, ruleset: Ruleset, structure: Structure, strict: bool
 ) -> Decision:
-    if not strict and category is not None:
-        rule = find_rule(ruleset.fallback)
-        return Decision(rule, rule.bind({}), category, category.name, note="fallback: no rule of the ruleset covers it")
+    if not strict:
+        rule, taken = find_rule(ruleset.fallback), category or GENERAL
+        known = "no rule of the ruleset covers it" if category else "fxlrp does not know the operator"
+        return Decision(rule, rule.bind({}), taken, taken.name, note=f"{FALLBACK}: {known}")
     place = module_path(node) or "the top level"
     nearest_rule = next((e for e in ruleset.rules if e.match.split(".")[0] == str(category)), None)
     hint = f" Its nearest rule is '{nearest_rule.rule}' for '{nearest_rule.match}'." if nearest_rule else ""
@@ -250,7 +262,7 @@ def _uncovered(
         f"ruleset('{ruleset.name}').override({category}='gradient')), or convert with strict=False."
         if category is not None
         else "fxlrp does not know this operator: tell it with fxlrp.graph.operators.register(operator, Operator("
-        "dependence, category, slots))."
+        "dependence, category, slots)), or convert with strict=False."
     )
     raise UncoveredOperatorError(
         f"No rule of '{ruleset.name}' covers {packet(node.target)} ({category or 'unknown operator'}) in module "

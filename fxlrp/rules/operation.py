@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxlrp.graph.activations import SpelledActivation
 from fxlrp.graph.operator_table import ALIAS
-from fxlrp.graph.operators import OPERATORS, Operator, operator_of, packet
+from fxlrp.graph.operators import OPERATORS, Operator, assumed_of, packet
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,7 @@ class Site:
 
 def take_apart(node: fx.Node, carries: Callable[[fx.Node], bool]) -> Site:
     """Separate ``node`` into operation and operands; ``carries`` tells which values carry relevance."""
-    operator = operator_of(node)
-    assert operator is not None
+    operator = assumed_of(node)
     # The same node may stand in two slots (x * x); each place is an operand of its own.
     places: list[tuple[Any, int, bool]] = []
     slots = {slot: rank for rank, slot in enumerate(operator.factors + operator.terms)}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fxlrp
 import fxlrp.graph.order
+from fxlrp.errors import UncoveredOperatorError
 from tests.mutants.mutant import Mutant, attribute
 from tests.rulesets.test_composites import built, image, plain, rules_of
 
@@ -78,3 +80,52 @@ def test_layers_that_are_all_first_are_noticed() -> None:
         attribute(fxlrp.graph.order, "foremost", _everywhere),
         test_first_and_last_are_found_by_the_order_of_the_graph,
     ).check()
+
+
+@torch.library.custom_op("tests::unknown", mutates_args=())
+def unknown(a: Tensor, b: Tensor) -> Tensor:
+    """a^2 b, which no table knows."""
+    return a * a * b
+
+
+unknown.register_fake(lambda a, b: torch.empty_like(a))
+unknown.register_autograd(
+    lambda ctx, g: (2 * ctx.saved_tensors[0] * ctx.saved_tensors[1] * g, ctx.saved_tensors[0] ** 2 * g),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+class Unknown(nn.Module):
+    """Linear layers around an operator that no table knows; the factor b is a constant unless ``both``."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 2)
+        self.both = both
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.first(x)
+        y: Tensor = self.last(unknown(a, self.second(x) if self.both else self.second.bias.expand_as(a)))
+        return y
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("ruleset", ["gradient", "conservative", "attnlrp"])
+@pytest.mark.parametrize("message", ["gradient", "relevance"])
+def test_an_unknown_operator_takes_the_gradient_where_that_is_asked_for(both: bool, ruleset: str, message: str) -> None:
+    """R = x g, whatever travels: linear layers keep it, and the unknown operator passes its derivative on."""
+    torch.manual_seed(0)
+    model, x = Unknown(both).double().eval(), torch.randn(2, 4, dtype=torch.float64)
+    rules = fxlrp.ruleset(ruleset).override(message=message)
+    with pytest.raises(UncoveredOperatorError, match=r"tests\.unknown.*\n.*or convert with strict=False"):
+        fxlrp.convert(model, rules).attribute(x, target=1)
+    lrp = fxlrp.convert(model, rules, strict=False)
+    with pytest.warns(
+        UserWarning, match=r"tests\.unknown in 'the top level': as strict=False asks, the fallback 'grad"
+    ):
+        found = lrp.attribute(x, target=1, ledger=True)
+    assert found.ledger is not None
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    torch.testing.assert_close(found.relevance, x * wanted, rtol=1e-9, atol=1e-12)
+    assert "fxlrp does not know the operator" in str(lrp.plan)
