@@ -6,9 +6,8 @@ sequence axes are symbolic wherever the model allows it.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Form, Signature, by_name
+from fxlrp.capture.guards import hold
 from fxlrp.capture.packed import unrolled_packing
 from fxlrp.capture.process import quiet
 from fxlrp.capture.twin import twin
@@ -116,12 +116,6 @@ def _stands_for(exported: ExportedProgram, inputs: Mapping[str, Any]) -> bool:
     ]
     fits = all(not isinstance(fixed, int) or fixed == size for fixed, size in sizes)
     return fits and hold(private.guards_of(exported), inputs)
-
-
-def hold(guards: Iterable[Any], inputs: Mapping[str, Any]) -> bool:
-    """Whether torch.export's conditions on its inputs, Python expressions of its own making, are true of these."""
-    scope = {"L": inputs, "torch": torch, "math": math}
-    return all(eval(guard, scope) for guard in guards)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Form
 from fxlrp.capture.canonical import Fused
-from fxlrp.capture.export import hold
+from fxlrp.capture.guards import hold
 from fxlrp.graph.operators import is_random
 
 
@@ -55,7 +55,7 @@ class Program:
             for axis, (traced, size) in enumerate(zip(shape, leaves[name].shape, strict=True)):
                 if (traced is not None and traced != size) or (traced is None and axis > 0 and size == 1):
                     return False
-        return hold(self._compiled_guards, inputs)
+        return hold(self.guards, inputs)
 
     def fixed(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
         """The axes whose sizes were fixed when the model was traced and are others in ``inputs``, in words."""
@@ -72,10 +72,6 @@ class Program:
             for (name, axis), size in sizes.items()
             if name in inputs and inputs[name].shape[axis] != size
         )
-
-    @cached_property
-    def _compiled_guards(self) -> tuple[Any, ...]:
-        return tuple(compile(code, "<guard>", "eval") for code in self.guards)
 
     @cached_property
     def placeholders(self) -> dict[str, fx.Node]:
