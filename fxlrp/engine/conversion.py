@@ -194,8 +194,8 @@ class Conversion:
         absent = next((name for name, weight in self.model.named_parameters() if weight.is_meta), None)
         if absent is not None and not all(v.is_meta for v in flatten(inputs).values() if isinstance(v, Tensor)):
             raise InputError(
-                f"The weight '{absent}' is on 'meta' and holds no values: it is offloaded, to be loaded when its module "
-                "runs, or was never loaded. Load the model whole, without a device_map that offloads."
+                f"The weight '{absent}' is on 'meta' and holds no values: it is offloaded, to be loaded when its "
+                "module runs, or was never loaded. Load the model whole, without a device_map that offloads."
             )
         for name, given in inputs.items():
             check_input(name, given)

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxlrp.capture.state import State
 from fxlrp.errors import FxlrpError
+from fxlrp.explain.model import ConvertedModel
 
 
 def fingerprint(value: Any) -> str:
@@ -67,8 +69,10 @@ def _content(value: Any) -> tuple[str, _Parts]:
     if isinstance(value, (tuple, list)):
         return "sequence", [(item,) for item in value]
     if isinstance(value, nn.Module):
-        ruleset = getattr(getattr(value, "ruleset", None), "hash", "")
-        return f"module {_named(type(value))} {ruleset}", [(dict(value.state_dict()),)]
+        ruleset = value.conversion.ruleset.hash if isinstance(value, ConvertedModel) else ""
+        model = value.conversion.model if isinstance(value, ConvertedModel) else value
+        behaviour = State(model).digest  # two models with the same weights need not compute the same
+        return f"module {_named(type(value))} {ruleset} {behaviour}", [(dict(value.state_dict()),)]
     return _of_code(value) or _of_object(value)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, warn
 from fxlrp.evaluate.batches import Batch
 from fxlrp.evaluate.evaluation import Measurement
 from fxlrp.evaluate.hashing import fingerprint
@@ -119,4 +118,4 @@ def _set_aside(path: Path, error: FxlrpError) -> None:
             f"resume= holds something else in the place of a finished batch, which cannot be moved away ({reason}): "
             f"remove '{path}'."
         ) from reason
-    warnings.warn(f"{error} It is measured again; what was there is now '{aside.name}'.", stacklevel=2)
+    warn(f"{error} It is measured again; what was there is now '{aside.name}'.")

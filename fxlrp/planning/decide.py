@@ -6,14 +6,13 @@ that makes a value constant ends the life of what only it fed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 
 from torch import fx
 
 from fxlrp.capture import Program
-from fxlrp.errors import RulesetError, UncoveredOperatorError, nearest
+from fxlrp.errors import RulesetError, UncoveredOperatorError, nearest, warn
 from fxlrp.graph.linear_sums import affine_sums
 from fxlrp.graph.nodes import module_path, module_stack, source_line
 from fxlrp.graph.operator_classes import (
@@ -67,10 +66,9 @@ def make_plan(program: Program, structure: Structure, ruleset: Ruleset, strict: 
         raise refusal
     if taken := {node: each for node, each in plan.decisions.items() if each.note.startswith(FALLBACK)}:
         places = sorted({f"{packet(node.target)} in '{module_path(node) or 'the top level'}'" for node in taken})
-        warnings.warn(
+        warn(
             f"No rule of '{ruleset.name}' covers {', '.join(places)}: as strict=False asks, the fallback "
-            f"'{ruleset.fallback}' takes it, which may not conserve relevance.",
-            stacklevel=2,
+            f"'{ruleset.fallback}' takes it, which may not conserve relevance."
         )
     return replace(plan, relevant=_relevant(plan))
 

@@ -7,14 +7,13 @@ checkpoint's own config names. A local folder never touches the network; a name 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxlrp.errors import FxlrpError, InputError, TargetError, nearest, shortened, visible
+from fxlrp.errors import FxlrpError, InputError, TargetError, nearest, shortened, visible, warn
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -153,10 +152,9 @@ def _warn_of_unknown(texts: Sequence[str], encoded: BatchEncoding, tokenizer: Pr
     others = {*tokenizer.all_special_ids} - {unknown}
     for text, ids in zip(texts, encoded["input_ids"].tolist(), strict=True):
         if unknown is not None and {*ids} - others == {unknown}:
-            warnings.warn(
+            warn(
                 f"The tokenizer knows nothing of '{shortened(visible(text))}': all of it is '{tokenizer.unk_token}', "
-                "and so is what is explained.",
-                stacklevel=3,
+                "and so is what is explained."
             )
 
 

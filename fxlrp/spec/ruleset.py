@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
 from torch import Tensor
 
-from fxlrp.errors import ParameterError, RulesetError, closest, nearest, shortened
+from fxlrp.errors import ParameterError, RulesetError, closest, nearest, shortened, warn
 from fxlrp.graph.operator_classes import ANY, FORK, OperatorClass, class_name
 from fxlrp.patterns import PATTERNS
 from fxlrp.rules import find_rule
@@ -257,10 +257,9 @@ def _located(source: str | Path) -> Path:
     packaged = folder() / f"{source}.yaml"
     if isinstance(source, str) and path.name == source and is_file(packaged):
         if is_file(path):
-            warnings.warn(
+            warn(
                 f"'{source}' is the packaged ruleset, not the file of that name in the current folder. For the file "
-                f"give its path: './{source}'.",
-                stacklevel=3,
+                f"give its path: './{source}'."
             )
         return packaged
     if is_file(path):
@@ -304,7 +303,7 @@ def _extended(name: str, beside: Path, itself: tuple[Path, ...] = ()) -> Path:
     if not is_file(near) or (near.resolve() in itself and is_file(packaged)):
         return packaged
     if beside.resolve() != folder().resolve() and is_file(packaged):
-        warnings.warn(f"'{name}' is here the file '{near}', not the packaged ruleset of that name.", stacklevel=2)
+        warn(f"'{name}' is here the file '{near}', not the packaged ruleset of that name.")
     return near
 
 
@@ -367,7 +366,7 @@ def _check_entry(entry: Line, index: int, origin: str, node: yaml.Node | None) -
         key = "params" if ALIASES.get(entry.rule, entry.rule) in RULES else "rule"
         raise RulesetError(f"{origin}{position(node, ('rules', index, key))}: {error}") from None
     if doubt := chosen.doubt(bound):
-        warnings.warn(f"{origin}{position(node, ('rules', index, 'params'))}: {doubt}", stacklevel=2)
+        warn(f"{origin}{position(node, ('rules', index, 'params'))}: {doubt}")
     if (entry.where.first or entry.where.last) and (entry.match in PATTERNS or entry.category in (ANY, FORK)):
         raise RulesetError(
             f"{origin}{position(node, ('rules', index, 'where'))}: 'first' and 'last' choose among the operations of "

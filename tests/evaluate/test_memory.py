@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,3 +110,27 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
         found = load_file(tmp_path / str(i))
         assert all(torch.equal(found[name], whole.measured[name]) for name in whole.measured)
     assert len(os.listdir(folder)) == len(X)  # nothing half-written is left
+
+
+BEHAVIOURS: dict[str, Callable[[nn.Module], Any]] = {
+    "activation": lambda m: m.__setitem__(1, nn.GELU().eval()),
+    "number": lambda m: setattr(m[1], "negative_slope", 0.5),
+    "hook": lambda m: m[0].register_forward_hook(lambda module, args, out: out * 2),
+}
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_a_model_of_the_same_weights_that_computes_otherwise_is_measured_anew(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.LeakyReLU(), nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    other = copy.deepcopy(model)
+    BEHAVIOURS[name](other)
+
+    def measured(model: nn.Module, folder: Path | None) -> Evaluation:
+        return Conservation().run(fxlrp.convert(model, "epsilon"), [x], resume=folder)
+
+    before = measured(model, tmp_path)
+    assert _same(measured(copy.deepcopy(model), tmp_path), before)
+    assert len([*tmp_path.iterdir()]) == 1
+    assert _same(measured(other, tmp_path), measured(other, None))
+    assert len([*tmp_path.iterdir()]) == 2
