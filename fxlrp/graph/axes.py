@@ -42,6 +42,24 @@ def rank(value: Any) -> int | None:
     return value.ndim if isinstance(value, torch.Tensor) else None
 
 
+def samples_axis(node: fx.Node) -> int:
+    """The axis along which a value holds samples: the first as long as the first axis of the outputs is.
+
+    It is axis 0 where no axis has that size: samples are then joined with something else, or there is but one value.
+    """
+    value, outputs = tensor_value(node), node.graph.output_node().all_input_nodes
+    floats = [v for v in map(tensor_value, outputs) if v is not None and v.is_floating_point() and v.ndim]
+    if value is None or not floats:
+        return 0
+    count = _told(floats[0].shape[0])
+    return next((axis for axis, size in enumerate(value.shape) if _told(size) == count), 0)
+
+
+def _told(size: Any) -> Any:
+    """A size as it can be compared: a number, or the expression that a free one is."""
+    return size if isinstance(size, int) else size.node.expr
+
+
 def acts_along(node: fx.Node) -> frozenset[int] | None:
     """The axes that a call acts along (of a softmax, sum, concatenation), None for a call that names none."""
     before, after = rank(node.args[0] if node.args else None), rank(node)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxlrp.graph.activations import SpelledActivation
+from fxlrp.graph.axes import samples_axis
 from fxlrp.graph.operator_table import ALIAS
 from fxlrp.graph.operators import OPERATORS, Operator, assumed_of, packet
 
@@ -26,7 +27,8 @@ class Operation:
     relevance first.
 
     ``live`` tells for each operand whether it carries relevance, ``factors`` how many of the operands are
-    factors. An operand that is neither live nor a factor is an additive constant: a source.
+    factors. An operand that is neither live nor a factor is an additive constant: a source. ``samples`` is the axis of
+    the value along which samples lie.
     """
 
     target: Any
@@ -37,6 +39,7 @@ class Operation:
     factors: int
     extras: tuple[Any, ...] = ()
     reference: Reference | None = None
+    samples: int = 0
 
     def __call__(self, *operands: Any) -> Any:
         """The operation's value on other operands."""
@@ -131,7 +134,8 @@ def take_apart(node: fx.Node, carries: Callable[[fx.Node], bool]) -> Site:
     renumbered = _renumbered((args, kwargs), rank)
     live = tuple(places[i][2] for i in ranked)
     factors = sum(place < multilinear for _, place, _ in places)
-    operation = Operation(node.target, operator, renumbered[0], renumbered[1], live, factors)
+    axis = samples_axis(node)
+    operation = Operation(node.target, operator, renumbered[0], renumbered[1], live, factors, samples=axis)
     return Site(operation, tuple(places[i][0] for i in ranked), tuple(extras))
 
 

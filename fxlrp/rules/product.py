@@ -296,6 +296,11 @@ def normalised_add(
     return _normalised(_NormalisedAdd, op, operands, whole_batch)
 
 
+def _beside_samples(op: Operation, y: Tensor, whole_batch: bool) -> tuple[int, ...]:
+    """The axes that a sample has in y; with ``whole_batch`` that of the samples as well."""
+    return tuple(axis for axis in range(y.ndim) if whole_batch or axis != op.samples)
+
+
 def _branches(operands: tuple[Any, ...]) -> bool:
     """Whether a sum has two branches: a number is none, nor its leaf in a ledger, nor a parameter without axes."""
     return len(operands) == 2 and all(isinstance(x, Tensor) and x.ndim for x in operands)
@@ -308,7 +313,7 @@ def _normalised(function: Any, op: Operation, operands: tuple[Tensor, ...], whol
         float(op(*unit)) for unit in ((torch.ones(()), torch.zeros(())), (torch.zeros(()), torch.ones(())))
     )
     first, second, sign = (a, b, sign_b) if sign_a == 1 else (b, a, sign_a)
-    axes = tuple(range(0 if whole_batch else min(1, y.ndim), y.ndim))
+    axes = _beside_samples(op, y, whole_batch)
     result: Tensor = function.apply(y, first, second, sign, axes, *options)
     return result
 
@@ -333,7 +338,7 @@ def _(
         return a * ratio(relevance, y), (y - a) * ratio(relevance, y)
     share = over(relevance, y)
     first, second = a * share, (y - a) * share
-    axes = tuple(range(0 if whole_batch else 1, y.ndim))
+    axes = _beside_samples(op, y, whole_batch)
     sum_a, sum_b = first.sum(axes, keepdim=True), second.sum(axes, keepdim=True)
     total, size = relevance.sum(axes, keepdim=True), sum_a.abs() + sum_b.abs()
     return (

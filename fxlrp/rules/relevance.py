@@ -120,11 +120,11 @@ def z_box(
 ) -> Shares:
     """R_j = sum_i z_ij / (sum_j' z_ij' + epsilon) R_i with z_ij = x_j W_ij - low W_ij+ - high W_ij-, signed epsilon.
 
-    x: any shape the operation takes, samples along its first axis. No bias. ``low`` and ``high`` (unit of x) are the
+    x: any shape the operation takes, samples along an axis. No bias. ``low`` and ``high`` (unit of x) are the
     bounds of the input domain; an infinite one stands for the least or the greatest entry of each sample.
     epsilon has the unit of z.
     """
-    lower, upper = _bounds(x, low, high)
+    lower, upper = _bounds(x, low, high, op.samples)
     parts = (
         affine(op, carry(x, x, x), weight, without(bias)),
         affine(op, carry(lower, x, lower), weight.clamp(min=0), without(bias)),
@@ -140,16 +140,17 @@ def _(
 ) -> Tensor:
     dense = matrix(op, x, weight)
     lower, upper = torch.empty_like(x), torch.empty_like(x)
-    for sample, least, greatest in zip(x, lower, upper, strict=True):
+    by_sample = (each.movedim(op.samples, 0) for each in (x, lower, upper))
+    for sample, least, greatest in zip(*by_sample, strict=True):
         least.fill_(float(sample.min()) if math.isinf(options["low"]) else options["low"])
         greatest.fill_(float(sample.max()) if math.isinf(options["high"]) else options["high"])
     contributions = dense * x.flatten() - dense.clamp(min=0) * lower.flatten() - dense.clamp(max=0) * upper.flatten()
     return _from_contributions(contributions, relevance, x, options)
 
 
-def _bounds(x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def _bounds(x: Tensor, low: float, high: float, samples: int) -> tuple[Tensor, Tensor]:
     """The bounds of the domain of x, in its shape."""
-    values, axes = x.detach(), tuple(range(1, x.ndim))
+    values, axes = x.detach(), tuple(axis for axis in range(x.ndim) if axis != samples)
     lower = values.amin(axes, keepdim=True) if math.isinf(low) else torch.full_like(values, low)
     upper = values.amax(axes, keepdim=True) if math.isinf(high) else torch.full_like(values, high)
     return lower.expand_as(x), upper.expand_as(x)
