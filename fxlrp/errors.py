@@ -49,6 +49,13 @@ class InputError(FxlrpError):
     """The inputs do not fit the model: wrong names, NaN, mixed devices, nothing to explain."""
 
 
+class ReadingError(InputError):
+    """What a ruleset reads is not there in this model: no attention, rows of attention that are no tokens.
+
+    A comparison leaves such a ruleset out and says so.
+    """
+
+
 class TargetError(FxlrpError):
     """The target is out of range, of the wrong shape, or not a scalar per sample."""
 

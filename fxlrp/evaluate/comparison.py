@@ -4,6 +4,7 @@ protocols of :mod:`fxlrp.evaluate` measured.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from fxlrp.engine.targets import Target
-from fxlrp.errors import InputError
+from fxlrp.errors import InputError, ReadingError
 from fxlrp.evaluate.batches import Batch, as_batches
 from fxlrp.evaluate.concordance import rank_agreement
 from fxlrp.evaluate.evaluation import Evaluation
@@ -37,12 +38,14 @@ class Comparison(Viewed):
 
     ``attributions`` are those of the inputs, or of the first batch of a data set. ``evaluations`` holds for each
     ruleset one :class:`fxlrp.evaluate.Evaluation` per protocol, over all samples. ``rho`` [samples, rulesets, rulesets]
-    are the rank correlations of all samples, where these are more than are shown.
+    are the rank correlations of all samples, where these are more than are shown. ``left_out`` says of each ruleset
+    whose reading does not fit the model why it was left out.
     """
 
     attributions: dict[str, Attribution]
     evaluations: dict[str, list[Evaluation]] = field(default_factory=dict)
     rho: Tensor | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Attribution:
         return self.attributions[name]
@@ -97,7 +100,8 @@ def compare(
     of the first batch get an attribution in the result, all of them unless given. resume: a folder in which finished
     batches of protocols are kept. progress: show bars on stderr. options: those of
     :meth:`fxlrp.ConvertedModel.attribute`; a ``reference``, a ledger and modules (``at``) are for those rulesets that
-    have them.
+    have them. A ruleset that reads what the model does not have (attention, tokens) is left out with a warning;
+    :attr:`Comparison.left_out` says why.
 
     Results are keyed by ruleset name; a second one of the same name gets its number behind it.
     """
@@ -113,14 +117,35 @@ def compare(
     first = batches[0].inputs if shown is None else _beginning(batches[0], shown)
     # One ruleset alone says itself that it has no ledger; among several it goes without.
     alone = len(converted) == 1
-    results = {name: _attribute(lrp, first, target, options, alone) for name, lrp in converted.items()}
+    results, left_out = _attributions(converted, first, target, options, alone)
+    converted = {name: converted[name] for name in results}
     whole = len(batches) == 1 and shown is None
     rho = None if whole else _agreement(converted, batches, target, options, progress)
     evaluations = {
         name: [protocol.run(lrp, batches, resume=resume, progress=progress) for protocol in protocols]
         for name, lrp in converted.items()
     }
-    return Comparison(results, evaluations if protocols else {}, rho)
+    return Comparison(results, evaluations if protocols else {}, rho, left_out)
+
+
+def _attributions(
+    converted: Mapping[str, ConvertedModel], inputs: Any, target: Target, options: Mapping[str, Any], alone: bool
+) -> tuple[dict[str, Attribution], dict[str, str]]:
+    """The attribution under each ruleset whose reading fits the model, and why the others were left out, of which a
+    warning tells. Raises :class:`ReadingError` where none fits.
+    """
+    results: dict[str, Attribution] = {}
+    left_out: dict[str, str] = {}
+    for name, lrp in converted.items():
+        try:
+            results[name] = _attribute(lrp, inputs, target, options, alone)
+        except ReadingError as error:
+            left_out[name] = str(error)
+            if len(left_out) == len(converted):
+                raise
+    for name, reason in left_out.items():
+        warnings.warn(f"'{name}' is left out of the comparison: {reason}", stacklevel=3)
+    return results, left_out
 
 
 def _converted(model: nn.Module, rulesets: Sequence[Any]) -> dict[str, ConvertedModel]:

@@ -16,7 +16,9 @@ import torch
 from torch import fx
 
 from fxlrp.graph.nodes import tensor_value
-from fxlrp.graph.operators import Move, operator_of
+from fxlrp.graph.operator_classes import CONVOLUTION
+from fxlrp.graph.operator_table import NORMS
+from fxlrp.graph.operators import Move, is_float, is_movement, operator_of, packet, row_map
 
 Layout = Mapping[int, int]
 
@@ -163,6 +165,29 @@ def _of_length(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
     return (
         (index - len(sizes), size) for index, size in reversed(list(enumerate(sizes))) if size is not None and size > 1
     )
+
+
+def axis_of_features(node: fx.Node) -> int | None:
+    """Along which axis of a value the features of the linear map lie that it is made by, after moves, norms and
+    functions of entries; None where it is made otherwise, or these are spread over several.
+    """
+    value = tensor_value(node)
+    places = {axis: axis for axis in range(-(0 if value is None else value.ndim), 0)}
+    while (operator := operator_of(node)) is not None:
+        if row_map(node) is not None or operator.category == CONVOLUTION:
+            features = -1 if row_map(node) is not None else 1 - (rank(node) or 0)
+            found = [axis for axis, place in places.items() if place == features]
+            return max(found, default=None)
+        if is_movement(node):
+            before = before_movement(node)
+            places = {axis: before[place] for axis, place in places.items() if place in before}
+        elif not operator.entrywise and packet(node.target) not in NORMS:
+            return None
+        sources = [n for n in node.all_input_nodes if is_float(n) and (is_movement(node) or rank(n) == rank(node))]
+        if not sources:
+            return None
+        node = sources[0]
+    return None
 
 
 def through(layout: Layout, before: Mapping[int, int]) -> Layout:

@@ -69,14 +69,14 @@ def _as_it_is(node: fx.Node, value: Any) -> Any:
     return value
 
 
-@torch.no_grad()
 def run(
     graph: fx.Graph,
     arguments: Mapping[str, Any],
     wanted: Iterable[fx.Node] | None = None,
     each: Callable[[fx.Node, Any], Any] = _as_it_is,
+    recorded: bool = False,
 ) -> dict[fx.Node, Any]:
-    """The values of the nodes ``wanted`` (None: of all), without gradients.
+    """The values of the nodes ``wanted`` (None: of all), without gradients unless they are to be ``recorded``.
 
     Only what they are computed from is run, and a value is let go once nothing needs it any more. ``arguments`` are the
     values of placeholders by name; ``each`` makes of a node's value what other nodes, and the answer, get in its place.
@@ -90,19 +90,20 @@ def run(
             for source in node.all_input_nodes:
                 users.setdefault(source, node)
     values: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node not in needed or node.op == "output":
-            continue
-        if node.op == "placeholder":
-            value = arguments[str(node.target)]
-        else:
-            function: Any = node.target
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-            value = function(*args, **kwargs)
-        values[node] = each(node, value)
-        for source in node.all_input_nodes:
-            if users[source] is node and source not in kept:
-                del values[source]
+    with torch.set_grad_enabled(recorded):
+        for node in graph.nodes:
+            if node not in needed or node.op == "output":
+                continue
+            if node.op == "placeholder":
+                value = arguments[str(node.target)]
+            else:
+                function: Any = node.target
+                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                value = function(*args, **kwargs)
+            values[node] = each(node, value)
+            for source in node.all_input_nodes:
+                if users[source] is node and source not in kept:
+                    del values[source]
     return values
 
 

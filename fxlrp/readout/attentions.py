@@ -5,14 +5,15 @@ In: a task. Out: one :class:`Map` an attention, in the order of the graph, and w
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxlrp.errors import InputError
+from fxlrp.errors import InputError, ReadingError
+from fxlrp.graph.axes import axis_of_features
 from fxlrp.graph.nodes import module_path, run, source_line
 from fxlrp.graph.operators import nodes_in, operator_of
 from fxlrp.patterns import Match
@@ -79,7 +80,7 @@ class Map:
 def sites(task: Task) -> list[AttentionSite]:
     """Every attention of the captured program, in the order of the graph.
 
-    Raises :class:`InputError` for a model without attention.
+    Raises :class:`ReadingError` for a model without attention, and for rows of attention that are no tokens.
     """
     matches = [m for m in task.captured.structure.matches if m.pattern.name == ATTENTION]
     for match in matches:
@@ -89,7 +90,7 @@ def sites(task: Task) -> list[AttentionSite]:
     }
     if not found:
         near = nearest_attention(task.captured.structure)
-        raise InputError(
+        raise ReadingError(
             f"{type(task.lrp.model).__name__} has no attention that the pattern '{ATTENTION}' recognises, and the "
             f"reading of '{task.lrp.ruleset.name}' needs its weights.{near} Take a ruleset that reads relevance at the "
             "inputs, such as 'attnlrp'."
@@ -103,23 +104,44 @@ def nearest_attention(structure: Structure) -> str:
 
 
 def _check_layout(match: Match) -> None:
-    """Raise :class:`InputError` unless the axes of weights are [..., queries, keys], as readers take them."""
+    """Raise :class:`ReadingError` unless the axes of weights are [..., queries, keys], as readers take them, and these
+    are of tokens.
+    """
+    weights = match.parts["weights"]
+    place = f"'{module_path(weights) or 'the top level'}' ({source_line(weights)})"
     if {-1, -2} & {*match.layouts.get("weights", ())}:
-        weights = match.parts["weights"]
-        raise InputError(
-            f"The attention weights of '{module_path(weights) or 'the top level'}' ({source_line(weights)}) have their "
-            "axes in another order than [..., queries, keys], in which they are read. Compute them in that order."
+        raise ReadingError(
+            f"The attention weights of {place} have their axes in another order than [..., queries, keys], in which "
+            "they are read. Compute them in that order."
+        )
+    if axis_of_features(_factors(match.parts["scores"])[0]) == -2:
+        raise ReadingError(
+            f"The attention of {place} is among features (channels), not among tokens, so that its rows say nothing of "
+            "tokens. Take a ruleset that reads relevance at the inputs, such as 'attnlrp'."
         )
 
 
-def attention_maps(task: Task, *, relevance: bool, gradient: bool) -> tuple[list[Map], Propagated]:
+def attention_maps(
+    task: Task, *, relevance: bool, gradient: bool, reached: bool = False
+) -> tuple[list[Map], Propagated]:
     """Every attention of the model. Relevance takes a backward pass, gradients one through the model as it is; with
     neither (and no module's relevance asked for) there is but a forward pass.
+
+    ``reached`` wants at least the gradient of the last attention that the explained output depends on, which takes a
+    backward pass to there; what comes after it is left out. Raises :class:`ReadingError` where it depends on none.
     """
     found = sites(task)
     nodes = tuple(site.weights for site in found)
     carried = task.propagate((*task.taps, *nodes)) if relevance or task.taps else None
     plain = task.propagate(nodes, task.lrp.plain) if gradient else None
+    if reached:
+        plain = _up_to_reached(plain) if plain is not None else _last_reached(task, nodes)
+        if plain is None:
+            raise ReadingError(
+                "The explained output depends on no attention of the model, so there is no row of attention to read. "
+                "Explain another output, or name a row: override(readout={'row': 0})."
+            )
+        found = found[: len(plain.taps)]
     seen = carried or plain or task.observe(nodes)
     batch = len(seen.explained)
 
@@ -128,22 +150,35 @@ def attention_maps(task: Task, *, relevance: bool, gradient: bool) -> tuple[list
         x = widened(x)
         return _by_head(x.to(torch.promote_types(x.dtype, task.lrp.dtype)), batch, module_path(site.weights))
 
+    own = seen.taps[len(seen.taps) - len(nodes) :] if carried else seen.taps
     maps = [
         Map(
             site,
-            by_head(seen.taps[i - len(found)].value, site),
-            by_head(carried.taps[i - len(found)].relevance, site) if carried else None,
-            by_head(plain.taps[i].message, site) if plain else None,
+            by_head(own[i].value, site),
+            by_head(carried.taps[i - len(nodes)].relevance, site) if carried else None,
+            by_head(plain.taps[i].message, site) if plain and (gradient or i == len(found) - 1) else None,
         )
         for i, site in enumerate(found)
     ]
     return maps, seen
 
 
+def _up_to_reached(plain: Propagated) -> Propagated | None:
+    """The pass without the taps behind the last that the explained output depends on."""
+    count = next((i for i in range(len(plain.taps), 0, -1) if bool(plain.taps[i - 1].message.any())), 0)
+    return replace(plain, taps=plain.taps[:count]) if count else None
+
+
+def _last_reached(task: Task, nodes: Sequence[fx.Node]) -> Propagated | None:
+    """A pass that is recorded from the last of the ``nodes`` on that the explained output depends on."""
+    passes = (task.behind(nodes[:count], nodes[count - 1]) for count in range(len(nodes), 0, -1))
+    return next((found for found in passes if found is not None), None)
+
+
 def _by_head(x: Tensor, batch: int, place: str) -> Tensor:
     """[batch, heads, queries, keys] from that, from [batch x heads, ...] or from heads in groups."""
     if len(x) % batch or (x.ndim > 3 and len(x) != batch):
-        raise InputError(
+        raise ReadingError(
             f"The attention of '{place}' has the shape {tuple(x.shape)} for {batch} samples: it is among parts of a "
             "sample (windows, frames, choices), so it has no matrix over all tokens."
         )

@@ -62,7 +62,9 @@ def score(carried: Carried, wanted: str) -> Tensor:
 
 
 def _reduced(score: Tensor, reading: FeatureReading, lookup: bool) -> Tensor:
-    reduced = {"sum": score, "l1": score.abs(), "squared": score * score}[reading.reduce]
+    if lookup and reading.reduce == "norm":
+        return score.norm(dim=-1)
+    reduced = {"l1": score.abs(), "squared": score * score}.get(reading.reduce, score)
     if lookup:
         return reduced.sum(-1)
     return reduced.sum(1) if reading.channels == "reduce" and score.ndim == 4 else reduced

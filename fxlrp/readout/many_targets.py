@@ -217,6 +217,11 @@ class OneOfMany(Task):
         """The values of ``taps``, with messages that nobody reads."""
         return self.propagate(taps, self.lrp.plain)
 
+    def behind(self, taps: Sequence[fx.Node], node: fx.Node) -> Propagated | None:
+        """The values of ``taps`` and their plain gradients, of one pass for all targets."""
+        found = self.propagate(taps, self.lrp.plain)
+        return found if bool(found.taps[taps.index(node)].message.any()) else None
+
     def forward(self, at: Point, taps: Sequence[fx.Node] = ()) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Refused: it is a pass at other inputs."""
         raise self._refused()

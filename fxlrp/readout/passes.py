@@ -14,6 +14,7 @@ from fxlrp.capture.program import flatten
 from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.engine.explained import Explained
 from fxlrp.engine.targets import Target
+from fxlrp.graph.nodes import run
 from fxlrp.graph.operators import is_continuous
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs_at import Point, point_of, reference_point
@@ -104,6 +105,40 @@ class Task:
             flat, _, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten), self.given)
         carried = tuple(Carried(value, value.new_zeros(()).expand_as(value), Message.GRADIENT) for value in tapped)
         return Propagated(program.unpack(flat), self._explained_at(flat, lrp), (), carried, tuple(flat))
+
+    def behind(self, taps: Sequence[fx.Node], node: fx.Node) -> Propagated | None:
+        """A forward pass of the model as it is, recorded from ``node`` on: the values of ``taps``, of which ``node`` is
+        the last, and its plain gradient; None where the explained scalars do not depend on it.
+        """
+        program = self.captured.program
+        arguments = program.arguments(self.lrp.model, self.given)
+        cut_off = {name: v.detach() if isinstance(v, Tensor) else v for name, v in arguments.items()}
+        outputs: Any = program.graph.output_node().args[0]
+        wanted = [*taps, *(each for each in outputs if isinstance(each, fx.Node))]
+
+        def leaf(each: fx.Node, value: Any) -> Any:
+            return value.detach().requires_grad_() if each is node else value
+
+        values = run(program.graph, cut_off, wanted, leaf, recorded=True)
+        found = tuple(values[each] if isinstance(each, fx.Node) else each for each in outputs)
+        flat = _leaves(found)
+        scalars, _ = self._explained(program.unpack(flat), self.lrp.plain)
+        starts = {i: v for i, v in enumerate(flat) if isinstance(v, Tensor) and found[i].requires_grad}
+        begun = (
+            torch.autograd.grad([s.sum() for s in scalars], list(starts.values()), allow_unused=True) if starts else ()
+        )
+        reached = [(found[i], g) for i, g in zip(starts, begun, strict=True) if g is not None]
+        ends, seeds = zip(*reached, strict=True) if reached else ((), ())
+        gradient = torch.autograd.grad(ends, values[node], seeds, allow_unused=True)[0] if ends else None
+        if gradient is None:
+            return None
+        messages = [*(values[tap].new_zeros(()).expand_as(values[tap]) for tap in taps[:-1]), gradient]
+        carried = tuple(
+            Carried(values[tap].detach(), message, Message.GRADIENT)
+            for tap, message in zip(taps, messages, strict=True)
+        )
+        explained = sum(scalars, torch.zeros(())).detach()
+        return Propagated(program.unpack(flat), explained, (), carried, flat)
 
     def _explained(self, outputs: Any, lrp: Conversion) -> tuple[list[Tensor], list[Tensor]]:
         if self.explain is None:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxlrp.capture.program import flatten
 from fxlrp.engine.sources import Naming, counts
-from fxlrp.errors import InputError
+from fxlrp.errors import ReadingError
 from fxlrp.graph.nodes import module_path, tensor_value
 from fxlrp.graph.operator_classes import ADD
 from fxlrp.graph.operators import is_float, operator_of
@@ -43,7 +43,7 @@ class Sink:
 def with_positions(task: Task, reading: PositionReading) -> Answer:
     """sum_d R_token + sum over sinks |sum_d R_position|, [batch, tokens].
 
-    Raises :class:`InputError` for inputs that are no tokens, or positions of other tokens than theirs.
+    Raises :class:`ReadingError` for inputs that are no tokens, or positions of other tokens than theirs.
     """
     plan = task.lrp.rewritten(task.captured)[0]
     sinks = list(sinks_of(plan))
@@ -53,7 +53,7 @@ def with_positions(task: Task, reading: PositionReading) -> Answer:
     main = task.main_input
     tokens = answer.summed[main]
     if not dict(task.attributed)[main]:
-        raise InputError(
+        raise ReadingError(
             f"'{task.lrp.ruleset.name}' scores tokens, but the main input '{main}' does not hold token ids."
         )
     carried = propagated.taps[len(task.taps) :]
@@ -76,7 +76,7 @@ def with_positions(task: Task, reading: PositionReading) -> Answer:
 
 def _check(found: Tensor, tokens: Tensor, main: str, positions: str) -> None:
     if found.shape != tokens.shape:
-        raise InputError(
+        raise ReadingError(
             f"{positions} are those of {found.shape[1]} values, '{main}' has {tokens.shape[1]} tokens: their relevance "
             "cannot be told by token."
         )
@@ -132,7 +132,7 @@ def _token_axis(one: Sink) -> int:
         if axis + spread > 0 and not (isinstance(size, int) and size == 1)
     ]
     if len(axes) != 1:
-        raise InputError(
+        raise ReadingError(
             f"The positions in '{module_path(one.node)}' have shape {tuple(table.shape)}: no axis of tokens."
         )
     return axes[0]

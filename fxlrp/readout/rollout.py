@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fxlrp.errors import InputError
+from fxlrp.errors import InputError, ReadingError
 from fxlrp.readout.attentions import Map, attention_maps, given_tokens, made_of, real_tokens, rows_read
 from fxlrp.readout.passes import Task
 from fxlrp.readout.readers import Answer, reader
+from fxlrp.readout.streams import steps
 from fxlrp.rules.primitives import ratio
 from fxlrp.spec.readings import AttentionReading
 
@@ -18,21 +20,37 @@ from fxlrp.spec.readings import AttentionReading
 @reader(AttentionReading)
 def by_attention(task: Task, reading: AttentionReading) -> Answer:
     """The row that ``reading`` asks for: [batch, tokens], or [batch, patches] of those that the input is made into."""
-    gradient = reading.matrix.startswith("gradient") or reading.heads.startswith("gradient") or reading.row == "target"
-    maps, propagated = attention_maps(task, relevance="relevance" in reading.matrix, gradient=gradient)
+    gradient = reading.matrix.startswith("gradient") or reading.heads.startswith("gradient")
+    maps, propagated = attention_maps(
+        task, relevance="relevance" in reading.matrix, gradient=gradient, reached=reading.row == "target"
+    )
     chosen = _layers(maps, reading)
     _same_tokens(chosen)
-    name, start = task.main_input, rows_read(chosen[-1], reading.row)
+    _one_stream(task, chosen)
+    name, start = task.main_input, rows_read(maps[-1] if reading.row == "target" else chosen[-1], reading.row)
+    _warn(start)
     kept = torch.ones_like(start[0], dtype=torch.bool)
     if reading.tokens == "input":
         kept = made_of(task, task.nodes_of(name), maps[0].site)
     real = real_tokens(task, len(kept))
     real = torch.ones_like(start, dtype=torch.bool) if real is None else real
     counted = kept & real if reading.heads == "gradient_row" else real
-    row = _own_entry(_row(chosen, reading, start, counted), reading, start, real)
+    rows = start[:, None] if reading.row_token == "keep" else _apart(start)
+    row = _own_entries(_product(chosen, reading, rows, counted), reading, rows, real).sum(1)
     row = _rescaled(row, kept & real) if reading.rescale else row
     row = given_tokens(task, name, row, kept)
     return Answer({name: row}, {name: row}, propagated)
+
+
+def _warn(start: Tensor) -> None:
+    """Say of which samples no row is read: the way from the last attention to their outputs is shut (by a ReLU)."""
+    none = [str(i) for i, rows in enumerate(start) if not bool(rows.any())]
+    if none:
+        warnings.warn(
+            f"The explained output of sample {', '.join(none)} has no gradient at the last attention, so that no row "
+            "of it is read: relevance is zero there. Explain another output, or override(readout={'row': 0}).",
+            stacklevel=2,
+        )
 
 
 def _layers(maps: Sequence[Map], reading: AttentionReading) -> Sequence[Map]:
@@ -52,16 +70,32 @@ def _layers(maps: Sequence[Map], reading: AttentionReading) -> Sequence[Map]:
 
 
 def _same_tokens(maps: Sequence[Map]) -> None:
-    """Raise :class:`InputError` unless all maps are square and of one size, so that their product has a meaning."""
+    """Raise :class:`ReadingError` unless all maps are square and of one size, so that their product has a meaning."""
     size = maps[0].weights.shape[-1]
     for found in maps:
         if found.weights.shape[-2:] != (size, size):
             rows, columns = found.weights.shape[-2:]
-            raise InputError(
+            raise ReadingError(
                 f"The attention of '{found.place}' is {rows} x {columns}, that of '{maps[0].place}' "
                 f"{maps[0].weights.shape[-2]} x {size}: only self-attention over the same tokens in every layer can be "
                 "multiplied. For cross-attention use 'chefer2021-generic'."
             )
+
+
+def _one_stream(task: Task, maps: Sequence[Map]) -> None:
+    """Raise :class:`ReadingError` unless all maps are of one stream of tokens to itself: maps between others may have
+    the same sizes, but their product has no meaning.
+    """
+    read = {each.site for each in maps}
+    found = [step for step in steps(task) if step.site in read]
+    own = found[0].queries
+    other = next((step for step in found if step.keys is not own or step.queries is not own), None)
+    if other is not None:
+        raise ReadingError(
+            f"The attention of '{other.site.place}' is not of the same tokens as that of '{found[0].site.place}': only "
+            "self-attention over the same tokens in every layer can be multiplied. For several streams of tokens use "
+            "'chefer2021-generic'."
+        )
 
 
 def layer_matrix(found: Map, reading: AttentionReading, weights: Tensor | None = None) -> Tensor:
@@ -79,12 +113,20 @@ def layer_matrix(found: Map, reading: AttentionReading, weights: Tensor | None =
     return score / score.sum(-1, keepdim=True) if reading.normalise else score
 
 
-def _row(maps: Sequence[Map], reading: AttentionReading, start: Tensor, counted: Tensor) -> Tensor:
-    """``start`` [batch, tokens] times the product of the layers' matrices; heads are weighed by tokens ``counted``."""
-    row = start[:, None, None]
+def _product(maps: Sequence[Map], reading: AttentionReading, rows: Tensor, counted: Tensor) -> Tensor:
+    """``rows`` [batch, rows, tokens] times the product of the layers' matrices; heads are weighed by tokens
+    ``counted``.
+    """
+    product = rows[:, None]
     for found in reversed(maps):
-        row = row @ layer_matrix(found, reading, _of_heads(found, reading, start, counted))
-    return row.sum(1)[:, 0]
+        product = product @ layer_matrix(found, reading, _of_heads(found, reading, rows.sum(1), counted))
+    return product.sum(1)
+
+
+def _apart(start: Tensor) -> Tensor:
+    """The rows that are read, each by itself: [batch, rows, tokens] whose sum over rows is ``start``."""
+    places = start.topk(max(1, int((start > 0).sum(-1).max())), -1).indices
+    return torch.diag_embed(start).gather(1, places[..., None].expand(-1, -1, start.shape[-1]))
 
 
 def _of_heads(found: Map, reading: AttentionReading, start: Tensor, counted: Tensor) -> Tensor | None:
@@ -99,12 +141,12 @@ def _of_heads(found: Map, reading: AttentionReading, start: Tensor, counted: Ten
     return torch.einsum("bq,bhqk,bk->bh", rows, found.gradient, columns)[..., None, None]
 
 
-def _own_entry(row: Tensor, reading: AttentionReading, start: Tensor, real: Tensor) -> Tensor:
-    """The row with 0, or its smallest entry that is no padding, in place of its own tokens'."""
+def _own_entries(product: Tensor, reading: AttentionReading, rows: Tensor, real: Tensor) -> Tensor:
+    """Rows [batch, rows, tokens] with 0, or their smallest entry that is no padding, in place of their own tokens'."""
     if reading.row_token == "keep":
-        return row
-    least = row.masked_fill(~real, torch.inf).amin(-1, keepdim=True)
-    return torch.where(start > 0, least if reading.row_token == "minimum" else torch.zeros_like(least), row)
+        return product
+    least = product.masked_fill(~real[:, None], torch.inf).amin(-1, keepdim=True)
+    return torch.where(rows > 0, least if reading.row_token == "minimum" else torch.zeros_like(least), product)
 
 
 def _rescaled(row: Tensor, counted: Tensor) -> Tensor:

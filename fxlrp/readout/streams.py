@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from fxlrp.errors import InputError
+from fxlrp.errors import InputError, ReadingError
 from fxlrp.graph.nodes import module_path
 from fxlrp.graph.tokens import Roots, descent
 from fxlrp.readout.attentions import AttentionSite, Map, attention_maps, given_tokens, made_of, rows_read, sites
@@ -52,7 +52,7 @@ class Transfer:
 def steps(task: Task) -> list[Transfer]:
     """Every attention of the model with the streams between which it moves relevance, in the order of the graph.
 
-    Raises :class:`InputError` for keys made of the same tokens as the queries, but of another number (pooled keys).
+    Raises :class:`ReadingError` for keys made of the same tokens as the queries, but of another number (pooled keys).
     """
     graph, found = task.captured.program.graph, sites(task)
     attributed = [each.node for each in task.captured.structure.attributed]
@@ -73,7 +73,7 @@ def steps(task: Task) -> list[Transfer]:
         queries = stream(roots[site.queries], str(count[-2]))
         keys = stream(roots[site.values], str(count[-1]))
         if queries is not keys and queries.entered and queries.entered == keys.entered:
-            raise InputError(
+            raise ReadingError(
                 f"The attention of '{module_path(site.weights)}' is from {count[-2]} tokens to {count[-1]} that are "
                 "made of the same input (pooled or extended keys): relevance between them is not defined. Take a "
                 "ruleset that reads relevance at the inputs."

@@ -187,6 +187,8 @@ def _(reading: InputReading) -> str:
     reduce = {"sum": "summed", "l1": "summed by absolute value", "squared": "summed by square"}.get(
         reading.reduce, reading.reduce
     )
+    if reading.reduce == "norm":
+        return f"{score} at every input, of token ids its length over the features of each token's embedding"
     channels = ", and over the channels of images" if reading.channels == "reduce" else ""
     return f"{score} at every input, of token ids at their embeddings, {reduce} over the features of each{channels}"
 
@@ -250,7 +252,12 @@ def _layers(start: int, end: int | None, whole: str = "multiplied over all layer
 
 
 def _row(row: int | str, tokens: str) -> str:
-    which = "the row of the tokens that the explained output is computed from" if row == "target" else f"row {row}"
+    which = (
+        "the row of the token that the explained output is computed from (a class token, the explained position; the "
+        "mean where it is computed from several)"
+        if row == "target"
+        else f"row {row}"
+    )
     return f"read at {which}" + (", tokens that are not made of the input left out" if tokens == "input" else "")
 
 

@@ -66,15 +66,16 @@ class MeasuredProtocol:
 
 @dataclass(frozen=True)
 class Methods:
-    """What there is to say about the rulesets as such."""
+    """What there is to say about the rulesets as such; ``left_out`` are those that do not fit the model, and why."""
 
     agreement: Agreement
     measured: tuple[MeasuredProtocol, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def methods_of(comparison: Comparison, *, pictures: bool = True) -> Methods | None:
     """The sections of a comparison of two or more rulesets; None of one alone without protocols."""
-    if len(comparison.names) < 2 and not comparison.evaluations:
+    if len(comparison.names) + len(comparison.left_out) < 2 and not comparison.evaluations:
         return None
     rho = tuple(tuple(_number(value) for value in row) for row in comparison.agreement.tolist())
     agreement = Agreement(comparison.names, rho, len(comparison.agreements))
@@ -84,7 +85,7 @@ def methods_of(comparison: Comparison, *, pictures: bool = True) -> Methods | No
         MeasuredProtocol(_telling(standings), _picture(one) if pictures else None)
         for standings, one in zip(groups, by_protocol, strict=True)
     )
-    return Methods(agreement, tuple(measured))
+    return Methods(agreement, tuple(measured), tuple(comparison.left_out.items()))
 
 
 def _telling(standings: tuple[Standing, ...]) -> tuple[Standing, ...]:
@@ -125,7 +126,9 @@ def _number(value: float) -> float | None:
 
 
 def as_plain(methods: Methods) -> dict[str, Any]:
-    """``{"agreement": {...}, "evaluations": [...]}`` for JSON; numbers that it cannot spell are None."""
+    """``{"agreement": {...}, "evaluations": [...], "left_out": {...}}`` for JSON; numbers that it cannot spell are
+    None.
+    """
     return {
         "agreement": {
             "rulesets": list(methods.agreement.names),
@@ -133,6 +136,7 @@ def as_plain(methods: Methods) -> dict[str, Any]:
             "samples": methods.agreement.samples,
         },
         "evaluations": list(_rows(methods)),
+        "left_out": dict(methods.left_out),
     }
 
 

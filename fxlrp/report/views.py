@@ -53,8 +53,8 @@ def print_comparison(comparison: Comparison, console: Console, *, maps: bool = T
 
 
 def comparison_as_plain(comparison: Comparison) -> dict[str, Any]:
-    """``{"attributions": [...], "agreement": {...}, "evaluations": [...]}`` for JSON; the last two where two or more
-    rulesets are compared, see :func:`fxlrp.report.as_plain`.
+    """``{"attributions": [...], "agreement": {...}, "evaluations": [...], "left_out": {...}}`` for JSON;
+    the last three where two or more rulesets are compared, see :func:`fxlrp.report.as_plain`.
     """
     methods = methods_of(comparison, pictures=False)
     shown = {"attributions": [as_plain(each) for each in _side_by_side(comparison)]}

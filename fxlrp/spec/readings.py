@@ -52,11 +52,13 @@ class FeatureReading(Reading):
     """A score of every feature of the inputs, reduced over the hidden axis of embeddings.
 
     ``reduce``: how the features of a token become one number: ``sum``, ``l1`` (sum of absolute values), ``squared``
-    (sum of squares, ||.||^2). ``channels``: whether float inputs of images [batch, channels, height, width] keep their
-    channels or are reduced over them as well.
+    (sum of squares, ||.||^2), ``norm`` (||.||, of token ids alone: a float input keeps its entries and their signs).
+    Relevance is summed. A gradient by itself is not: behind a LayerNorm the sum over the hidden axis is zero but for
+    rounding, and elsewhere it depends on the basis of the embedding, as the norm does not. ``channels``: whether
+    float inputs of images [batch, channels, height, width] keep their channels or are reduced over them as well.
     """
 
-    reduce: Literal["sum", "l1", "squared"] = "sum"
+    reduce: Literal["sum", "l1", "squared", "norm"] = "sum"
     channels: Literal["keep", "reduce"] = "keep"
 
 
@@ -130,9 +132,11 @@ class AttentionReading(Reading):
     ``end_layer`` (negative: from the end; null: all) are multiplied, the last leftmost.
 
     ``row`` is the token that is read; ``target`` stands for those that the explained output is computed from (a
-    position of generated text, a class token, all that are pooled), averaged. ``tokens``: ``all``, or those that the
+    position of generated text, a class token, all that are pooled), averaged: the rows of the last attention at which
+    the explained output has a gradient. ``tokens``: ``all``, or those that the
     ``input`` is made into, so that class tokens and registers beside the patches of an image are left out.
-    ``row_token``: what the entry of the row's own token becomes: ``keep``, ``zero`` or the ``minimum`` of its row.
+    ``row_token``: what the entry of the row's own token becomes: ``keep``, ``zero`` or the ``minimum`` of its row, in
+    each of several rows before these are averaged.
     ``rescale`` maps the smallest entry to 0, the largest to 1. Padding, where an attention mask tells it, counts for
     neither minimum nor maximum.
     """
@@ -147,7 +151,7 @@ class AttentionReading(Reading):
     normalise: bool = False
     start_layer: int = 0
     end_layer: int | None = None
-    row: int | Literal["target"] = 0
+    row: int | Literal["target"] = "target"
     tokens: Literal["all", "input"] = "all"
     row_token: Literal["keep", "zero", "minimum"] = "keep"
     rescale: bool = False

@@ -223,3 +223,30 @@ def test_each_ruleset_gets_the_options_that_it_has(model: Model) -> None:
 def test_a_ruleset_alone_says_what_it_has_not(model: Model) -> None:
     with pytest.raises(fxlrp.InputError, match="A ledger accounts for"):
         fxlrp.compare(model, batches(1)[0], ["integrated-gradients"], ledger=True)
+
+
+def test_a_ruleset_that_does_not_fit_the_model_is_left_out_with_its_reason(model: Model, tmp_path: Path) -> None:
+    names = ["attnlrp", "rollout", "gradient", "pa-lrp"]
+    protocols = [Perturbation(replace=0)]
+    with pytest.warns(UserWarning, match="'rollout' is left out of the comparison: Model has no attention"):
+        found = fxlrp.compare(model, batches(), names, target=1, protocols=protocols)
+    assert found.names == ("attnlrp", "gradient", "pa-lrp")
+    assert list(found.left_out) == ["rollout"]
+    assert list(found.evaluations) == list(found.names)
+    assert found.agreements.shape == (12, 3, 3)
+    assert "rollout</b> is left out: Model has no attention" in found.to_html()
+
+
+def test_where_only_one_ruleset_is_left_the_report_still_says_so(
+    model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning, match="left out"):
+        found = fxlrp.compare(model, batches(1), ["rollout", "gradient"], target=1)
+    found.show()
+    assert "rollout is left out: Model has no attention" in capsys.readouterr().out
+    assert "is left out" in found.to_html()
+
+
+def test_where_none_fits_the_reason_is_an_error(model: Model) -> None:
+    with pytest.raises(fxlrp.InputError, match="has no attention"):
+        fxlrp.compare(model, batches(1), ["rollout", "raw-attention"], target=1)

@@ -146,16 +146,16 @@ def _clamped_last(found: Map, reading: Any, weights: Tensor | None = None) -> Te
     return matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype)
 
 
-def _first_leftmost(maps: Any, reading: Any, start: Tensor, counted: Tensor) -> Tensor:
-    row = start[:, None, None]
+def _first_leftmost(maps: Any, reading: Any, rows: Tensor, counted: Tensor) -> Tensor:
+    product = rows[:, None]
     for found in maps:
-        row = row @ rollout.layer_matrix(found, reading)
-    return row.sum(1)[:, 0]
+        product = product @ rollout.layer_matrix(found, reading)
+    return product.sum(1)
 
 
 BROKEN = {
     "clamped after the mean": (rollout, "layer_matrix", _clamped_last),
-    "product in the other order": (rollout, "_row", _first_leftmost),
+    "product in the other order": (rollout, "_product", _first_leftmost),
     "gradient of the rewritten graph": (Conversion, "plain", property(lambda self: self)),
 }
 
