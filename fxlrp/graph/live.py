@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
+from fxlrp.graph.nodes import ancestors
 from fxlrp.graph.operators import Dependence, is_float, operator_of
 
 
@@ -16,6 +17,18 @@ def dependent(graph: fx.Graph, roots: Iterable[fx.Node]) -> frozenset[fx.Node]:
         if any(n in found for n in node.all_input_nodes):
             found.add(node)
     return frozenset(found)
+
+
+def between(first: fx.Node, last: fx.Node) -> frozenset[fx.Node]:
+    """The nodes that depend on ``first`` and that ``last``, which is among them, depends on. Of the graph only what
+    stands between the two is looked at.
+    """
+    behind = set(ancestors(last, (first,), lambda node: [n for n in node.all_input_nodes if first < n]))
+    found = {first}
+    for node in sorted(behind):
+        if any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return frozenset(found - {first})
 
 
 def reached(graph: fx.Graph, attributed: Iterable[fx.Node]) -> frozenset[fx.Node]:

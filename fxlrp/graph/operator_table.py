@@ -49,6 +49,8 @@ ATTENTION, LAYER_NORM = aten.scaled_dot_product_attention, aten.layer_norm
 NORMS = frozenset({aten.layer_norm, aten.rms_norm, aten.group_norm, aten.batch_norm, aten.instance_norm})
 #: Square roots and their reciprocals, as deviations are made with.
 ROOTS = frozenset({aten.rsqrt, aten.sqrt})
+#: Choices among entries along an axis: which are the largest, and in which order they stand.
+CHOICES = frozenset({aten.topk, aten.sort, aten.argsort, aten.argmax, aten.argmin, aten.max, aten.min, aten.kthvalue})
 LAYER_NORM_BACKWARD = aten.native_layer_norm_backward.default
 
 

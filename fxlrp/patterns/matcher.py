@@ -67,8 +67,11 @@ class NearMiss:
 
     @property
     def telling(self) -> bool:
-        """Whether a reader should hear of it unasked: a pattern of their own, or most of one that is nowhere else."""
-        return not self.pattern.packaged or (self.share >= 0.7 and not self.covered)
+        """Whether a reader should hear of it unasked: a pattern of their own, or most of one that is nowhere else (and
+        whose check has not told it from this).
+        """
+        nearly = self.share >= 0.7 and not self.covered and self.pattern.check is None
+        return not self.pattern.packaged or nearly
 
     def __str__(self) -> str:
         if self.root is None:
