@@ -9,28 +9,44 @@ import torch
 from torch import Tensor
 
 from fxlrp.engine.conversion import Conversion
-from fxlrp.engine.targets import Selection, Target, call_target, label, resolve
+from fxlrp.engine.outputs import Scored
+from fxlrp.engine.targets import Selection, Target, call_target, named, resolve
 from fxlrp.spec.ruleset import Ruleset
 
 
 class Explained:
     """The scalars of an output that are explained, target and contrast, each with the seed of its backward pass."""
 
-    def __init__(self, lrp: Conversion, batch: int, terms: Sequence[tuple[float, Any]]) -> None:
+    def __init__(
+        self, lrp: Conversion, batch: int, terms: Sequence[tuple[float, Any]], scores: Sequence[Scored] = ()
+    ) -> None:
         self.lrp, self.batch, self.terms = lrp, batch, terms
+        self.scores = scores or [Scored()] * len(terms)
 
     @staticmethod
-    def of(lrp: Conversion, given: Mapping[str, Any], target: Target, contrast: Target, outputs: Any) -> Explained:
+    def of(
+        lrp: Conversion,
+        given: Mapping[str, Any],
+        target: Target,
+        contrast: Target,
+        outputs: Any,
+        tokenizer: Any = None,
+    ) -> Explained:
         """Target and contrast in any of their forms."""
         conventions = lrp.conventions
         batch, mask = conventions.batch(given), conventions.mask_of_outputs(given)
         terms: list[tuple[float, Any]] = []
+        scores: list[Scored] = []
         for sign, wanted in ((1.0, target), (-1.0, contrast)):
             if sign > 0 or wanted is not None:
-                terms.append(
-                    (sign, wanted if callable(wanted) else resolve(wanted, outputs, mask, conventions.generates))
-                )
-        return Explained(lrp, batch, terms)
+                if callable(wanted):
+                    terms.append((sign, wanted))
+                    scores.append(Scored())
+                    continue
+                scored = Scored.of(outputs, named(wanted)[0], lrp.config, conventions, given, tokenizer)
+                terms.append((sign, resolve(wanted, outputs, mask, scored)))
+                scores.append(scored)
+        return Explained(lrp, batch, terms, scores)
 
     def __call__(self, outputs: Any, rules: Ruleset) -> tuple[list[Tensor], list[Tensor]]:
         """Scalars [batch] whose sum is explained, and the gradient with which the backward pass begins at each."""
@@ -58,19 +74,20 @@ class Explained:
         chosen = self.terms[0][1]
         if not isinstance(chosen, Selection):
             return chosen
-        return [place[0] if len(place) == 1 else tuple(place) for place in chosen.index]
+        places = [place[0] if len(place) == 1 else tuple(place) for place in chosen.index]
+        return places if chosen.field is None else [(chosen.field, place) for place in places]
 
-    def labels(self, tokenizer: Any) -> list[str]:
-        """What a report calls the explained output of each sample."""
-        names = getattr(self.lrp.config, "id2label", None)
+    def labels(self, tokenizer: Any, tokens: Sequence[Sequence[str]] | None = None) -> list[str]:
+        """What a report calls the explained output of each sample, whose ``tokens`` are spelled so."""
         texts = []
         first = self.terms[0][1]
         for sample in range(len(first.index) if isinstance(first, Selection) else self.batch):
+            spelled = tokens[sample] if tokens is not None and sample < len(tokens) else None
             parts = [
-                label(chosen.index[sample], names, tokenizer)
+                scored.label(chosen.index[sample], tokenizer, spelled)
                 if isinstance(chosen, Selection)
                 else getattr(chosen, "__name__", "target")
-                for _, chosen in self.terms
+                for (_, chosen), scored in zip(self.terms, self.scores, strict=True)
             ]
             texts.append(" minus ".join(parts))
         return texts

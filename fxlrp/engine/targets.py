@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.engine.outputs import Kind, Scored, named_output
 from fxlrp.errors import TargetError
 
 Target = int | Sequence[Any] | Tensor | Callable[[Any], Tensor] | None
@@ -20,14 +21,17 @@ Target = int | Sequence[Any] | Tensor | Callable[[Any], Tensor] | None
 
 @dataclass(frozen=True)
 class Selection:
-    """Entries of the logits, (position,) class each: one per sample, or of the ``samples`` that are named."""
+    """Entries of the logits, (position,) class each: one per sample, or of the ``samples`` that are named. ``field``
+    is the output that they are of, where it is not the one that is explained unless another is named.
+    """
 
     index: tuple[tuple[int, ...], ...]
     samples: tuple[int, ...] | None = None
+    field: str | None = None
 
     def __call__(self, outputs: Any, scores: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The chosen logits [entries], or entries of the ``scores`` that a function makes of all logits."""
-        logits = logits_of(outputs)
+        logits = logits_of(outputs, self.field)
         found = logits if scores is None else scores(logits)
         # One gather for the batch: a chain of selections would allocate the logits' gradient anew for each sample.
         samples = self.samples or range(len(self.index))
@@ -35,33 +39,30 @@ class Selection:
         return found[tuple(torch.tensor(axis, device=found.device) for axis in axes)]
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits of an output object: its ``logits``, or the first float tensor of a tensor, tuple or mapping."""
-    found = getattr(outputs, "logits", None)
-    if found is None:
-        values = (
-            outputs.values()
-            if isinstance(outputs, dict)
-            else outputs
-            if isinstance(outputs, (tuple, list))
-            else (outputs,)
-        )
-        found = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
-    if not isinstance(found, Tensor) or found.ndim == 0:
-        raise TargetError(
-            f"The model's output ({type(outputs).__name__}) holds no logits. Pass target=callable, a function of the "
-            "output that returns one scalar per sample."
-        )
-    return found
-
-
-def resolve(target: Target, outputs: Any, mask: Tensor | None, generates: bool) -> Selection:
-    """Turn a target into one entry of the logits per sample.
-
-    ``None`` is the arg-max: of the last position that is not padding where the model generates text, else over
-    everything. Raises :class:`TargetError` if out of range or of the wrong shape.
+def logits_of(outputs: Any, name: str | None = None) -> Tensor:
+    """The logits of an output object: its ``logits``, or the first float tensor of a tensor, tuple or mapping; or the
+    output of that ``name``.
     """
-    logits = logits_of(outputs).detach()
+    return named_output(outputs, name)[1]
+
+
+def named(target: Target) -> tuple[str | None, Target]:
+    """The output that a target names first, ``("end_logits", 7)``, and the rest of it; None where it names none."""
+    if not isinstance(target, tuple) or not target or not isinstance(target[0], str):
+        return None, target
+    rest = target[1:]
+    return target[0], None if not rest else rest[0] if len(rest) == 1 else rest
+
+
+def resolve(target: Target, outputs: Any, mask: Tensor | None, scored: Scored) -> Selection:
+    """Turn a target into one entry per sample of the output that it names, or of the logits.
+
+    ``None`` is the arg-max: of the last position that is not padding where the model generates text, of the masked
+    positions where it fills these in, else over everything. Raises :class:`TargetError` if out of range or of the wrong
+    shape.
+    """
+    field, target = named(target)
+    logits = logits_of(outputs, field).detach()
     if logits.ndim == 1:
         raise TargetError(
             "The logits have no batch axis: they must be [batch, classes] or [batch, positions, classes]."
@@ -72,7 +73,7 @@ def resolve(target: Target, outputs: Any, mask: Tensor | None, generates: bool) 
     if isinstance(target, Tensor):
         target = target.tolist()
     if target is None:
-        return _argmax(logits, mask, generates)
+        return Selection(_argmax(logits, mask, scored), field=field)
     if _is_index(target) or isinstance(target, tuple):
         wanted: list[Any] = [target] * batch
     elif isinstance(target, list):
@@ -83,9 +84,11 @@ def resolve(target: Target, outputs: Any, mask: Tensor | None, generates: bool) 
             )
     else:
         raise TargetError(
-            f"A target is None, an int, (position, class), a list of these or a callable, not {type(target).__name__}."
+            "A target is None, an int, (position, class), a list of these, (name of an output, one of these) or a "
+            f"callable, not {type(target).__name__}."
         )
-    return Selection(tuple(_place(one, sample, logits, mask, generates) for sample, one in enumerate(wanted)))
+    places = tuple(_place(one, sample, logits, mask, scored) for sample, one in enumerate(wanted))
+    return Selection(places, field=field)
 
 
 def _is_index(value: Any) -> bool:
@@ -100,23 +103,37 @@ def last_position(mask: Tensor | None, sample: int, length: int) -> int:
     return int(kept[-1]) if len(kept) else length - 1
 
 
-def _argmax(logits: Tensor, mask: Tensor | None, generates: bool) -> Selection:
+def _argmax(logits: Tensor, mask: Tensor | None, scored: Scored) -> tuple[tuple[int, ...], ...]:
     index: list[tuple[int, ...]] = []
     for sample, scores in enumerate(logits):
-        if scores.ndim == 2 and generates:
+        if scores.ndim == 2 and scored.kind is Kind.NEXT_TOKEN:
             position = last_position(mask, sample, len(scores))
             index.append((position, int(scores[position].argmax())))
         else:
-            if scores.ndim == 2 and mask is not None and mask.ndim == 2 and mask.shape[1] == len(scores):
-                scores = scores.masked_fill(mask[sample][:, None] == 0, float("-inf"))
+            kept = _positions_asked(mask, sample, scores, scored)
+            if kept is not None:
+                scores = scores.masked_fill(~kept.view(-1, *(1,) * (scores.ndim - 1)), float("-inf"))
             index.append(tuple(int(i) for i in torch.unravel_index(scores.argmax(), scores.shape)))
-    return Selection(tuple(index))
+    return tuple(index)
 
 
-def _place(one: Any, sample: int, logits: Tensor, mask: Tensor | None, generates: bool) -> tuple[int, ...]:
+def _positions_asked(mask: Tensor | None, sample: int, scores: Tensor, scored: Scored) -> Tensor | None:
+    """Which positions of [positions, classes], or of [positions], are no padding, or only those that are masked where
+    there are some.
+    """
+    if scored.masked is not None and bool(scored.masked[sample].any()):
+        return scored.masked[sample]
+    by_position = scores.ndim == 2 or scored.kind in (Kind.START, Kind.END)
+    fits = by_position and mask is not None and mask.ndim == 2 and mask.shape[1] == len(scores)
+    return mask[sample] != 0 if fits and mask is not None else None
+
+
+def _place(one: Any, sample: int, logits: Tensor, mask: Tensor | None, scored: Scored) -> tuple[int, ...]:
     axes = logits.shape[1:]
-    if _is_index(one) and len(axes) == 2 and generates:
+    if _is_index(one) and len(axes) == 2 and scored.kind is Kind.NEXT_TOKEN:
         one = (last_position(mask, sample, axes[0]), one)
+    if _is_index(one) and len(axes) == 2 and scored.masked is not None:
+        one = (_only_masked(scored.masked[sample], sample, one), one)
     place = one if isinstance(one, (tuple, list)) else (one,)
     if not all(_is_index(i) for i in place):
         raise TargetError(f"Target {one!r} is not an int or a tuple of ints.")
@@ -133,6 +150,17 @@ def _place(one: Any, sample: int, logits: Tensor, mask: Tensor | None, generates
     return tuple(index % size for index, size in zip(place, axes, strict=True))
 
 
+def _only_masked(masked: Tensor, sample: int, one: int) -> int:
+    places = masked.nonzero().flatten().tolist()
+    if len(places) != 1:
+        which = f"at positions {', '.join(map(str, places))}" if places else "nowhere"
+        raise TargetError(
+            f"Target {one} of sample {sample} is a token, but that has a mask token {which}: say the position, "
+            f"(position, {one})."
+        )
+    return int(places[0])
+
+
 def call_target(function: Callable[[Any], Tensor], outputs: Any, batch: int) -> Tensor:
     """The scalars of a callable target. Raises :class:`TargetError` unless it gives one differentiable scalar
     per sample.
@@ -144,13 +172,3 @@ def call_target(function: Callable[[Any], Tensor], outputs: Any, batch: int) -> 
             f"A callable target must return a tensor of shape [{batch}] computed from the outputs; it gave {shape}."
         )
     return value
-
-
-def label(place: tuple[int, ...], names: dict[int, str] | None, tokenizer: Any) -> str:
-    """How a report calls an explained entry."""
-    index = place[-1]
-    if len(place) == 1:
-        return (names or {}).get(index, f"class {index}") if names else f"class {index}"
-    if tokenizer is not None and hasattr(tokenizer, "convert_ids_to_tokens"):
-        return f"token '{tokenizer.decode([index])}' after position {place[0]}"
-    return f"class {index} at position {place[0]}"

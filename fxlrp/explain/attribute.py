@@ -32,7 +32,8 @@ def attribute(
     prepared = lrp.prepare(inputs)
     given = prepared.given
     other = None if reference is None else _reference(lrp, reference)
-    task = Task(lrp, prepared, target, contrast, other)
+    names = tokenizer or getattr(inputs, "tokenizer", None)
+    task = Task(lrp, prepared, target, contrast, other, names)
     if ledger:
         _check_ledger(task)
     if at:
@@ -43,6 +44,7 @@ def attribute(
     value = task.values[main]
     assert task.explain is not None
     mask, _ = lrp.conventions.masks(given)
+    tokens = _tokens(inputs, value, tokenizer)
     tapped = zip(task.tapped, propagated.taps, strict=False)
     return Attribution(
         relevance=answer.summed[main],
@@ -52,8 +54,8 @@ def attribute(
         target=task.explain.resolved,
         explained=propagated.explained,
         ruleset=lrp.ruleset.info,
-        label=task.explain.labels(tokenizer or getattr(inputs, "tokenizer", None)),
-        tokens=_tokens(inputs, value, tokenizer),
+        label=task.explain.labels(names, tokens),
+        tokens=tokens,
         at=dict(answer.at) or {name: carried.relevance for name, carried in tapped},
         ledger=_ledger(task, task.explain) if ledger else None,
         attention_mask=mask.detach() if mask is not None and mask.ndim == 2 else None,

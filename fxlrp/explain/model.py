@@ -129,9 +129,10 @@ class ConvertedModel(nn.Module):
             target: what is explained:
 
                 - ``None``: the largest logit; of a model that generates text, the largest at the last position that
-                  is not padding;
+                  is not padding; of one that fills in mask tokens, the largest there (given a tokenizer);
                 - an int: this class in every sample; of a model that generates text, this token at the last position;
                 - ``(position, class)``: where logits are [batch, positions, classes];
+                - ``("end_logits", 7)``: a name first, of an output that is not the logits;
                 - a list, or a tensor: one of the two above per sample;
                 - a function of the output object that returns one differentiable scalar per sample, [batch].
             contrast: a second target, in the same forms; target - contrast is explained.

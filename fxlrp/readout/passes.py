@@ -60,7 +60,7 @@ class Propagated:
 
 class Task:
     """What is explained: ``prepared`` inputs of ``lrp``, and per sample the target (less a contrast); for what
-    compares, the user's ``reference`` inputs.
+    compares, the user's ``reference`` inputs. The ``tokenizer`` tells mask tokens.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class Task:
         target: Target = None,
         contrast: Target = None,
         reference: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.lrp = lrp
         self.given: Mapping[str, Any] = prepared.given
         self.wanted = (target, contrast)
         self.chosen = reference
+        self.tokenizer = tokenizer
         self.captured = prepared.captured
         self.explain: Explained | None = None
         self.tapped: dict[str, fx.Node] = {}
@@ -142,7 +144,7 @@ class Task:
 
     def _explained(self, outputs: Any, lrp: Conversion) -> tuple[list[Tensor], list[Tensor]]:
         if self.explain is None:
-            self.explain = Explained.of(self.lrp, self.given, *self.wanted, outputs)
+            self.explain = Explained.of(self.lrp, self.given, *self.wanted, outputs, self.tokenizer)
         with torch.enable_grad():
             return self.explain(outputs, lrp.ruleset)
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture import Program
-from fxlrp.engine.targets import Target, resolve
+from fxlrp.engine.outputs import Scored
+from fxlrp.engine.targets import Target, named, resolve
 from fxlrp.errors import InputError
 from fxlrp.explain.model import ConvertedModel
 from fxlrp.graph.nodes import run
@@ -131,7 +132,8 @@ def _seed(
     cut = [y.clone().requires_grad_() if isinstance(y, Tensor) and y.is_floating_point() else y for y in flat]
     outputs = plan.program.unpack(tuple(cut))
     conventions = lrp.conversion.conventions
-    chosen = resolve(target, outputs, conventions.mask_of_outputs(given), conventions.generates)
+    scored = Scored.of(outputs, named(target)[0], lrp.config, conventions, given, None)
+    chosen = resolve(target, outputs, conventions.mask_of_outputs(given), scored)
     leaves = [y for y in cut if isinstance(y, Tensor) and y.requires_grad]
     rules = lrp.ruleset
     with torch.enable_grad():
