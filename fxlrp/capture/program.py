@@ -25,7 +25,8 @@ class Program:
 
     ``fused`` tells, for the exit node of each expanded operator, which operator it was. ``guards`` are the
     conditions on input shapes under which the graph stands for the model; :meth:`accepts` evaluates them. A
-    model that decides by values was ``recorded``: its graph stands for these inputs alone.
+    model that decides by values was ``recorded``: its graph stands for these inputs alone. The last ``functions`` of
+    the graph's outputs are values of functions of the model's output, and no part of it.
     """
 
     graph: fx.Graph
@@ -43,6 +44,7 @@ class Program:
     """Sums over the weights that a recorded model may have decided by."""
     replayed: bool = False
     """Whether torch.export follows the model, but for the branches that are taken on the recorded inputs."""
+    functions: int = 0
 
     def accepts(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
         """Whether the graph stands for the model on these inputs."""
@@ -97,6 +99,7 @@ class Program:
 
     def unpack(self, values: tuple[Any, ...]) -> Any:
         """The model's own output object from the flat outputs of the graph."""
+        values = values[: len(values) - self.functions]
         outputs = private.pytree.tree_unflatten(list(values), self.output_spec)
         for layer in _layers_of_caches(outputs):
             _cut_to_window(layer)

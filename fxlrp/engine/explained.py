@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.outputs import Scored
-from fxlrp.engine.targets import Selection, Target, call_target, named, resolve
+from fxlrp.engine.targets import Handed, Selection, Target, call_target, named, resolve
+from fxlrp.errors import TargetError
 from fxlrp.spec.ruleset import Ruleset
 
 
@@ -22,6 +23,7 @@ class Explained:
     ) -> None:
         self.lrp, self.batch, self.terms = lrp, batch, terms
         self.scores = scores or [Scored()] * len(terms)
+        self.at_zero = False  # whether an amount is begun with where a scalar is exactly 0
 
     @staticmethod
     def of(
@@ -46,34 +48,55 @@ class Explained:
                 scored = Scored.of(outputs, named(wanted)[0], lrp.config, conventions, given, tokenizer)
                 terms.append((sign, resolve(wanted, outputs, mask, scored)))
                 scores.append(scored)
-        return Explained(lrp, batch, terms, scores)
+        explained = Explained(lrp, batch, terms, scores)
+        explained.at_zero = True
+        return explained
 
-    def __call__(self, outputs: Any, rules: Ruleset) -> tuple[list[Tensor], list[Tensor]]:
-        """Scalars [batch] whose sum is explained, and the gradient with which the backward pass begins at each."""
+    def __call__(
+        self, outputs: Any, rules: Ruleset, functions: Sequence[Tensor] = ()
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Scalars [batch] whose sum is explained, and the gradient with which the backward pass begins at each.
+
+        ``functions`` are the values of callable terms that the graph itself computes, in their order.
+        """
         scalars, gradients = [], []
+        computed = iter(functions)
         for sign, chosen in self.terms:
             if isinstance(chosen, Selection):
                 scalar = chosen(outputs, rules.explained)
                 begun = scalar if rules.begins_as_explained else chosen(outputs, rules.begun).detach()
+            elif isinstance(chosen, Handed):
+                scalar = begun = chosen(outputs)
             else:
-                scalar = begun = call_target(chosen, outputs, self.batch)
+                found = next(computed, None)
+                scalar = begun = call_target(chosen, outputs, self.batch) if found is None else found
                 if rules.seed.amount is not None:
                     begun = torch.full_like(scalar, rules.seed.amount)
             scalars.append(sign * scalar)
-            gradients.append(rules.seed.gradient(scalar, begun).detach())
+            gradients.append(rules.seed.gradient(scalar, begun, at_zero=self.at_zero).detach())
         return scalars, gradients
 
-    def relevance(self, outputs: Any) -> Tensor:
+    def relevance(self, outputs: Any, functions: Sequence[Tensor] = ()) -> Tensor:
         """Scalars [batch] that begin with gradient one and stand for the same relevance: for the ledger."""
-        scalars, seeds = self(outputs, self.lrp.ruleset)
+        scalars, seeds = self(outputs, self.lrp.ruleset, functions)
+        if self.begins_at_zero(scalars, self.lrp.ruleset):
+            raise TargetError(
+                f"An explained output is exactly 0, so that relevance '{self.lrp.ruleset.seed}' of it has no ledger. "
+                "Leave ledger= out, or use seed='logit'."
+            )
         return torch.stack([s * seed for s, seed in zip(scalars, seeds, strict=True)]).sum(0)
+
+    def begins_at_zero(self, scalars: Sequence[Tensor], rules: Ruleset) -> bool:
+        """Whether relevance is an amount of its own and a scalar exactly 0, of which no share can be it."""
+        own = rules.seed.amount is not None and not isinstance(self.terms[0][1], Handed)
+        return own and any(bool((scalar == 0).any()) for scalar in scalars)
 
     @property
     def resolved(self) -> Any:
         """The target in its final form."""
         chosen = self.terms[0][1]
         if not isinstance(chosen, Selection):
-            return chosen
+            return None if isinstance(chosen, Handed) else chosen
         places = [place[0] if len(place) == 1 else tuple(place) for place in chosen.index]
         return places if chosen.field is None else [(chosen.field, place) for place in places]
 
@@ -86,6 +109,8 @@ class Explained:
             parts = [
                 scored.label(chosen.index[sample], tokenizer, spelled)
                 if isinstance(chosen, Selection)
+                else "the relevance handed in"
+                if isinstance(chosen, Handed)
                 else getattr(chosen, "__name__", "target")
                 for (_, chosen), scored in zip(self.terms, self.scores, strict=True)
             ]

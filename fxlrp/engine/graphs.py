@@ -5,7 +5,7 @@ In: a model and inputs. Out: :class:`Captured`. One cache is shared by all conve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -211,7 +211,7 @@ class Graphs:
         """Whether the graph is still one of the cache's."""
         with LOCK:
             held = (c for v in self.versions for known in v.programs.values() for c in known)
-            return any(form is captured for c in held for form in (c, *c.forms.values()))
+            return any(form is captured for c in held for form in _forms(c))
 
     def _warn(self, model: nn.Module, known: Sequence[Captured], leaves: Mapping[str, Any]) -> None:
         """Say once what it is that keeps the graphs traced so far from standing for these inputs."""
@@ -231,6 +231,14 @@ class Graphs:
 
 def _sizes(leaves: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(tuple(leaf.shape) for leaf in leaves.values() if isinstance(leaf, Tensor))
+
+
+def _forms(captured: Captured) -> Iterator[Captured]:
+    """A captured program, its forms and theirs."""
+    yield captured
+    for form in captured.forms.values():
+        if form is not captured:
+            yield from _forms(form)
 
 
 def _kind(value: Any) -> Any:

@@ -172,3 +172,30 @@ def call_target(function: Callable[[Any], Tensor], outputs: Any, batch: int) -> 
             f"A callable target must return a tensor of shape [{batch}] computed from the outputs; it gave {shape}."
         )
     return value
+
+
+@dataclass(frozen=True, eq=False)
+class Handed:
+    """Relevance R of the logits y that is handed in, in their shape, in the place of a target: sum y (R / y) over the
+    entries of a sample, whose gradient carries R.
+    """
+
+    relevance: Tensor
+
+    def __call__(self, outputs: Any) -> Tensor:
+        """The sums [batch]. Raises :class:`TargetError` for another shape, and for relevance of an output of 0."""
+        logits = logits_of(outputs)
+        given = self.relevance.detach().to(logits)
+        if given.shape != logits.shape:
+            raise TargetError(
+                f"relevance= has the shape {list(given.shape)}: it must be that of the logits, {list(logits.shape)}."
+            )
+        if not bool(given.isfinite().all()):
+            raise TargetError("relevance= holds numbers that are not finite.")
+        none = given == 0
+        if bool(((logits == 0) & ~none).any()):
+            raise TargetError(
+                "relevance= is handed in at an output that is exactly 0, which cannot carry any: R = y g with y = 0."
+            )
+        share = torch.where(none, given, given / logits.detach())
+        return torch.where(none, 0.0, logits * share).flatten(1).sum(1)

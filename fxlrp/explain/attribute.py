@@ -11,8 +11,8 @@ from fxlrp.capture import torch_private as private
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.explained import Explained
 from fxlrp.engine.ledger import Ledger, compute_ledger
-from fxlrp.engine.targets import Target
-from fxlrp.errors import InputError
+from fxlrp.engine.targets import Handed, Target
+from fxlrp.errors import InputError, TargetError
 from fxlrp.readout import read
 from fxlrp.readout.passes import Task
 from fxlrp.results.attribution import Attribution
@@ -27,13 +27,17 @@ def attribute(
     ledger: bool,
     tokenizer: Any,
     reference: Any = None,
+    relevance: Tensor | None = None,
 ) -> Attribution:
     """The passes that the ruleset's reading asks for (and, for a ledger, one more backward pass per sample)."""
+    if relevance is not None and not (target is None and contrast is None):
+        raise TargetError("relevance= says what is explained, so there is no target or contrast beside it.")
     prepared = lrp.prepare(inputs)
     given = prepared.given
     other = None if reference is None else _reference(lrp, reference)
     names = tokenizer or getattr(inputs, "tokenizer", None)
-    task = Task(lrp, prepared, target, contrast, other, names)
+    explained = target if relevance is None else Handed(relevance)
+    task = Task(lrp, prepared, explained, contrast, other, names)
     if ledger:
         _check_ledger(task)
     if at:
@@ -105,8 +109,12 @@ def _ledger(task: Task, explain: Explained) -> Ledger:
     lrp, program = task.lrp, task.captured.program
     plan, accounted = lrp.rewritten(task.captured, (), ledger=True)
     arguments = lrp.arguments(program, accounted, task.given, task.leaves())
+
+    def relevance(values: tuple[Any, ...]) -> Tensor:
+        return explain.relevance(program.unpack(values), values[len(values) - program.functions :])
+
     with lrp.drawing():
-        return compute_ledger(plan, accounted, arguments, lambda values: explain.relevance(program.unpack(values)))
+        return compute_ledger(plan, accounted, arguments, relevance)
 
 
 def _image_size(value: Any) -> tuple[int, int] | None:

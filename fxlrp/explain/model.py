@@ -121,6 +121,7 @@ class ConvertedModel(nn.Module):
         tokenizer: Any = None,
         reference: Any = None,
         random_seed: int | None = None,
+        relevance: Tensor | None = None,
     ) -> Attribution:
         """The relevance of every input to one output per sample.
 
@@ -134,7 +135,9 @@ class ConvertedModel(nn.Module):
                 - ``(position, class)``: where logits are [batch, positions, classes];
                 - ``("end_logits", 7)``: a name first, of an output that is not the logits;
                 - a list, or a tensor: one of the two above per sample;
-                - a function of the output object that returns one differentiable scalar per sample, [batch].
+                - a function of the output object that returns one differentiable scalar per sample, [batch]: it is
+                  captured with the model, so that the ruleset's rules stand in it; where that cannot be done, the plain
+                  gradient is taken through it, and a warning says what share of the value that loses.
             contrast: a second target, in the same forms; target - contrast is explained.
             at: a glob of module paths, or several, whose outputs' relevance is wanted as well (``"model.layers.*"``).
             ledger: whether to account for every unit of relevance, which takes another pass a sample.
@@ -143,6 +146,8 @@ class ConvertedModel(nn.Module):
                 ``integrated-gradients``): like ``inputs``, what is left out being the same; one sample may stand for
                 all.
             random_seed: of a model that draws random numbers in eval mode too, which draw is explained.
+            relevance: relevance R of the logits, in their shape, that is propagated in the place of a target: R = y g
+                begins at the logits y, whatever the ruleset's seed, and ``explained`` is its sum by sample.
 
         Returns:
             Relevance by input, with the unit of the explained output: [batch, tokens] for ids, the input's shape for
@@ -157,7 +162,15 @@ class ConvertedModel(nn.Module):
         globs = (at,) if isinstance(at, str) else tuple(at)
         with plainly():
             return attribute(
-                self.conversion.seeded(random_seed), inputs, target, contrast, globs, ledger, tokenizer, reference
+                self.conversion.seeded(random_seed),
+                inputs,
+                target,
+                contrast,
+                globs,
+                ledger,
+                tokenizer,
+                reference,
+                relevance,
             )
 
     def attribute_generation(

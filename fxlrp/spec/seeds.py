@@ -71,19 +71,21 @@ class Seed:
             return torch.full_like(logits, self.amount)
         return self.scores(logits, temperature)
 
-    def gradient(self, scalar: Tensor, begun: Tensor) -> Tensor:
+    def gradient(self, scalar: Tensor, begun: Tensor, *, at_zero: bool = False) -> Tensor:
         """R / s [samples], the gradient with which the backward pass begins at the scalars s.
 
-        Raises :class:`TargetError` where a scalar is exactly 0 but its relevance is not s itself.
+        Raises :class:`TargetError` where a scalar is exactly 0 but its relevance is not s itself; with ``at_zero`` an
+        ``amount`` stands for itself there, for the caller to begin with.
         """
         if begun is scalar:
             return torch.ones_like(scalar)
-        if bool((scalar == 0).any()):
+        zero = scalar == 0
+        if bool(zero.any()) and not (at_zero and self.amount is not None):
             raise TargetError(
                 f"An explained output is exactly 0, so relevance '{self.name}' has no gradient to begin with. Explain "
                 "another output, or use seed='logit'."
             )
-        return begun / scalar
+        return torch.where(zero, begun, begun / scalar)
 
 
 LOGIT = Seed("logit", "the explained output itself")

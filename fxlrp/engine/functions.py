@@ -1,0 +1,151 @@
+"""Callable targets as part of the graph: a function of a model's outputs is captured and appended to its program.
+
+In: a captured program, its flat outputs on the inputs at hand, functions of the output object. Out: a program whose
+last outputs are the values of these functions, so that rules stand in them as in the model, which is not captured anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxlrp.capture import Program, capture
+from fxlrp.capture import torch_private as private
+from fxlrp.capture.program import flatten
+from fxlrp.capture.torch_private import LOCK
+from fxlrp.engine.graphs import Captured
+from fxlrp.errors import CaptureError, RetraceWarning
+from fxlrp.graph.nodes import run
+from fxlrp.patterns.fold_activations import fold_activations
+from fxlrp.patterns.structure import Structure
+
+Function = Callable[[Any], Tensor]
+
+#: How many functions of one program are kept: a function that is written anew for every call is captured for each.
+KEPT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class WithFunctions(Captured):
+    """A program whose last outputs are the values of ``functions``, each of which was a program of its own."""
+
+    functions: tuple[Program, ...] = ()
+
+
+class _OfOutputs(nn.Module):
+    """A function of an output object as a module over the tensors among its flat values, ``output_i``."""
+
+    def __init__(self, function: Function, program: Program, flat: Sequence[Any]) -> None:
+        super().__init__()
+        others = [None if isinstance(value, Tensor) else value for value in flat]
+        tensors = [i for i, value in enumerate(flat) if isinstance(value, Tensor)]
+
+        def forward(**outputs: Tensor) -> Tensor:
+            return function(program.unpack(tuple(outputs.get(_name(i), value) for i, value in enumerate(others))))
+
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        named = inspect.Signature([inspect.Parameter(_name(i), kind) for i in tensors])
+        forward.__signature__ = named  # type: ignore[attr-defined]
+        self.forward = forward
+        device = flat[tensors[0]].device if tensors else None
+        self.place = nn.Parameter(torch.empty(0, device=device), requires_grad=False)  # where constants are
+
+
+def _name(index: int) -> str:
+    return f"output_{index}"
+
+
+def with_functions(captured: Captured, functions: Sequence[Function], flat: Sequence[Any]) -> Captured:
+    """``captured`` with the values of ``functions`` as its last outputs; ``flat`` are its outputs on these inputs.
+
+    It is kept with the program, and taken as long as it gives what the functions give. Raises :class:`CaptureError` for
+    a function that cannot be captured.
+    """
+    given = {_name(i): value.detach() for i, value in enumerate(flat) if isinstance(value, Tensor)}
+    modules = [_OfOutputs(function, captured.program, flat).eval() for function in functions]
+    key: Any = ("function", *functions)
+    kept = captured.forms.get(key)
+    if isinstance(kept, WithFunctions) and _stands(kept, modules, given):
+        return kept
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RetraceWarning)  # recorded again for other values, which is quickly done
+            programs = tuple(fold_activations(capture(module, given)) for module in modules)
+        held = [program.arguments(module, given) for program, module in zip(programs, modules, strict=True)]
+        made = _joined(captured, programs, held)
+    except CaptureError:
+        raise
+    except Exception as error:  # whatever the user's own code does under a tracer
+        raise CaptureError(f"{type(error).__name__}: {error}") from error
+    with LOCK:
+        others = [name for name, each in captured.forms.items() if isinstance(each, WithFunctions)]
+        for old in others[: max(0, len(others) - KEPT + 1)]:
+            captured.forms.pop(old, None)
+        captured.forms[key] = made
+    return made
+
+
+def _stands(kept: WithFunctions, modules: Sequence[nn.Module], given: Mapping[str, Tensor]) -> bool:
+    """Whether the appended programs give what the functions give now: what a function holds may have changed."""
+    for module, program in zip(modules, kept.functions, strict=True):
+        if not program.accepts(flatten(given)):
+            return False
+        returned: Any = program.graph.output_node().args[0]
+        with torch.no_grad():
+            expected = module(**given)
+        found = run(program.graph, program.arguments(module, given), [returned[0]])[returned[0]]
+        if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-4, atol=0, equal_nan=True):
+            return False
+    return True
+
+
+def _joined(captured: Captured, functions: tuple[Program, ...], held: Sequence[Mapping[str, Any]]) -> WithFunctions:
+    """The program with those of the functions behind it, whose nodes get fake values with the sizes of the model's;
+    ``held`` are the functions' arguments, of which those that are no outputs of the model become constants.
+    """
+    program = captured.program
+    graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
+    outputs: Any = graph.graph_copy(program.graph, values)
+    mode = next(filter(None, (private.fake_mode_of(node.meta.get("val")) for node in graph.nodes)), None)
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    constants, fused = dict(program.constants), {}
+    for exit_node, region in program.fused.items():
+        if exit_node in values:
+            fused[values[exit_node]] = region.moved(values)
+    added = []
+    for number, function in enumerate(functions):
+        own = dict[fx.Node, fx.Node]()
+        for node in function.graph.nodes:
+            if node.op == "output":
+                added.append(own[node.args[0][0]])
+            elif node.op == "placeholder" and str(node.target) in function.inputs:
+                own[node] = outputs[int(function.inputs[str(node.target)].removeprefix(_name(0)[:-1]))]
+            elif node.op == "placeholder":
+                with graph.inserting_after(last):
+                    last = own[node] = graph.placeholder(f"function_{number}_{node.target}")
+                constants[str(last.target)] = value = held[number][str(node.target)].detach()
+                last.meta["val"] = value if mode is None else mode.from_tensor(value)
+            else:
+                own[node] = _appended(graph, node, own, mode)
+        fused |= {own[exit_node]: region.moved(own) for exit_node, region in function.fused.items()}
+    graph.output((*outputs, *added))
+    attributed = tuple(replace(each, node=values[each.node]) for each in captured.structure.attributed)
+    made = replace(program, graph=graph, constants=constants, fused=fused, functions=len(added))
+    return WithFunctions(made, Structure.of(made, attributed), captured.origin, captured.patterns, functions=functions)
+
+
+def _appended(graph: fx.Graph, node: fx.Node, own: Mapping[fx.Node, fx.Node], mode: Any) -> fx.Node:
+    """A copy of a function's operation with a fake value of its own."""
+    copy = graph.node_copy(node, lambda n: own[n])
+    values = fx.map_arg((copy.args, copy.kwargs), lambda n: n.meta.get("val"))
+    target: Any = copy.target
+    if mode is not None:
+        with mode, torch.no_grad(), private.enable_python_dispatcher():
+            copy.meta["val"] = target(*values[0], **values[1])
+    return copy
