@@ -161,7 +161,7 @@ def check_input(name: str, value: Any) -> None:
     for leaf in private.pytree.tree_leaves(value):
         if leaf is not value:
             check_input(name, leaf)
-        elif _fields(leaf) is not None:
+        elif fields_of(leaf) is not None:
             raise InputError(
                 f"Input '{name}' is a {kind}, whose tensors cannot be told by name. Wrap the model in a module that "
                 "takes them as inputs of their own."
@@ -193,7 +193,7 @@ class Form:
     def apart(self, value: Any) -> Any:
         """``value`` as it is where torch's trees know it, else its tensors, of which :meth:`whole` makes it anew."""
         self.made = None
-        if all(_fields(leaf) is None for leaf in private.pytree.tree_leaves(value)):
+        if all(fields_of(leaf) is None for leaf in private.pytree.tree_leaves(value)):
             return value
         tensors: list[Tensor] = []
         self.made = _apart(value, tensors)
@@ -234,15 +234,15 @@ def _leaf_apart(leaf: Any, tensors: list[Tensor]) -> Maker:
     if isinstance(leaf, Tensor):
         tensors.append(leaf)
         return next
-    fields = _fields(leaf)
+    fields = fields_of(leaf)
     if fields is None:
         return lambda values: leaf
     makers = {name: _apart(value, tensors) for name, value in fields.items()}
-    hollow = _with_fields(leaf, dict.fromkeys(fields))
-    return lambda values: _with_fields(hollow, {name: make(values) for name, make in makers.items()})
+    hollow = _withfields_of(leaf, dict.fromkeys(fields))
+    return lambda values: _withfields_of(hollow, {name: make(values) for name, make in makers.items()})
 
 
-def _fields(value: Any) -> dict[Any, Any] | None:
+def fields_of(value: Any) -> dict[Any, Any] | None:
     """What an object that torch's trees do not know holds by name, if there is a tensor among it: items, fields,
     attributes.
     """
@@ -255,10 +255,10 @@ def _fields(value: Any) -> dict[Any, Any] | None:
     else:
         held = dict(getattr(value, "__dict__", {}))
     leaves = private.pytree.tree_leaves(list(held.values()))
-    return held if any(isinstance(leaf, Tensor) or _fields(leaf) is not None for leaf in leaves) else None
+    return held if any(isinstance(leaf, Tensor) or fields_of(leaf) is not None for leaf in leaves) else None
 
 
-def _with_fields(value: Any, fields: Mapping[Any, Any]) -> Any:
+def _withfields_of(value: Any, fields: Mapping[Any, Any]) -> Any:
     made = copy.copy(value)
     for name, each in fields.items():
         if isinstance(made, Mapping):

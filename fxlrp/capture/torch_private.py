@@ -182,6 +182,11 @@ def is_cache(value: Any) -> bool:
     return _is_of(value, "transformers.cache_utils", "Cache")
 
 
+def is_library_output(value: Any) -> bool:
+    """Whether ``value`` is an output object of transformers, in which the first value is the answer."""
+    return _is_of(value, "transformers.utils.generic", "ModelOutput")
+
+
 def is_sliding(layer: Any) -> bool:
     """Whether a layer of such a cache keeps the last window of keys alone."""
     return _is_of(layer, "transformers.cache_utils", "DynamicSlidingWindowLayer")

@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxlrp.capture.calling import Signature
-from fxlrp.capture.program import flatten
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,6 @@ class Conventions:
         """The mask of the tokens that logits belong to: of an encoder-decoder the decoder's."""
         mask, decoder = self.masks(given)
         return decoder if decoder is not None or "decoder_input_ids" in given else mask
-
-    @staticmethod
-    def batch(given: Mapping[str, Any]) -> int:
-        """How many samples the inputs hold."""
-        return next((len(v) for v in flatten(given).values() if isinstance(v, Tensor) and v.ndim), 1)
 
 
 def block_names(model: nn.Module) -> list[str]:

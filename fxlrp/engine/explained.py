@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.capture.program import flatten
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.outputs import Scored
-from fxlrp.engine.targets import Handed, Selection, Target, call_target, named, resolve
+from fxlrp.engine.targets import Handed, Selection, Target, call_target, logits_of, named, resolve
 from fxlrp.errors import TargetError
 from fxlrp.spec.ruleset import Ruleset
 
@@ -18,10 +19,8 @@ from fxlrp.spec.ruleset import Ruleset
 class Explained:
     """The scalars of an output that are explained, target and contrast, each with the seed of its backward pass."""
 
-    def __init__(
-        self, lrp: Conversion, batch: int, terms: Sequence[tuple[float, Any]], scores: Sequence[Scored] = ()
-    ) -> None:
-        self.lrp, self.batch, self.terms = lrp, batch, terms
+    def __init__(self, lrp: Conversion, terms: Sequence[tuple[float, Any]], scores: Sequence[Scored] = ()) -> None:
+        self.lrp, self.terms = lrp, terms
         self.scores = scores or [Scored()] * len(terms)
         self.at_zero = False  # whether an amount is begun with where a scalar is exactly 0
 
@@ -36,7 +35,7 @@ class Explained:
     ) -> Explained:
         """Target and contrast in any of their forms."""
         conventions = lrp.conventions
-        batch, mask = conventions.batch(given), conventions.mask_of_outputs(given)
+        mask = conventions.mask_of_outputs(given)
         terms: list[tuple[float, Any]] = []
         scores: list[Scored] = []
         for sign, wanted in ((1.0, target), (-1.0, contrast)):
@@ -47,8 +46,9 @@ class Explained:
                     continue
                 scored = Scored.of(outputs, named(wanted)[0], lrp.config, conventions, given, tokenizer)
                 terms.append((sign, resolve(wanted, outputs, mask, scored)))
+                _check_samples(logits_of(outputs, named(wanted)[0]), given)
                 scores.append(scored)
-        explained = Explained(lrp, batch, terms, scores)
+        explained = Explained(lrp, terms, scores)
         explained.at_zero = True
         return explained
 
@@ -69,7 +69,7 @@ class Explained:
                 scalar = begun = chosen(outputs)
             else:
                 found = next(computed, None)
-                scalar = begun = call_target(chosen, outputs, self.batch) if found is None else found
+                scalar = begun = call_target(chosen, outputs) if found is None else found
                 if rules.seed.amount is not None:
                     begun = torch.full_like(scalar, rules.seed.amount)
             scalars.append(sign * scalar)
@@ -100,11 +100,10 @@ class Explained:
         places = [place[0] if len(place) == 1 else tuple(place) for place in chosen.index]
         return places if chosen.field is None else [(chosen.field, place) for place in places]
 
-    def labels(self, tokenizer: Any, tokens: Sequence[Sequence[str]] | None = None) -> list[str]:
-        """What a report calls the explained output of each sample, whose ``tokens`` are spelled so."""
+    def labels(self, samples: int, tokenizer: Any, tokens: Sequence[Sequence[str]] | None = None) -> list[str]:
+        """What a report calls the explained output of each of the ``samples``, whose ``tokens`` are spelled so."""
         texts = []
-        first = self.terms[0][1]
-        for sample in range(len(first.index) if isinstance(first, Selection) else self.batch):
+        for sample in range(samples):
             spelled = tokens[sample] if tokens is not None and sample < len(tokens) else None
             parts = [
                 scored.label(chosen.index[sample], tokenizer, spelled)
@@ -116,3 +115,13 @@ class Explained:
             ]
             texts.append(" minus ".join(parts))
         return texts
+
+
+def _check_samples(logits: Tensor, given: Mapping[str, Any]) -> None:
+    """Raise :class:`TargetError` for scores of classes without a batch axis, which are not one number per sample."""
+    sizes = {size for value in flatten(given).values() if isinstance(value, Tensor) for size in value.shape}
+    if logits.ndim == 1 and len(logits) not in {1, *sizes}:
+        raise TargetError(
+            f"The output {list(logits.shape)} has no batch axis, as none of the inputs is as long: outputs are "
+            "[batch], [batch, classes] or [batch, positions, classes]. Give the inputs a first axis of samples."
+        )

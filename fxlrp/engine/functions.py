@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program, capture
 from fxlrp.capture import torch_private as private
-from fxlrp.capture.program import flatten
 from fxlrp.capture.torch_private import LOCK
 from fxlrp.engine.graphs import Captured
 from fxlrp.errors import CaptureError, RetraceWarning
@@ -49,7 +48,7 @@ class _OfOutputs(nn.Module):
         def forward(**outputs: Tensor) -> Tensor:
             return function(program.unpack(tuple(outputs.get(_name(i), value) for i, value in enumerate(others))))
 
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        kind = inspect.Parameter.KEYWORD_ONLY
         named = inspect.Signature([inspect.Parameter(_name(i), kind) for i in tensors])
         forward.__signature__ = named  # type: ignore[attr-defined]
         self.forward = forward
@@ -94,7 +93,7 @@ def with_functions(captured: Captured, functions: Sequence[Function], flat: Sequ
 def _stands(kept: WithFunctions, modules: Sequence[nn.Module], given: Mapping[str, Tensor]) -> bool:
     """Whether the appended programs give what the functions give now: what a function holds may have changed."""
     for module, program in zip(modules, kept.functions, strict=True):
-        if not program.accepts(flatten(given)):
+        if not program.accepts(module, given):
             return False
         returned: Any = program.graph.output_node().args[0]
         with torch.no_grad():

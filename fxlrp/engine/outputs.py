@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fxlrp.capture import torch_private as private
+from fxlrp.capture.calling import fields_of
 from fxlrp.engine.conventions import Conventions
 from fxlrp.errors import TargetError, nearest
 
@@ -73,6 +75,8 @@ class Scored:
 
     def label(self, place: Sequence[int], tokenizer: Any = None, tokens: Sequence[str] | None = None) -> str:
         """How a report calls the entry at ``place``, (position,) class, of a sample with these ``tokens``."""
+        if not place:
+            return f"output '{self.name}'" if self.name else "output"
         *before, index = place
         found = self.classes.get(index, f"class {index}")
         if self.kind is Kind.CHOICE:
@@ -97,36 +101,43 @@ class Scored:
 
 
 def named_output(outputs: Any, name: str | None = None) -> tuple[str, Tensor]:
-    """The output of this name or, without one, ``logits``, else the first float tensor; and its name.
+    """The output of this name or, without one, the only one, ``logits``, or the first of a library's output; and its
+    name. A single number is an output of one sample.
 
-    Raises :class:`TargetError` for a name that no float output has, and for an object that holds none.
+    Raises :class:`TargetError` for a name that no float output has, an object that holds none, and one that holds
+    several of which none is known to be the answer.
     """
-    found = dict(_floats(outputs))
+    found, kind = dict(_floats("", outputs)), type(outputs).__name__
+    if not found:
+        raise TargetError(
+            f"The model's output ({kind}) holds no logits. Pass target=callable, a function of the output that returns "
+            "one scalar per sample."
+        )
+    if name is not None and name not in found:
+        raise TargetError(f"The model's output ({kind}) has no scores '{name}'.{nearest(name, found)}")
     if name is None:
-        name = "logits" if "logits" in found else next(iter(found), None)
-    elif name not in found:
+        ordered = len(found) == 1 or private.is_library_output(outputs)
+        name = "logits" if "logits" in found else next(iter(found)) if ordered else None
+    if name is None:
+        choices = ", ".join(f"'{each}' {list(value.shape)}" for each, value in found.items())
         raise TargetError(
-            f"The model's output ({type(outputs).__name__}) has no scores '{name}'.{nearest(name, found)}"
+            f"The model's output ({kind}) holds several values: {choices}. Say which is explained: "
+            f"target=('{next(iter(found))}', 1) for its class 1, ('{next(iter(found))}',) for its largest entry."
         )
-    if name is None or found[name].ndim == 0:
-        raise TargetError(
-            f"The model's output ({type(outputs).__name__}) holds no logits. Pass target=callable, a function of the "
-            "output that returns one scalar per sample."
-        )
-    return name, found[name]
+    value = found[name]
+    return name, value if value.ndim else value.unsqueeze(0)
 
 
-def _floats(outputs: Any) -> Iterator[tuple[str, Tensor]]:
-    """The float tensors of an output object by name, in order; of a sequence by number, of a tensor by ""."""
-    if isinstance(outputs, Mapping):
-        pairs = [(str(key), value) for key, value in outputs.items()]
-    elif isinstance(outputs, (tuple, list)):
-        pairs = [(str(index), value) for index, value in enumerate(outputs)]
-    else:
-        pairs = [("", outputs)]
-    if "logits" not in dict(pairs):
-        pairs = [("logits", getattr(outputs, "logits", None)), *pairs]
-    yield from ((name, value) for name, value in pairs if isinstance(value, Tensor) and value.is_floating_point())
+def _floats(path: str, outputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """The float tensors of an output object by name, in order, each once; parts of parts by their path."""
+    if isinstance(outputs, Tensor):
+        if outputs.is_floating_point():
+            yield path, outputs
+        return
+    held = dict(enumerate(outputs)) if isinstance(outputs, (tuple, list)) else outputs
+    held = held if isinstance(held, Mapping) else fields_of(held) or {}
+    for name, value in held.items():
+        yield from _floats(f"{path}.{name}".lstrip("."), value)
 
 
 def _kind(
@@ -139,7 +150,7 @@ def _kind(
     if logits.ndim == 3 and isinstance(outputs, Mapping) and _BOXES in outputs:
         return Kind.BOX
     if logits.ndim == 2:
-        ids = given.get(conventions.first_input) if conventions.preferred is not None else None
+        ids = given.get(conventions.first_input or "") if conventions.preferred is not None else None
         choices = isinstance(ids, Tensor) and ids.ndim == 3 and tuple(ids.shape[:2]) == tuple(logits.shape)
         return Kind.CHOICE if choices and not ids.is_floating_point() else Kind.CLASS  # type: ignore[union-attr]
     if logits.ndim == 3 and name != "logits" and conventions.preferred is not None and _is_image(given, logits):
@@ -168,7 +179,7 @@ def _masked(
 ) -> Tensor | None:
     mask_id = getattr(tokenizer, "mask_token_id", None)
     mask_id = getattr(config, "mask_token_id", None) if mask_id is None else mask_id
-    ids = given.get(conventions.first_input)
+    ids = given.get(conventions.first_input or "")
     if not isinstance(mask_id, int) or not isinstance(ids, Tensor) or ids.shape != logits.shape[:2]:
         return None
     return ids == mask_id

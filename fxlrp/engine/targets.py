@@ -40,9 +40,7 @@ class Selection:
 
 
 def logits_of(outputs: Any, name: str | None = None) -> Tensor:
-    """The logits of an output object: its ``logits``, or the first float tensor of a tensor, tuple or mapping; or the
-    output of that ``name``.
-    """
+    """The output that is explained unless another is named, or the one of this ``name``: [batch, ...]."""
     return named_output(outputs, name)[1]
 
 
@@ -63,15 +61,17 @@ def resolve(target: Target, outputs: Any, mask: Tensor | None, scored: Scored) -
     """
     field, target = named(target)
     logits = logits_of(outputs, field).detach()
-    if logits.ndim == 1:
-        raise TargetError(
-            "The logits have no batch axis: they must be [batch, classes] or [batch, positions, classes]."
-        )
     batch = len(logits)
     if mask is not None and len(mask) != batch:  # rows of the logits are no samples (several codebooks of one)
         mask = None
     if isinstance(target, Tensor):
         target = target.tolist()
+    if logits.ndim == 1:
+        if target is not None:
+            raise TargetError(
+                f"The model gives one number per sample, not scores of classes: leave target= out, not {target!r}."
+            )
+        return Selection(((),) * batch, field=field)
     if target is None:
         return Selection(_argmax(logits, mask, scored), field=field)
     if _is_index(target) or isinstance(target, tuple):
@@ -161,15 +161,17 @@ def _only_masked(masked: Tensor, sample: int, one: int) -> int:
     return int(places[0])
 
 
-def call_target(function: Callable[[Any], Tensor], outputs: Any, batch: int) -> Tensor:
-    """The scalars of a callable target. Raises :class:`TargetError` unless it gives one differentiable scalar
-    per sample.
+def call_target(function: Callable[[Any], Tensor], outputs: Any) -> Tensor:
+    """The scalars of a callable target, [samples].
+
+    Raises :class:`TargetError` unless it gives one differentiable scalar per sample.
     """
     value = function(outputs)
-    if not isinstance(value, Tensor) or value.shape != (batch,) or not value.requires_grad:
+    if not isinstance(value, Tensor) or value.ndim != 1 or not value.requires_grad:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TargetError(
-            f"A callable target must return a tensor of shape [{batch}] computed from the outputs; it gave {shape}."
+            "A callable target must return a tensor of shape [batch] computed from the outputs, one scalar per sample; "
+            f"it gave {shape}."
         )
     return value
 

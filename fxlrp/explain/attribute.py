@@ -58,7 +58,7 @@ def attribute(
         target=task.explain.resolved,
         explained=propagated.explained,
         ruleset=lrp.ruleset.info,
-        label=task.explain.labels(names, tokens),
+        label=task.explain.labels(len(propagated.explained), names, tokens),
         tokens=tokens,
         at=dict(answer.at) or {name: carried.relevance for name, carried in tapped},
         ledger=_ledger(task, task.explain) if ledger else None,

@@ -44,7 +44,6 @@ class Steps:
         samples = tuple(sample for _ in targets for sample in range(len(self.chosen)))
         return Explained(
             lrp,
-            len(self.chosen),
             [
                 (sign, Selection(tuple((self.places[k], int(i)) for k in targets for i in ids[:, k]), samples))
                 for sign, ids in terms

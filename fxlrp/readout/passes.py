@@ -97,9 +97,8 @@ class Task:
         wanted = [each for each in outputs if isinstance(each, fx.Node)]
         values = run(program.graph, program.arguments(self.lrp.model, self.given), wanted)
         flat = _leaves([values.get(each, each) for each in outputs])
-        batch = self.lrp.conventions.batch(self.given)
         with torch.enable_grad():
-            scalars = [call_target(each, program.unpack(flat), batch) for each in functions]
+            scalars = [call_target(each, program.unpack(flat)) for each in functions]
         try:
             return with_functions(self.captured, functions, flat)
         except CaptureError as error:

@@ -25,16 +25,26 @@ def logits_as_they_are(logits: Tensor, temperature: float) -> Tensor:
 
 
 def probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(z / temperature) over the classes."""
+    """softmax(z / temperature) over the classes. Raises :class:`TargetError` where there are none."""
+    _check_classes(logits, "probability")
     return torch.softmax(logits / temperature, -1)
 
 
 def contrasts(logits: Tensor, temperature: float) -> Tensor:
     """z_c - mean of z_k over k != c. Raises :class:`TargetError` where there is no other class."""
+    _check_classes(logits, "contrastive")
     classes = logits.shape[-1]
     if classes < 2:
         raise TargetError("Seed 'contrastive' needs at least two classes to tell apart; use seed='logit'.")
     return logits - (logits.sum(-1, keepdim=True) - logits) / (classes - 1)
+
+
+def _check_classes(logits: Tensor, seed: str) -> None:
+    if logits.ndim < 2:
+        raise TargetError(
+            f"Seed '{seed}' compares the scores of classes, but the model gives one number per sample: use "
+            "seed='logit'."
+        )
 
 
 @dataclass(frozen=True)

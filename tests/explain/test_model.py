@@ -302,7 +302,7 @@ ERRORS: dict[str, tuple[Any, type[fxlrp.FxlrpError], str]] = {
     "callable": (
         lambda b, x: b.attribute(x, target=lambda o: o.logits.sum()),
         fxlrp.TargetError,
-        r"\[2\]",
+        "one scalar per sample",
     ),
     "integers": (lambda b, x: fxlrp.convert(Cast(3, 2).eval()).attribute(IDS), fxlrp.InputError, "embed"),
     "integers the model refuses": (
