@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.fx.proxy import GraphAppendingTracer, Proxy
+from torch.fx.proxy import Proxy
 
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.builder import Builder
+from fxlrp.capture.integers import carry_through_grids
 from fxlrp.errors import CaptureError
 from fxlrp.graph.nodes import drop_unused, module_path, source_line
 from fxlrp.graph.operators import OPERATORS, packet
@@ -57,27 +59,6 @@ class Fused:
         return Fused(self.target, args, kwargs, tuple(values[node] for node in self.members))
 
 
-class Builder(GraphAppendingTracer):
-    """Appends nodes with the meta of the node being replaced and the fake value of their own."""
-
-    def __init__(self, graph: fx.Graph, mode: private.FakeTensorMode | None) -> None:
-        super().__init__(graph)
-        self.mode = mode
-        self.origin: Mapping[str, Any] = {}
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """The appended node."""
-        node: Any = super().create_node(*args, **kwargs)
-        node.meta.update({key: self.origin[key] for key in ("nn_module_stack", "stack_trace") if key in self.origin})
-        if self.mode is not None:
-            values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-            with self.mode, torch.no_grad(), private.enable_python_dispatcher():  # whose kernels take free sizes
-                node.meta["val"] = node.target(*values[0], **values[1])
-        else:
-            node.meta["val"] = None
-        return node
-
-
 _DROPPED = {
     aten._assert_tensor_metadata,
     aten._assert_scalar,
@@ -112,6 +93,7 @@ def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]
     walk = _Walk(graph, Builder(graph, mode))
     result = walk.copy(module, {})
     graph.output(result)
+    carry_through_grids(graph, walk.builder)
     drop_unused(graph)
     graph.lint()
     alive = set(graph.nodes)

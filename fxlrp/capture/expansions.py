@@ -16,6 +16,8 @@ from torch.fx.proxy import Proxy
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import replaces
 from fxlrp.errors import CaptureError
+from fxlrp.graph.operators import is_continuous, packet
+from fxlrp.graph.rounding import rounded
 
 aten = torch.ops.aten
 
@@ -152,6 +154,11 @@ def _instance_norm(
         return _fixed_statistics(x, weight, bias, mean, variance, eps)
     standard = _standardise(x, list(range(2 - ndim, 0)), eps)
     return _narrowed(_affine(standard, _per_channel(weight, ndim), _per_channel(bias, ndim)), x)
+
+
+def _rounded(x: Proxy, y: Any) -> Any:
+    """``y``, which ``x`` was rounded to."""
+    return x.tracer.create_proxy("call_function", rounded, (x, y), {})
 
 
 def _count(x: Any, axes: list[int]) -> Any:
@@ -308,6 +315,32 @@ def _mul(a: Any, b: Any) -> Any:
 def _rsub(a: Any, b: Any, alpha: float = 1) -> Any:
     a = a if alpha == 1 else aten.mul.Tensor(a, alpha)
     return aten.sub.Tensor(b, a) if isinstance(b, Proxy) else aten.add.Tensor(aten.neg.default(a), b)
+
+
+@replaces(aten.sub, aten.subtract)
+def _sub(a: Any, b: Any, alpha: float = 1) -> Any:
+    """What is left of a value that its whole part is taken from: a function with a slope of its own."""
+    parts = {aten.floor: aten.remainder.Scalar, aten.trunc: aten.fmod.Scalar}
+    part = parts.get(packet(b.node.target)) if isinstance(a, Proxy) and isinstance(b, Proxy) and alpha == 1 else None
+    return part(a, 1) if part is not None and b.node.args[0] is a.node else NotImplemented
+
+
+@replaces(aten.floor_divide)
+def _floor_divide(a: Any, b: Any) -> Any:
+    return _whole_quotient(a, b, "floor")
+
+
+@replaces(aten.div, aten.divide)
+def _div(a: Any, b: Any, rounding_mode: str | None = None) -> Any:
+    return NotImplemented if rounding_mode is None else _whole_quotient(a, b, rounding_mode)
+
+
+def _whole_quotient(a: Any, b: Any, mode: str) -> Any:
+    """The quotient of float values, rounded; that of integers as it is."""
+    if not isinstance(a, Proxy) or not any(is_continuous(_value(x)) for x in (a, b)):
+        return NotImplemented
+    overload = aten.div.Tensor_mode if isinstance(b, Proxy) else aten.div.Scalar_mode
+    return _rounded(aten.div.Tensor(a, b), overload(a, b, rounding_mode=mode))
 
 
 @replaces(aten.glu)

@@ -1,8 +1,8 @@
-"""Quantised layers in floating point: packed weights as the matrices they are, rounding as an additive constant.
+"""Quantised layers in floating point: packed weights as the matrices they are, what was rounded beside what it was.
 
 A product with a packed weight is linear in its other factor but has no derivative in PyTorch: it is spelled out as
-a linear layer. A value that is rounded to a grid is ``x + (rounded - x)``: the value itself and, as a constant,
-what rounding added, so that relevance passes to x and the ledger shows the rounding.
+a linear layer. A value that is rounded to a grid is ``rounded(x, y)``, y standing for x, so that relevance passes to x
+and the ledger shows the rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch.fx.proxy import Proxy
 
 from fxlrp.capture.canonical import replaces
-from fxlrp.capture.expansions import _narrowed, _value, _widened
+from fxlrp.capture.expansions import _narrowed, _rounded, _value, _widened
 from fxlrp.capture.foreign import FOREIGN, Foreign, name_of
 from fxlrp.graph.operator_classes import CONSTANT
 from fxlrp.graph.operators import Dependence, Operator, register
@@ -51,21 +51,39 @@ for _packet in (
     replaces(_packet)(_packed_product(_packet.default))
 
 
-def _rounded(x: Any, rounded: Any) -> Any:
-    """x + (rounded - x), the bracket a constant."""
-    return aten.add.Tensor(x, aten.detach.default(aten.sub.Tensor(rounded, x)))
+def _within(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
+    """``x`` between the values that a grid ends at: what is beyond them is cut off, not rounded."""
+    bounds = [aten.mul.Tensor(aten.rsub.Scalar(zero, bound), scale) for bound in (low - 0.5, high + 0.5)]
+    low, high = (_narrowed(aten.detach.default(bound), x) for bound in bounds)
+    return aten.minimum.default(aten.maximum.default(x, low), high)
 
 
 @replaces(aten.fake_quantize_per_tensor_affine)
 def _fake_per_tensor(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
     target = aten.fake_quantize_per_tensor_affine
-    overload = target.tensor_qparams if isinstance(scale, Proxy) else target.default
-    return _rounded(x, overload(x, scale, zero, low, high))
+    if isinstance(scale, Proxy):
+        return _rounded(_within(x, scale, zero, low, high), target.tensor_qparams(x, scale, zero, low, high))
+    inside = aten.clamp_max.default(aten.clamp_min.default(x, (low - 0.5 - zero) * scale), (high + 0.5 - zero) * scale)
+    return _rounded(inside, target.default(x, scale, zero, low, high))
 
 
 @replaces(aten.fake_quantize_per_channel_affine)
-def _fake_per_channel(x: Any, *grid: Any) -> Any:
-    return _rounded(x, aten.fake_quantize_per_channel_affine.default(x, *grid))
+def _fake_per_channel(x: Any, scale: Any, zero: Any, axis: int, low: int, high: int) -> Any:
+    along = [-1 if place == axis % _value(x).ndim else 1 for place in range(_value(x).ndim)]
+    inside = _within(x, aten.reshape.default(scale, along), aten.reshape.default(zero, along), low, high)
+    return _rounded(inside, aten.fake_quantize_per_channel_affine.default(x, scale, zero, axis, low, high))
+
+
+#: The operators that torch spells these with, which give a mask as well.
+_WITH_MASK = {
+    aten.fake_quantize_per_tensor_affine_cachemask: _fake_per_tensor,
+    aten.fake_quantize_per_channel_affine_cachemask: _fake_per_channel,
+    aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams: lambda x, scale, zero, on, low, high: (
+        _fake_per_tensor(x, scale, zero, low, high)
+    ),
+}
+for _packet, _spelled in _WITH_MASK.items():
+    replaces(_packet)(lambda *grid, _made=_spelled: (_made(*grid), None))
 
 
 def _there_and_back(target: Any) -> Callable[..., Any]:

@@ -152,3 +152,8 @@ def to_networkx(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:
     drawn.add_nodes_from(nodes)
     drawn.add_edges_from([(source, node) for node in drawn for source in node.all_input_nodes if source in drawn])
     return drawn
+
+
+def is_one(size: Any) -> bool:
+    """Whether a size is one in every call, not free to vary."""
+    return isinstance(size, int) and size == 1

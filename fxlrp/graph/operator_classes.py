@@ -86,6 +86,8 @@ SINGULAR = register_class(OperatorClass("singular"))
 SOFTMAX = register_class(OperatorClass("softmax"))
 SELECTION = register_class(OperatorClass("selection", keeps=True))
 RECTIFIER = register_class(OperatorClass("rectifier", wider=SELECTION, keeps=True))
+#: A value taken to a grid: to whole numbers, to those that some bits can hold.
+ROUNDING = register_class(OperatorClass("rounding"))
 SUM = register_class(OperatorClass("sum", keeps=True))
 ADD = register_class(OperatorClass("add", keeps=True, joins=True))
 #: An addition of which one term carries relevance.

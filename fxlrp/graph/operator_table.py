@@ -30,12 +30,14 @@ from fxlrp.graph.operator_classes import (
     PRODUCT,
     QUOTIENT,
     RECTIFIER,
+    ROUNDING,
     SELECTION,
     SOFTMAX,
     SUM,
     OperatorClass,
 )
 from fxlrp.graph.operators import LINEAR_LAYER, Dependence, LinearMap, Move, Operator, register
+from fxlrp.graph.rounding import rounded
 
 aten = torch.ops.aten
 
@@ -156,7 +158,7 @@ _register("mul", Dependence.FACTORS, PRODUCT, factors=(0, 1), entrywise=True, ar
 _register("addcmul", Dependence.FACTORS, PRODUCT, factors=(1, 2), terms=(0,), entrywise=True)
 _register("lerp", Dependence.FACTORS, PRODUCT, factors=(2,), terms=(0, 1), entrywise=True)
 _register("matmul", Dependence.FACTORS, MATMUL, factors=(0, 1), maps=(_MATRIX,), matrices=True)
-_register("outer dot ger vdot kron _grouped_mm", Dependence.FACTORS, MATMUL, factors=(0, 1))
+_register("outer dot ger vdot kron _grouped_mm _int_mm", Dependence.FACTORS, MATMUL, factors=(0, 1))
 _register("addmm", Dependence.FACTORS, MATMUL, factors=(1, 2), terms=(0,), maps=(_ADDED_MATRIX,))
 _register("baddbmm addbmm addmv addr", Dependence.FACTORS, MATMUL, factors=(1, 2), terms=(0,))
 _register("einsum", Dependence.FACTORS, MATMUL, factors=(1,))
@@ -248,6 +250,8 @@ _register(
     ACTIVATION,
     terms=(0,),
 )
+_register("round floor ceil trunc", Dependence.ROUNDING, ROUNDING, terms=(0,), rounds=True)
+register(rounded, Operator(Dependence.ROUNDING, ROUNDING, terms=(0,), rounds=True))
 register(activations.SPELLED, Operator(Dependence.ACTIVATION, ACTIVATION, terms=(0,)))
 
 # --- what carries no relevance --------------------------------------------------------------------------------
@@ -261,7 +265,7 @@ _register(
     CONSTANT,
 )
 _register(
-    """sign sgn round floor ceil trunc floor_divide detach bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__
+    """sign sgn floor_divide detach bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__
     __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift""",
     Dependence.CONSTANT,
     CONSTANT,

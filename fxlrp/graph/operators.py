@@ -27,6 +27,7 @@ class Dependence(Enum):
     QUOTIENT = "linear in its numerator, of degree -1 in its denominator"
     HOMOGENEOUS = "jointly homogeneous of degree one (piecewise linear selections, norms)"
     ACTIVATION = "a function of one argument, entry by entry"
+    ROUNDING = "next to its argument, entry by entry, but piecewise constant"
     SOFTMAX = "normalised exponentials"
     GENERAL = "differentiable, with no structure that rules could use"
     CONSTANT = "piecewise constant: carries no relevance"
@@ -76,7 +77,7 @@ class Operator:
     (``cat``) or a number. ``parameters`` are slots of numbers that shape the function (an exponent).
 
     Traits: ``copies``: every entry of the result is an entry of an argument, so relevance R moves as the entries do.
-    ``entrywise``: each entry of the result is made of the entries at its own place (every activation is);
+    ``entrywise``: each entry of the result is made of the entries at its own place (every activation and rounding is);
     ``arithmetic``: the function of Python's :mod:`operator` that it then is; ``commutative``: its first two arguments
     may change places; ``masks``: it keeps entries, or puts others (limits) in their place. ``move``: what a movement
     does. ``rounds``: it keeps integers numbers of the same kind (hashed, halved, cut off), though no gradient passes.
@@ -116,7 +117,7 @@ class Operator:
                 f"An operator's class is an OperatorClass, not {self.category!r}: take one of "
                 "fxlrp.graph.operator_classes, by find_class(name), or register one there."
             )
-        if self.dependence is Dependence.ACTIVATION:
+        if self.dependence in (Dependence.ACTIVATION, Dependence.ROUNDING):
             object.__setattr__(self, "entrywise", True)
 
     @property

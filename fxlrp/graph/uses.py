@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from fxlrp.graph.live import dependent, reached
-from fxlrp.graph.nodes import ancestors, tensor_value
-from fxlrp.graph.operator_classes import ADD, MATMUL, MOVEMENT, PRODUCT, QUOTIENT, SELECTION, SUM
+from fxlrp.graph.nodes import ancestors, is_one, tensor_value
+from fxlrp.graph.operator_classes import ADD, MATMUL, MOVEMENT, PRODUCT, QUOTIENT, ROUNDING, SELECTION, SUM
 from fxlrp.graph.operators import Dependence, Move, Operator, is_float, is_movement, nodes_in, operator_of
 
 
@@ -34,7 +34,7 @@ class Use(Enum):
 
 
 #: What a value may be computed by and still be the mask that it was: moved, shifted and scaled by numbers, added up.
-_ARITHMETIC = (MOVEMENT, SUM, ADD, PRODUCT, QUOTIENT, SELECTION)
+_ARITHMETIC = (MOVEMENT, SUM, ADD, PRODUCT, QUOTIENT, SELECTION, ROUNDING)
 #: What may lie between scores and their softmax.
 _SCALING = (ADD, PRODUCT, QUOTIENT, SELECTION)
 _TELLS = frozenset({Use.CONDITION, Use.HIDES, Use.ROWS})
@@ -165,8 +165,8 @@ def _scales_rows(user: fx.Node, node: fx.Node) -> bool:
     if value is None or factor is None or any(o is None or o.ndim < value.ndim for o in others):
         return False
     sizes = [1] * (value.ndim - factor.ndim) + [*factor.shape]
-    spread = [axis for axis, size in enumerate(sizes) if axis and _one(size) and not _one(value.shape[axis])]
-    differs = [axis for axis, size in enumerate(sizes) if axis and not _one(size)]
+    spread = [axis for axis, size in enumerate(sizes) if axis and is_one(size) and not is_one(value.shape[axis])]
+    differs = [axis for axis, size in enumerate(sizes) if axis and not is_one(size)]
     whole = all(str(o.shape[a]) == str(value.shape[a]) for o in others if o is not None for a in range(value.ndim))
     return bool(spread) and bool(differs) and whole
 
@@ -200,11 +200,7 @@ def _is_bool(node: fx.Node) -> bool:
 def _entries(node: fx.Node) -> bool:
     """Whether a value has several entries, so that it is no number."""
     value = tensor_value(node)
-    return value is not None and any(not _one(size) for size in value.shape)
-
-
-def _one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
+    return value is not None and any(not is_one(size) for size in value.shape)
 
 
 def taken_from(node: fx.Node) -> list[fx.Node]:

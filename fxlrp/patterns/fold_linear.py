@@ -18,7 +18,8 @@ from torch.fx.proxy import Proxy
 from fxlrp.capture import Program
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.arithmetic import cast, entries, over, plus, reshaped, times
-from fxlrp.capture.canonical import Builder, Fused
+from fxlrp.capture.builder import Builder
+from fxlrp.capture.canonical import Fused
 from fxlrp.graph.live import dependent
 from fxlrp.graph.nodes import drop_unused, tensor_value
 from fxlrp.graph.operator_table import ALIAS

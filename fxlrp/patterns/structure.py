@@ -12,6 +12,7 @@ from fxlrp.capture.attributed import Attributed
 from fxlrp.graph.linear_sums import initial_states
 from fxlrp.graph.live import dependent, reached
 from fxlrp.graph.residual import skip_connections
+from fxlrp.graph.rounding import STEP, steps
 from fxlrp.patterns import PATTERNS, Match, NearMiss, find
 
 
@@ -34,7 +35,7 @@ class Structure:
 
     @staticmethod
     def of(program: Program, attributed: tuple[Attributed, ...]) -> Structure:
-        """Collect the labels of every node: parts of patterns first, then patterns, then skip connections."""
+        """Collect the labels of every node: parts of patterns, then patterns, skip connections, steps of grids."""
         inside = dependent(program.graph, (program.placeholders[name] for name in program.inputs))
         # Spelled-out activations have been folded into single operators by now.
         structures = {name: group for name, group in PATTERNS.items() if name != "activation"}
@@ -51,6 +52,8 @@ class Structure:
         skips = dict(skip_connections(program.graph, carried))
         for node in skips:
             labels[node] = (*labels.get(node, ()), "residual")
+        for node in steps(program.graph, carried):
+            labels[node] = (STEP, *labels.get(node, ()))
         beginnings = [match.inputs[name] for match in matches for name in match.pattern.carried]
         states = initial_states(program.graph, program.inputs, beginnings)
         return Structure(tuple(matches), tuple(misses), labels, inside, attributed, skips, states)

@@ -214,6 +214,32 @@ def _(op: Operation, relevance: Tensor, x: Tensor, *, epsilon: float) -> Tensor:
     return ratio(relevance, y) * (y - value_at_zero(op)) * ratio(x, x + epsilon)
 
 
+def _rounding_leak(op: Operation, y: Tensor, g: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    """(y - x) g."""
+    return received(y - x, g)
+
+
+@rule(
+    "rounding",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Bengio, Leonard, Courville 2013", "the straight-through estimator"),
+    leak=_rounding_leak,
+    leak_kind="rounding",
+)
+def straight_through(op: Operation, x: Tensor, *rest: Any) -> Tensor:
+    """g_x = g_y: the value y that x was rounded to stands for x.  x: any shape.
+
+    The derivative of y is 0 almost everywhere and says nothing. What rounding changed, (y - x) g, is the declared leak.
+    """
+    y = op(x.detach(), *rest)
+    return carry(y, x, torch.ones_like(y))
+
+
+@straight_through.reference
+def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return x * ratio(relevance, op(x, *rest))
+
+
 def _kept(op: Operation, y: Tensor, g: Tensor, *operands: Any, share: float) -> Tensor:
     """share y g."""
     return share * received(y, g)

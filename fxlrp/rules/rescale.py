@@ -48,6 +48,7 @@ def gauss_legendre(count: int) -> list[tuple[float, float]]:
     "singular",
     "softmax",
     "selection",
+    "rounding",
     "general",
     conserves=Conserves.DIFFERENCES,
     source=Cite("Shrikumar et al. 2017, DeepLIFT", "sec. 3.5.1, the rescale rule"),
@@ -61,7 +62,7 @@ def rescale(op: Operation, *operands: Any) -> Any:
     dx. Softmax [..., n]: exp by dy / dx, its sum, and their quotient. A maximum: relevance goes to the entry that wins
     on the input where the maximum rises, else to the one that wins on the reference, times dy / dx. Any other
     operation: a combination c VJP_x + c' VJP_ref of the gradients at both ends, c and c' next to 1/2 with c J dx + c'
-    J_ref dx = dy.
+    J_ref dx = dy. Rounding has dy / dx, and 1 where |dx| < 1e-10.
     """
     if op.reference is None:
         raise RulesetError("Rule 'rescale' needs the values on a reference input, and this operation was given none.")
@@ -81,6 +82,15 @@ def _activation(op: Operation, reference: Reference, operands: Sequence[Any]) ->
     (slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
     dx = difference(x.detach(), x_ref)
     slope = torch.where(dx.abs() < NARROW, slope, ratio(difference(y, reference.value), dx))
+    return carry_all(y, (x, slope))
+
+
+def _rounding(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
+    """g_x = g_y dy / dx, else g_y."""
+    (x, *rest), (x_ref, *_) = operands, reference.operands
+    y: Tensor = op(x.detach(), *rest)
+    dx = difference(x.detach(), x_ref)
+    slope = torch.where(dx.abs() < NARROW, 1.0, ratio(difference(y, reference.value), dx))
     return carry_all(y, (x, slope))
 
 
@@ -179,6 +189,7 @@ def _directional(f: Callable[..., Tensor], at: Sequence[Any], live: Sequence[int
 #: The form of the rule by what the operation is to its operands; any other is taken between its two ends.
 FORMS: dict[Dependence, Callable[[Operation, Reference, Sequence[Any]], Any]] = {
     Dependence.ACTIVATION: _activation,
+    Dependence.ROUNDING: _rounding,
     Dependence.FACTORS: _product,
     Dependence.QUOTIENT: _quotient,
     Dependence.SOFTMAX: _softmax,
@@ -194,7 +205,7 @@ def _(op: Operation, relevance: Tensor, *operands: Any) -> tuple[Tensor, ...]:
     kind = op.operator.dependence
     g = ratio(relevance, y - y_ref).flatten()
     ends = [_jacobians(op, at, live) for at in (operands, op.reference.operands)]
-    if kind is Dependence.ACTIVATION or (len(live) == 1 and kind is Dependence.QUOTIENT):
+    if kind in (Dependence.ACTIVATION, Dependence.ROUNDING) or (len(live) == 1 and kind is Dependence.QUOTIENT):
         return (relevance.sum_to_size(operands[live[0]].shape),)
     if kind is Dependence.FACTORS:  # of a bilinear map the mean of both ends is the midpoint
         maps = [0.5 * (a + b) for a, b in zip(*ends, strict=True)]

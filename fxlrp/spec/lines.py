@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from fxlrp.graph.operator_classes import ADD, CLASSES, GENERAL, OperatorClass, ruled_names
+from fxlrp.graph.rounding import STEP
 from fxlrp.patterns import Pattern, registered
 from fxlrp.rules import Post, Rule, find_rule
 
@@ -158,4 +159,4 @@ def labels() -> frozenset[str]:
 @lru_cache(maxsize=8)
 def _labels_of(patterns: tuple[Pattern, ...]) -> frozenset[str]:
     named = {label for each in patterns for label in (each.name, *(f"{each.name}.{part}" for part in each.parts))}
-    return frozenset({RESIDUAL, *named})
+    return frozenset({RESIDUAL, STEP, *named})

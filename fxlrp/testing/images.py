@@ -133,7 +133,7 @@ IMAGES = (
     kind("clamp_between_values", limited, bounded, bound=parameter(FEATURES)),
     kind("hard_sigmoid", lambda m, x: F.hardsigmoid(2.0 * x.abs() - 1.0), bounded),
     kind("hard_tanh", lambda m, x: F.hardtanh(1.2 * x) + F.relu6(0.9 * x), bounded),
-    kind("round", lambda m, x: x + 0.1 * torch.round(x) + 0.1 * torch.ceil(x)),
+    kind("round", lambda m, x: x + 0.1 * torch.round(x.abs() + 0.6) + 0.1 * torch.ceil(x.abs())),  # see "rounded"
     kind("between", between, low_bias=parameter(TOKENS, FEATURES)),
     kind("waves", lambda m, x: x.sin() + 0.5 * (2.0 * x).cos() * x, bounded),
     kind("asinh", lambda m, x: torch.asinh(2.0 * x)),

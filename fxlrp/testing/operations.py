@@ -161,6 +161,11 @@ OPERATIONS[classes.SINGULAR] = (
     Sample("reciprocal", torch.reciprocal, (ROWS,), signed=False),
     Sample("constant over value", lambda b, a: torch.div(a, b), (ROWS, ROWS), signed=False, referenced=False),
 )
+# To numbers other than 0, where the relevance of y says nothing of x.
+OPERATIONS[classes.ROUNDING] = (
+    Sample("round", torch.round, (ROWS,), signed=False),
+    Sample("ceil", torch.ceil, (ROWS,), signed=False),
+)
 OPERATIONS[classes.GENERAL] = (
     Sample("logsumexp", lambda x: x.logsumexp(-1), (ROWS,)),
     Sample("log_softmax", lambda x: x.log_softmax(-1), (ROWS,)),

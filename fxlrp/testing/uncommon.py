@@ -131,6 +131,13 @@ def differential_attention(m: Any, x: Tensor) -> Tensor:
     return m.o(merged((first - 0.4 * second) @ v))
 
 
+def quantised(m: Any, x: Tensor) -> Tensor:
+    """Magnitudes as bytes, in steps of 1/127 of the largest of a token."""
+    step = x.abs().amax(-1, keepdim=True) / 127
+    whole = (x.abs() / step).ceil().clamp(0, 127).to(torch.int8)
+    return x + 0.2 * (whole * step)
+
+
 def hashed(m: Any, x: Tensor) -> Tensor:
     """Tokens sorted by a hash mix within their group and are put back, as in attention by buckets."""
     order = (m.w(x).detach().sum(-1)).argsort(1)[..., None].expand_as(x)
@@ -176,7 +183,9 @@ UNCOMMON = (
     kind("log_sigmoid", lambda m, x: F.logsigmoid(x)),
     kind("reciprocal_gate", lambda m, x: x * torch.reciprocal(1.0 + x * x), bounded),
     kind("angle", lambda m, x: (1.0 - torch.acos(0.99 * x.tanh()) / math.pi).pow(2), bounded),
-    kind("rounded", lambda m, x: x + 0.1 * torch.floor(x)),
+    # Never to 0, whose relevance x * g = 0 tells the second opinion nothing of what was rounded to it.
+    kind("rounded", lambda m, x: x + 0.1 * torch.floor(x.abs() + 1.0)),
+    kind("quantised", quantised),
     kind("deviation", lambda m, x: x / (x.std(-1, keepdim=True) + 0.1), bounded),
     kind("smallest", lambda m, x: x - x.amin(-1, keepdim=True)),
     kind("masked_exponential", masked_exponential),
