@@ -58,6 +58,7 @@ from fxlrp.shipped.checkpoints import class_index, encode, load_checkpoint, load
 from fxlrp.spec.ruleset import ruleset as load_ruleset
 from fxlrp.spec.ruleset import rulesets as ruleset_names
 from fxlrp.testing.checks import check_conservation
+from fxlrp.testing.derivatives import check_derivative
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -230,20 +231,25 @@ def check(
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="Text to check on; repeatable.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that no relevance is lost in a model under a ruleset; exit with code 1 if some is.
+    """Check that no relevance is lost in a model under a ruleset, and that the model's gradient is its derivative; exit
+    with code 1 if not.
 
-    The check runs in float64, where anything but rounding shows.
+    The checks run in float64, where anything but rounding shows.
     """
     network, tokenizer = _load(model)
-    with _working("checking conservation"):
-        inputs = encode(text or DEMO_TEXTS, tokenizer, network)
-        report = check_conservation(network.double(), ruleset, dict(inputs))
+    with _working("checking conservation and derivatives"):
+        inputs = dict(encode(text or DEMO_TEXTS, tokenizer, network))
+        lrp = convert(network.double(), ruleset)
+        report, slope = check_conservation(lrp, ruleset, inputs), check_derivative(lrp, inputs)
+    passed = bool(report.passed and slope.passed)
     if as_json:
-        _print_json({"ruleset": ruleset, "passed": bool(report.passed), "gap": float(report.gap)})
+        found = {"gap": float(report.gap), "derivative_error": slope.error}
+        _print_json({"ruleset": ruleset, "passed": passed, **found})
     else:
         verdict = ("conserved", "bold green") if report.passed else ("NOT conserved", "bold red")
         put(_stdout(), Text.assemble(verdict, f" under {ruleset}; largest relative gap {float(report.gap):.2e}"))
-    if not report.passed:
+        put(_stdout(), Text(str(slope), style="" if slope.passed else "bold red"))
+    if not passed:
         raise typer.Exit(1)
 
 

@@ -114,9 +114,11 @@ def _batch_norm(
     eps: float,
     cudnn: bool = True,
 ) -> Any:
-    if training or mean is None:
-        return NotImplemented
-    return _fixed_statistics(x, weight, bias, mean, variance, eps)
+    if mean is None:  # of the batch itself, also in eval mode
+        ndim = _value(x).ndim
+        standard = _standardise(x, [0, *range(2, ndim)], eps)
+        return _narrowed(_affine(standard, _per_channel(weight, ndim), _per_channel(bias, ndim)), x)
+    return NotImplemented if training else _fixed_statistics(x, weight, bias, mean, variance, eps)
 
 
 @replaces(aten._native_batch_norm_legit_no_training)

@@ -43,10 +43,14 @@ aten = torch.ops.aten
 
 #: A value as it is.
 ALIAS = aten.alias.default
+#: A value that no gradient passes.
+DETACH = aten.detach
 #: A softmax that maps rows of -inf to zero, as fused attention does.
 SAFE_SOFTMAX = aten._safe_softmax.default
 #: Operators that capture spells out and that rewriting may run whole.
 ATTENTION, LAYER_NORM = aten.scaled_dot_product_attention, aten.layer_norm
+#: Those among them whose backward in torch is wrong for some layouts of gradients.
+BATCH_NORM, INSTANCE_NORM = aten.batch_norm, aten.instance_norm
 #: Operators that capture spells out and that shift what they have normalised.
 NORMS = frozenset({aten.layer_norm, aten.rms_norm, aten.group_norm, aten.batch_norm, aten.instance_norm})
 #: Square roots and their reciprocals, as deviations are made with.

@@ -17,10 +17,17 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from fxlrp.capture.canonical import Fused
-from fxlrp.graph.operator_table import ATTENTION, LAYER_NORM, LAYER_NORM_BACKWARD, SAFE_SOFTMAX
+from fxlrp.graph.operator_table import (
+    ATTENTION,
+    BATCH_NORM,
+    INSTANCE_NORM,
+    LAYER_NORM,
+    LAYER_NORM_BACKWARD,
+    SAFE_SOFTMAX,
+)
 from fxlrp.graph.operators import LINEAR_LAYER, Dependence, nodes_in, operator_of, packet
 from fxlrp.planning.plan import Decision, Plan
-from fxlrp.rules.primitives import scale_message
+from fxlrp.rules.primitives import carry, scale_message
 from fxlrp.rules.rule import Conserves, Message
 
 #: A kernel takes the region and returns a function of the fused operator's own arguments, or None.
@@ -88,13 +95,49 @@ def choose(plan: Plan, fused: Fused) -> Callable[..., Any] | None:
 
     Where no rule changed anything inside, that is the operator itself, bit for bit.
     """
-    if any(plan.gives(node) is Message.RELEVANCE for node in fused.members if node in plan.carrying):
+    given = (plan.gives(node) for node in fused.members if node in plan.carrying)
+    if not _trusted(fused) or Message.RELEVANCE in given:
         return None
     region = Region.of(plan, fused)
     if region.untouched_but():
         return PLAIN.get(packet(fused.target), fused.target)
     made = KERNELS.get(packet(fused.target))
     return made(region) if made is not None else None
+
+
+def _trusted(fused: Fused) -> bool:
+    """Whether a fused operator may run whole: torch's own backward of norms over a batch and of single instances is
+    wrong where gradients lie channels-last (tests/rewrite/test_layouts.py tries all operators).
+    """
+    target = packet(fused.target)
+    return target is not INSTANCE_NORM and (target is not BATCH_NORM or fused.args[3] is not None)
+
+
+# --- normalisations by fixed statistics ---------------------------------------------------------------------
+
+
+def fixed_batch_norm(
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
+) -> Tensor:
+    """The batch norm of torch with the message of the map that it is, entry by entry: g_x = g weight / sqrt(var + eps).
+
+    Torch's own backward on a CPU is wrong, in any precision, for one sample whose gradient lies channels-last.
+    """
+    y = F.batch_norm(x.detach(), mean, variance, weight, bias, False, momentum, eps)
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if weight is None else scale * weight
+    return carry(y, x, scale.to(x.dtype).view(-1, *(1,) * (x.ndim - 2)))
+
+
+PLAIN[BATCH_NORM] = fixed_batch_norm
 
 
 # --- normalisations with a constant scale -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 - :func:`fits`: whether a ruleset fits a model and a check may be asked of it, and if not, why.
 - :func:`check_conservation`: a model under a ruleset loses no relevance and keeps its outputs.
+- :func:`check_derivative`: the gradient is the derivative, along random directions, which no ledger can show.
 - :func:`check_rule`: a rule keeps what it declares, on random operations of every class it stands on.
 - :func:`propagate`: a slow second opinion on any attribution, :func:`largest_difference` to compare with it, under
   :func:`at_inputs`, the ruleset with relevance read at the inputs.
@@ -16,6 +17,7 @@ from typing import Any
 from fxlrp.errors import MissingExtraError
 from fxlrp.testing.blocks import Block, Kind
 from fxlrp.testing.checks import ConservationReport, at_inputs, check_conservation
+from fxlrp.testing.derivatives import DerivativeReport, check_derivative
 from fxlrp.testing.fit import Fit, fits
 from fxlrp.testing.kinds import KINDS
 from fxlrp.testing.oracle import largest_difference, propagate
@@ -39,6 +41,7 @@ __all__ = [
     "KINDS",
     "Block",
     "ConservationReport",
+    "DerivativeReport",
     "Fit",
     "Kind",
     "RandomGraph",
@@ -47,6 +50,7 @@ __all__ = [
     "Step",
     "at_inputs",
     "check_conservation",
+    "check_derivative",
     "check_rule",
     "fits",
     "graphs",

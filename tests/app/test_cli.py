@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from fxlrp.app.cli import app
 from fxlrp.app.texts import read_texts
+from fxlrp.rewrite import kernels
+from fxlrp.rules.primitives import scale_message
 from fxlrp.shipped.checkpoints import DEMO_MODEL
 from tests.support.checkpoints import write_encoder_decoder
 
@@ -232,6 +234,8 @@ def test_check_passes_and_fails_by_exit_code(classifier: Path, monkeypatch: pyte
     printed = json.loads(succeeds("check", classifier, "--json"))
     assert printed["passed"] is True
     assert printed["gap"] < 1e-9
+    assert "the gradient is the derivative" in text
+    assert printed["derivative_error"] < 1e-6
 
     class Failed:
         passed, gap = False, 0.5
@@ -240,6 +244,15 @@ def test_check_passes_and_fails_by_exit_code(classifier: Path, monkeypatch: pyte
     result = fxlrp("check", classifier)
     assert result.exit_code == 1
     assert "NOT conserved" in result.stdout
+
+
+def test_check_fails_where_a_gradient_is_no_derivative(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One backward pass in ten is lost, of which no ledger tells."""
+    right = kernels.few_rows_linear
+    monkeypatch.setattr(kernels, "few_rows_linear", lambda x, *w: right(scale_message(x, 0.9), *w))
+    result = fxlrp("check", classifier, "--ruleset", "conservative")
+    assert result.exit_code == 1
+    assert "NOT the derivative" in result.stdout
 
 
 @pytest.mark.skipif(not DEMO_MODEL.is_dir(), reason="the demo model has not been trained yet")
