@@ -21,6 +21,7 @@ from fxlrp.errors import (
     PatternError,
     RetraceWarning,
     RulesetError,
+    SharedRelevanceWarning,
     TargetError,
     TrainingModeError,
     UncoveredOperatorError,
@@ -46,14 +47,15 @@ _MODULES = {name: f"fxlrp.{name}" for name in ("evaluate", "shipped", "testing")
 
 def attribute(
     model: nn.Module,
-    inputs: Any,
+    given: Any = None,
+    /,
     *,
     ruleset: str | Path | Mapping[str, Any] | Ruleset,
     target: Target = None,
     **options: Any,
 ) -> Attribution:
     """Convert and attribute in one call; ``options`` are those of :meth:`ConvertedModel.attribute`."""
-    return convert(model, ruleset).attribute(inputs, target=target, **options)
+    return convert(model, ruleset).attribute(given, target=target, **options)
 
 
 def __getattr__(name: str) -> Any:
@@ -87,6 +89,7 @@ __all__ = [
     "RetraceWarning",
     "Ruleset",
     "RulesetError",
+    "SharedRelevanceWarning",
     "TargetError",
     "TrainingModeError",
     "UncoveredOperatorError",

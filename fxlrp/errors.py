@@ -125,6 +125,10 @@ def closest(name: str, valid: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(name, sorted(valid), n=1, cutoff=0.5)), None)
 
 
+class SharedRelevanceWarning(UserWarning):
+    """Relevance belongs to several entries of an input together, and was shared among them evenly."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A closing sentence that suggests the nearest valid name and lists them all."""
     names = sorted(valid)

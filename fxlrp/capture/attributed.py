@@ -6,14 +6,17 @@ input is follows from its use in the graph, never from its name.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from fxlrp.capture.program import Program, weight
 from fxlrp.errors import InputError
+from fxlrp.graph.entries import Entries, entries_of, sources_of
 from fxlrp.graph.operators import is_float, operator_of
-from fxlrp.graph.uses import Use, is_mask, made_of, uses_of
+from fxlrp.graph.uses import Use, is_mask, uses_of
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,12 @@ class Attributed:
 
 
 def attributed_values(program: Program, model: nn.Module) -> tuple[Attributed, ...]:
-    """The attributed values: every float input that is no mask, and every look-up of ids in the input embedding.
+    """The attributed values: every float input that is no mask, and every look-up of ids.
 
     What is a mask follows from how the graph uses it (:func:`fxlrp.graph.uses.is_mask`). For a model that names its
-    input embedding (``get_input_embeddings``) other tables, of positions or token types, are additive constants; for
-    any other module each table that an integer input is looked up in counts.
+    input embedding (``get_input_embeddings``) the ids are the inputs that are looked up there, and each other table
+    that these are looked up in counts as well (an adapter's, one of n-grams); tables of positions or token types are
+    additive constants. For any other module each table that an integer input is looked up in counts.
     Raises :class:`InputError` if nothing is left to explain.
     """
     found: list[Attributed] = []
@@ -39,21 +43,23 @@ def attributed_values(program: Program, model: nn.Module) -> tuple[Attributed, .
         node = program.placeholders[placeholder]
         if is_float(node) and node.users and not is_mask(uses_of(program.graph, nodes, node)):
             found.append(Attributed(name, node, lookup=False))
+    lookups = [(node, behind) for node in program.graph.nodes if (behind := _looked_up(node, program)) is not None]
     tables = _input_tables(model)
-    for node in program.graph.nodes:
-        operator = operator_of(node)
-        if operator is None or not operator.looks_up:
-            continue
-        weight, ids = node.args[0], node.args[1]
-        target = program.weights.get(str(weight.target), "")
-        if tables and not any(_same(model, target, table) for table in tables):
-            continue
-        behind = _input_behind(ids, program)
-        if behind is not None:
-            found.append(Attributed(behind, node, lookup=True))
+    named = [behind for node, behind in lookups if any(_reads(node, program, model, table) for table in tables)]
+    found += [Attributed(behind, node, lookup=True) for node, behind in lookups if not tables or behind in named]
     if not found:
         raise InputError(_nothing(program, model))
     return tuple(found)
+
+
+def entries_by_lookup(
+    program: Program, attributed: Iterable[Attributed], arguments: Callable[[], Mapping[str, Any]]
+) -> dict[fx.Node, Entries | None]:
+    """For every look-up which entries of the inputs its rows belong to, given the graph's arguments; None where each
+    stands in the place of its own.
+    """
+    inputs = [program.placeholders[placeholder] for placeholder in program.inputs]
+    return {each.node: entries_of(each.node, inputs, arguments) for each in attributed if each.lookup}
 
 
 def _nothing(program: Program, model: nn.Module) -> str:
@@ -91,15 +97,19 @@ def _input_tables(model: nn.Module) -> list[Tensor]:
     return tables
 
 
-def _same(model: nn.Module, target: str, table: Tensor) -> bool:
+def _looked_up(node: fx.Node, program: Program) -> str | None:
+    """The integer input whose entries a node looks up (shifted, padded, hashed or reshaped); None for a node that looks
+    nothing up, or what is merely counted along an input.
+    """
+    operator = operator_of(node)
+    if operator is None or not operator.looks_up or not isinstance(node.args[1], fx.Node):
+        return None
+    inputs = [program.placeholders[placeholder] for placeholder in program.inputs]
+    behind = next(iter(sources_of(node.args[1], inputs)), None)
+    return None if behind is None else program.inputs[str(behind.target)]
+
+
+def _reads(node: fx.Node, program: Program, model: nn.Module, table: Tensor) -> bool:
+    """Whether a look-up reads the rows of this weight."""
+    target = program.weights.get(str(getattr(node.args[0], "target", "")), "")
     return bool(target) and weight(model, target) is table
-
-
-def _input_behind(ids: fx.Node, program: Program) -> str | None:
-    """The integer input whose entries ``ids`` are (shifted, padded, hashed or reshaped), not merely counted along."""
-    for node in made_of(ids):
-        value = node.meta.get("val")
-        given = node.op == "placeholder" and node.target in program.inputs
-        if given and isinstance(value, Tensor) and not value.is_floating_point():
-            return program.inputs[str(node.target)]
-    return None

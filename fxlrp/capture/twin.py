@@ -24,10 +24,16 @@ _MAPPINGS = (dict, OrderedDict, defaultdict)
 def twin(model: nn.Module) -> nn.Module:
     """A model of the same modules, hooks and attributes with the same parameters, and copies of its buffers.
 
-    Shared with ``model`` are its parameters and what has a way of its own to be copied or none (files, tokenizers,
-    compiled code); containers, plain objects and functions that hold modules are copied.
+    Copied as well are weights that a forward pass scales in place (of an embedding with ``max_norm``), containers,
+    plain objects and functions that hold modules. Shared with ``model`` are its other parameters and what has a way of
+    its own to be copied or none (files, tokenizers, compiled code).
     """
-    made: nn.Module = _Twins().of(model)
+    twins = _Twins()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if getattr(module, "max_norm", None) is not None and isinstance(weight, nn.Parameter):
+            twins.scaled(weight)
+    made: nn.Module = twins.of(model)
     return made
 
 
@@ -67,6 +73,10 @@ class _Twins:
         if kind is FunctionType:
             return self._function(value)
         return self._object(value) if _is_plain(value) else value
+
+    def scaled(self, weight: nn.Parameter) -> None:
+        """Have a weight copied."""
+        self._keep(weight, nn.Parameter(weight.detach().clone(), weight.requires_grad))
 
     def _keep(self, value: Any, copied: Any) -> Any:
         self.known[id(value)] = (value, copied)

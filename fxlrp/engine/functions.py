@@ -7,7 +7,6 @@ last outputs are the values of these functions, so that rules stand in them as i
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +16,10 @@ from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program, capture
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.process import quiet
 from fxlrp.capture.torch_private import LOCK
 from fxlrp.engine.graphs import Captured
-from fxlrp.errors import CaptureError, RetraceWarning
+from fxlrp.errors import CaptureError
 from fxlrp.graph.nodes import run
 from fxlrp.patterns.fold_activations import fold_activations
 from fxlrp.patterns.structure import Structure
@@ -73,8 +73,7 @@ def with_functions(captured: Captured, functions: Sequence[Function], flat: Sequ
     if isinstance(kept, WithFunctions) and _stands(kept, modules, given):
         return kept
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RetraceWarning)  # recorded again for other values, which is quickly done
+        with quiet():  # recorded again for other values, which is quickly done
             programs = tuple(fold_activations(capture(module, given)) for module in modules)
         held = [program.arguments(module, given) for program, module in zip(programs, modules, strict=True)]
         made = _joined(captured, programs, held)

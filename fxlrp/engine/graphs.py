@@ -71,6 +71,26 @@ class Captured:
                 self.forms[folds] = Captured(program, made, self.origin, self.patterns) if folds else self
             return self.forms[folds]
 
+    @outside_compiler
+    def without(self, names: frozenset[str]) -> Captured:
+        """The program in which the inputs of these names are not explained: additive constants, made once."""
+        left = tuple(each for each in self.structure.attributed if each.name not in names)
+        if len(left) == len(self.structure.attributed):
+            return self
+        key = ("", *sorted(names))  # no fold has this name
+        with LOCK:
+            if key not in self.forms:
+                made = Structure.of(self.program, left)
+                self.forms[key] = Captured(self.program, made, self.origin, self.patterns)
+            return self.forms[key]
+
+    def every_form(self) -> Iterator[Captured]:
+        """The program itself and all its forms."""
+        yield self
+        for form in self.forms.values():
+            if form is not self:
+                yield from form.every_form()
+
 
 #: What a ruleset may ask to be folded before its rules are chosen: a program to another and the new nodes of the old.
 FOLDS = {"affine": fold_affine}
@@ -211,7 +231,7 @@ class Graphs:
         """Whether the graph is still one of the cache's."""
         with LOCK:
             held = (c for v in self.versions for known in v.programs.values() for c in known)
-            return any(form is captured for c in held for form in _forms(c))
+            return any(form is captured for c in held for form in c.every_form())
 
     def _warn(self, model: nn.Module, known: Sequence[Captured], leaves: Mapping[str, Any]) -> None:
         """Say once what it is that keeps the graphs traced so far from standing for these inputs."""
@@ -231,14 +251,6 @@ class Graphs:
 
 def _sizes(leaves: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(tuple(leaf.shape) for leaf in leaves.values() if isinstance(leaf, Tensor))
-
-
-def _forms(captured: Captured) -> Iterator[Captured]:
-    """A captured program, its forms and theirs."""
-    yield captured
-    for form in captured.forms.values():
-        if form is not captured:
-            yield from _forms(form)
 
 
 def _kind(value: Any) -> Any:

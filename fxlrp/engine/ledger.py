@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.capture.attributed import entries_by_lookup
 from fxlrp.engine.sources import Naming
 from fxlrp.planning.plan import Plan
 from fxlrp.rewrite.call import total, widened
@@ -72,13 +73,18 @@ def compute_ledger(
     constant = [node not in plan.carrying for node in plan.program.graph.output_node().args[0]]  # type: ignore[union-attr]
     held, outside = _not_carried(outputs, constant, explain)
     watched = [*attributed, *leaves, *(site[0] for site in sites)]
-    naming = Naming(plan, dict(zip(rewritten.arguments, arguments, strict=True)))
+    given = dict(zip(rewritten.arguments, arguments, strict=True))
+    naming = Naming(plan, given)
+    origins = entries_by_lookup(plan.program, plan.structure.attributed, lambda: given)
+    owned = [None if (known := origins.get(each.node)) is None else known.owned for each in plan.structure.attributed]
     names = (
         [each.name for each in plan.structure.attributed],
         [naming.source(source, leaf.detach()) for source, leaf in zip(rewritten.sources, leaves, strict=True)],
         [naming.leak(leak) for leak in rewritten.leaks],
     )
-    rows = [_one_sample(plan, names, rewritten, scalar, watched, attributed, leaves, sites) for scalar in explained]
+    rows = [
+        _one_sample(plan, names, rewritten, scalar, watched, attributed, owned, leaves, sites) for scalar in explained
+    ]
     for row, constants, rest in zip(rows, held, outside, strict=True):
         if abs(constants) > 0:
             row["output", "value held constant", False] = constants
@@ -99,6 +105,7 @@ def _one_sample(
     scalar: Tensor,
     watched: Sequence[Tensor],
     attributed: Sequence[Tensor],
+    owned: Sequence[Tensor | None],
     leaves: Sequence[Tensor],
     sites: Sequence[Any],
 ) -> dict[tuple[str, str, bool], Tensor]:
@@ -115,8 +122,15 @@ def _one_sample(
         key = (source, kind, leak)
         row[key] = row[key] + amount if key in row else amount
 
-    for name, tensor in zip(names[0], attributed, strict=True):
-        enter(name, "input", False, amount_of(plan.message, tensor, found.get(id(tensor))))
+    for name, tensor, kept in zip(names[0], attributed, owned, strict=True):
+        message = found.get(id(tensor))
+        whole = amount_of(plan.message, tensor, message)
+        if kept is not None and message is not None and not bool(kept.all()):
+            # Rows that are looked up for numbers of the model's own, as at the beginning of a shifted sequence.
+            own = amount_of(plan.message, tensor * kept[..., None], message * kept[..., None])
+            enter(name, "embedding", False, whole - own)
+            whole = own
+        enter(name, "input", False, whole)
     for (path, kind), source, leaf in zip(names[1], rewritten.sources, leaves, strict=True):
         enter(path, kind, False, amount_of(source.message, leaf, found.get(id(leaf))))
     for (path, kind), leak, (value, operands, extras) in zip(names[2], rewritten.leaks, sites, strict=True):

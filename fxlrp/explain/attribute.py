@@ -13,6 +13,7 @@ from fxlrp.engine.explained import Explained
 from fxlrp.engine.ledger import Ledger, compute_ledger
 from fxlrp.engine.targets import Handed, Target
 from fxlrp.errors import InputError, TargetError
+from fxlrp.explain.selection import selected
 from fxlrp.readout import read
 from fxlrp.readout.passes import Task
 from fxlrp.results.attribution import Attribution
@@ -28,11 +29,13 @@ def attribute(
     tokenizer: Any,
     reference: Any = None,
     relevance: Tensor | None = None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
 ) -> Attribution:
     """The passes that the ruleset's reading asks for (and, for a ledger, one more backward pass per sample)."""
     if relevance is not None and not (target is None and contrast is None):
         raise TargetError("relevance= says what is explained, so there is no target or contrast beside it.")
-    prepared = lrp.prepare(inputs)
+    prepared = selected(lrp.prepare(inputs), only, exclude)
     given = prepared.given
     other = None if reference is None else _reference(lrp, reference)
     names = tokenizer or getattr(inputs, "tokenizer", None)

@@ -112,7 +112,8 @@ class ConvertedModel(nn.Module):
 
     def attribute(
         self,
-        inputs: Any,
+        given: Any = None,
+        /,
         *,
         target: Target = None,
         contrast: Target = None,
@@ -122,11 +123,14 @@ class ConvertedModel(nn.Module):
         reference: Any = None,
         random_seed: int | None = None,
         relevance: Tensor | None = None,
+        inputs: Any = None,
+        exclude: str | Sequence[str] = (),
     ) -> Attribution:
         """The relevance of every input to one output per sample.
 
         Args:
-            inputs: as the model takes them: a dict, a BatchEncoding, or one tensor, the main input.
+            given: the inputs as the model takes them: a dict, a BatchEncoding, or one tensor, the main input. They may
+                also be passed by the name ``inputs``.
             target: what is explained:
 
                 - ``None``: the largest logit; of a model that generates text, the largest at the last position that
@@ -143,15 +147,18 @@ class ConvertedModel(nn.Module):
             ledger: whether to account for every unit of relevance, which takes another pass a sample.
             tokenizer: names the tokens of integer inputs.
             reference: inputs to compare with, for rulesets that do (``deeplift-rescale``, ``relp``,
-                ``integrated-gradients``): like ``inputs``, what is left out being the same; one sample may stand for
+                ``integrated-gradients``): like ``given``, what is left out being the same; one sample may stand for
                 all.
             random_seed: of a model that draws random numbers in eval mode too, which draw is explained.
             relevance: relevance R of the logits, in their shape, that is propagated in the place of a target: R = y g
                 begins at the logits y, whatever the ruleset's seed, and ``explained`` is its sum by sample.
+            inputs: the name of the input to explain, or several; None: all that can carry relevance.
+            exclude: the name of an input to leave out, or several: an adjacency matrix, say. Inputs that are left out
+                count as constants.
 
         Returns:
-            Relevance by input, with the unit of the explained output: [batch, tokens] for ids, the input's shape for
-            floats.
+            Relevance by input, with the unit of the explained output, in the input's shape: [batch, tokens] for ids,
+            [batch, columns] where each column is looked up in a table of its own.
 
         Raises:
             TargetError: a target that is out of range or has the wrong form for the logits.
@@ -159,11 +166,13 @@ class ConvertedModel(nn.Module):
             UncoveredOperatorError: an operation that no rule covers, unless converted with ``strict=False``.
             CaptureError: a model that cannot be captured as a graph.
         """
+        if given is None:
+            given, inputs = inputs, None
         globs = (at,) if isinstance(at, str) else tuple(at)
         with plainly():
             return attribute(
                 self.conversion.seeded(random_seed),
-                inputs,
+                given,
                 target,
                 contrast,
                 globs,
@@ -171,6 +180,8 @@ class ConvertedModel(nn.Module):
                 tokenizer,
                 reference,
                 relevance,
+                inputs,
+                exclude,
             )
 
     def attribute_generation(

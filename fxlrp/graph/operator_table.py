@@ -218,9 +218,8 @@ _register(
     GENERAL,
     terms=(0,),
 )
-_register(
-    "atan2 fmod remainder linalg_inv_ex polar cdist _cdist_forward xlogy", Dependence.GENERAL, GENERAL, terms=(0, 1)
-)
+_register("atan2 fmod remainder polar xlogy", Dependence.GENERAL, GENERAL, terms=(0, 1), entrywise=True)
+_register("linalg_inv_ex cdist _cdist_forward", Dependence.GENERAL, GENERAL, terms=(0, 1))
 
 #: Slopes ``(f(x) - f(0)) / x`` in closed form.
 SLOPES: Mapping[str, Callable[..., Tensor]] = {

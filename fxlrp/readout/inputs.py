@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import RulesetError
@@ -43,13 +44,24 @@ def embedded(task: Task) -> dict[int, fx.Node]:
 
 
 def by_input(task: Task, reading: FeatureReading, propagated: Propagated, scores: list[Tensor]) -> Answer:
-    """Scores of the attributed values as an answer by input name; look-ups of one input are added up."""
+    """Scores of the attributed values as an answer by input name.
+
+    A row that is looked up belongs to the entries of the input that its number is made of; look-ups of one input are
+    added up, those of other widths beside them.
+    """
     features: dict[str, Tensor] = {}
-    lookups = dict(task.attributed)
-    for (name, _), score in zip(task.attributed, scores, strict=True):
-        features[name] = features[name] + score if name in features else score
+    lookups: dict[str, bool] = {}
+    for each, own in zip(task.captured.structure.attributed, scores, strict=True):
+        for name, score in task.by_entry(each, own):
+            features[name] = _together(features[name], score) if name in features else score
+            lookups[name] = each.lookup
     summed = {name: _reduced(score, reading, lookups[name]) for name, score in features.items()}
     return Answer(summed, features, propagated)
+
+
+def _together(features: Tensor, more: Tensor) -> Tensor:
+    """The sum of features of the same shape; others side by side."""
+    return features + more if features.shape == more.shape else torch.cat([features, more], -1)
 
 
 def score(carried: Carried, wanted: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture.attributed import Attributed, entries_by_lookup
 from fxlrp.capture.program import flatten
 from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.engine.explained import Explained
 from fxlrp.engine.functions import Function, with_functions
 from fxlrp.engine.graphs import Captured
 from fxlrp.engine.targets import Handed, Target, call_target
-from fxlrp.errors import CaptureError
-from fxlrp.graph.nodes import run
+from fxlrp.errors import CaptureError, SharedRelevanceWarning, warn
+from fxlrp.graph.entries import Entries
+from fxlrp.graph.nodes import module_path, run
 from fxlrp.graph.operators import is_continuous
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs_at import Point, point_of, reference_point
@@ -103,12 +104,11 @@ class Task:
             return with_functions(self.captured, functions, flat)
         except CaptureError as error:
             lost = max(_not_handed_on(scalar, flat) for scalar in scalars)
-            warnings.warn(
+            warn(
                 "The target function cannot be captured with the model, so the plain gradient is taken through it: "
                 f"{lost:.0%} of the explained value (of the sample that loses most) leaks there, the ledger's 'target "
                 "function'. Write it with torch operations alone, or put it into the model. The reason: "
                 f"{error}",
-                stacklevel=5,
             )
             return self.captured
 
@@ -125,6 +125,28 @@ class Task:
     def attributed(self) -> list[tuple[str, bool]]:
         """Name of each attributed value, and whether it is a look-up of ids."""
         return [(each.name, each.lookup) for each in self.captured.structure.attributed]
+
+    def by_entry(self, each: Attributed, scores: Tensor) -> list[tuple[str, Tensor]]:
+        """Scores of an attributed value by input name: of a look-up [..., features] those of the input's entries."""
+        entries = self._entries.get(each.node)
+        if entries is None or scores.shape[:-1] != entries.owned.shape:  # in place, or of what a module made of it
+            return [(each.name, scores)]
+        inputs = self.captured.program.inputs
+        return [(inputs[str(node.target)], own) for node, own in entries.given_to(scores).items()]
+
+    @cached_property
+    def _entries(self) -> dict[fx.Node, Entries | None]:
+        program = self.captured.program
+        attributed = self.captured.structure.attributed
+        found = entries_by_lookup(program, attributed, lambda: program.arguments(self.lrp.model, self.given))
+        for node, entries in found.items():
+            if entries is not None and entries.shared:
+                warn(
+                    f"What '{module_path(node) or node.name}' looks up is chosen by several ids together: its "
+                    "relevance is shared among them evenly, as nothing tells more.",
+                    SharedRelevanceWarning,
+                )
+        return found
 
     def nodes_of(self, name: str) -> list[fx.Node]:
         """The attributed values of one input."""

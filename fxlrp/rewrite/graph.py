@@ -104,7 +104,8 @@ class _Rewriting:
         self.watched = {n for n in taps if plan.plain and n not in plan.carrying and n.op == "call_function"}
         self.lookups = {e.node for e in plan.structure.attributed if e.lookup}
         self.attributed = {e.node for e in plan.structure.attributed}
-        self.tables = {node.args[0] for node in self.lookups}
+        # Tables that the model computes (of an adapter, of rows scaled to a norm) are no arguments.
+        self.tables = {table for n in self.lookups if (table := n.args[0]).op == "placeholder"}  # type: ignore[union-attr]
         self.lookup_weights: dict[Any, fx.Node] = {}
         self.entered: dict[fx.Node, fx.Node] = {}
         self.references: dict[fx.Node, fx.Node] = {}
@@ -165,6 +166,8 @@ class _Rewriting:
     def _emit(self, node: fx.Node) -> fx.Node:
         if node in self.entered:
             return self.entered[node]
+        if node in self.lookups and node.args[0] not in self.tables:
+            return self.graph.call_function(source_leaf, (self.graph.node_copy(node, self._constant), 0))
         if node in self.lookups:
             args = (self.lookup_weights[node.args[0]], *(self._constant(a) for a in node.args[1:]))
             target: Any = node.target

@@ -24,6 +24,7 @@ from fxlrp.explain.model import ConvertedModel
 from fxlrp.graph.nodes import run
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.planning.plan import Decision, Plan
+from fxlrp.readout.passes import Task
 from fxlrp.rules import Conserves, Post, take_apart
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import ratio
@@ -65,10 +66,12 @@ def propagate(lrp: ConvertedModel, inputs: Any, target: Target = None) -> dict[s
         if node.op == "call_function" and node in plan.carrying and node not in attributed:
             _step(plan, node, values, arrived)
     result: dict[str, Tensor] = {}
+    task = Task(lrp.conversion, prepared, target)
     for each in plan.structure.attributed:
-        value = arrived.get((each.node, 0), torch.zeros_like(values[each.node]))
-        value = value.sum(-1) if each.lookup else value
-        result[each.name] = result[each.name] + value if each.name in result else value
+        whole = arrived.get((each.node, 0), torch.zeros_like(values[each.node]))
+        for name, share in task.by_entry(each, whole):
+            value = share.sum(-1) if each.lookup else share
+            result[name] = result[name] + value if name in result else value
     return result
 
 

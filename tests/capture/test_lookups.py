@@ -1,0 +1,197 @@
+"""What is looked up in tables belongs to the very entries of the input that were looked up."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxlrp
+from tests.support.calls import Calls
+
+RULESETS = ("conservative", "gradient", "attnlrp")
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 8, 7]])
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[nn.Embedding, nn.Linear]:
+    """A table of ten rows and a linear head, in float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Embedding(10, 4).double(), nn.Linear(4, 2).double()
+
+
+def rolled_where(x: Tensor) -> Tensor:
+    """Large ids as they are, small ones from the other end."""
+    return torch.where(x > 4, x, x.flip(1))
+
+
+#: Ids of six positions to the numbers that are looked up, and by hand the positions that each is made of (-1: none).
+WAYS: dict[str, tuple[Callable[[Tensor], Tensor], list[list[int]]]] = {
+    "as they are": (lambda x: x, [[0], [1], [2], [3], [4], [5]]),
+    "slice": (lambda x: x[:, 2:5], [[2], [3], [4]]),
+    "every second": (lambda x: x[:, ::2], [[0], [2], [4]]),
+    "column": (lambda x: x[:, 3:4], [[3]]),
+    "shift with padding of its own": (lambda x: F.pad(x[:, :-1], (1, 0), value=7), [[], [0], [1], [2], [3], [4]]),
+    "flip": (lambda x: x.flip(1), [[5], [4], [3], [2], [1], [0]]),
+    "roll": (lambda x: x.roll(2, 1), [[4], [5], [0], [1], [2], [3]]),
+    "reshape": (lambda x: x.reshape(-1, 3, 2).transpose(1, 2).flatten(1), [[0], [2], [4], [1], [3], [5]]),
+    "gather": (lambda x: x.gather(1, torch.tensor([[5, 5, 0]]).expand(len(x), -1)), [[5], [5], [0]]),
+    "list of positions": (lambda x: x[:, [1, 1, 4]], [[1], [1], [4]]),
+    "stack": (lambda x: torch.stack([x[:, :2], x[:, 4:]], 1).flatten(1), [[0], [1], [4], [5]]),
+    "prefix of its own": (lambda x: torch.cat([torch.full_like(x[:, :1], 2), x], 1), [[], *([i] for i in range(6))]),
+    "arithmetic": (lambda x: (x * 3 + 1) % 10, [[0], [1], [2], [3], [4], [5]]),
+    "arithmetic of a slice": (lambda x: (x[:, 1:3] + 2).clamp(max=9), [[1], [2]]),
+    "pairs": (lambda x: (x[:, 1:] * 3 + x[:, :-1]) % 10, [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]),
+    "hash of windows": (
+        lambda x: (x.unfold(1, 3, 3) * torch.tensor([1, 3, 7])).sum(-1) % 10,
+        [[0, 1, 2], [3, 4, 5]],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings("ignore::fxlrp.SharedRelevanceWarning")
+def test_relevance_goes_to_the_entries_that_were_looked_up(way: str, parts: tuple[nn.Embedding, nn.Linear]) -> None:
+    """y = sum over rows p of (p + 1) w e(ids_p) + b: the row's term, shared evenly among what its number is made of."""
+    move, positions = WAYS[way]
+    table, head = parts
+    scale = torch.arange(1.0, len(positions) + 1, dtype=torch.float64)
+    model = Calls(lambda x: head((table(move(x)) * scale[:, None]).sum(1)), table, head)
+    by_hand = torch.zeros(IDS.shape, dtype=torch.float64)
+    terms = (table(move(IDS)) @ head.weight[1]).detach() * scale
+    for row, entries in enumerate(positions):
+        for entry in entries:
+            by_hand[:, entry] += terms[:, row] / len(entries)
+    for ruleset in RULESETS:
+        result = fxlrp.convert(model, ruleset).attribute(IDS, target=1, ledger=True)
+        assert torch.allclose(result.relevance, by_hand, atol=1e-12)
+        assert result.ledger is not None
+        assert result.ledger.gap.abs().max() < 1e-12
+        assert torch.allclose(
+            result.ledger.by_kind()["input"], by_hand.sum(1), atol=1e-12
+        )  # the model's own rows apart
+
+
+def test_what_entries_share_is_said(parts: tuple[nn.Embedding, nn.Linear]) -> None:
+    table, head = parts
+    pairs = WAYS["pairs"][0]
+    with pytest.warns(fxlrp.SharedRelevanceWarning, match="shared among them evenly"):
+        fxlrp.convert(Calls(lambda x: head(table(pairs(x)).sum(1)), table, head)).attribute(IDS, target=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxlrp.SharedRelevanceWarning)
+        fxlrp.convert(Calls(lambda x: head(table(x.flip(1)).sum(1)), table, head)).attribute(IDS, target=1)
+
+
+def test_a_choice_between_entries_is_followed(parts: tuple[nn.Embedding, nn.Linear]) -> None:
+    table, head = parts
+    model = Calls(lambda x: head(table(rolled_where(x)).sum(1)), table, head)
+    found = fxlrp.convert(model).attribute(IDS, target=1).relevance
+    terms = (table(rolled_where(IDS)) @ head.weight[1]).detach()
+    by_hand = torch.where(IDS > 4, terms, 0) + torch.where(IDS > 4, 0, terms).flip(1)
+    assert torch.allclose(found, by_hand, atol=1e-12)
+
+
+def test_what_cannot_be_told_is_refused(parts: tuple[nn.Embedding, nn.Linear]) -> None:
+    table, head = parts
+    model = Calls(lambda x: head(table(x.sort(1).values).sum(1)), table, head)
+    with pytest.raises(fxlrp.InputError, match=r"cannot be followed back to single ids.*exclude="):
+        fxlrp.convert(model).attribute(IDS, target=1)
+
+
+@pytest.mark.parametrize("ruleset", RULESETS)
+def test_each_column_has_the_relevance_of_its_own_table(ruleset: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first, second, head = nn.Embedding(4, 3), nn.Embedding(5, 2), nn.Linear(5, 2)
+    columns = torch.tensor([[0, 4], [3, 1], [2, 2]])
+    model = Calls(
+        lambda c: head(torch.cat([first(c[:, 0]), second(c[:, 1])], -1)), first.double(), second.double(), head.double()
+    )
+    result = fxlrp.convert(model, ruleset).attribute(columns, target=1)
+    w = head.weight[1]
+    by_hand = torch.stack([first(columns[:, 0]) @ w[:3], second(columns[:, 1]) @ w[3:]], 1)
+    assert torch.allclose(result.relevance, by_hand.detach(), atol=1e-12)
+    assert result.features.shape == (3, 2, 5)  # of tables of other widths side by side
+
+
+def test_an_id_of_two_inputs_is_shared_by_both(parts: tuple[nn.Embedding, nn.Linear]) -> None:
+    table, head = parts
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = table, head
+
+        def forward(self, prompt: Tensor, ids: Tensor) -> Tensor:
+            """[batch, 2]."""
+            return self.head(self.table(torch.cat([prompt, ids], 1)).sum(1))
+
+    result = fxlrp.convert(Joined().eval()).attribute({"prompt": IDS[:, :2], "ids": IDS[:, 2:]}, target=1)
+    terms = (table(IDS) @ head.weight[1]).detach()
+    assert torch.allclose(result.inputs["prompt"], terms[:, :2], atol=1e-12)
+    assert torch.allclose(result.inputs["ids"], terms[:, 2:], atol=1e-12)
+
+
+class Adapted(nn.Module):
+    """An embedding with a low-rank adapter beside it, as PEFT writes it: e(x) + B A[:, x] s."""
+
+    def __init__(self, base: nn.Embedding, rank: int) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.base = base
+        self.a = nn.Parameter(torch.randn(rank, base.num_embeddings, generator=rng).double())
+        self.b = nn.Parameter(torch.randn(base.embedding_dim, rank, generator=rng).double())
+        self.eval()
+
+    @property
+    def weight(self) -> Tensor:
+        """What the model names its input embedding."""
+        return self.base.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[batch, tokens, hidden]."""
+        return self.base(ids) + F.embedding(ids, self.a.T) @ self.b.T * 0.5
+
+    def merged(self) -> nn.Embedding:
+        """The same as one table."""
+        return nn.Embedding.from_pretrained((self.base.weight + self.a.T @ self.b.T * 0.5).detach())
+
+
+@pytest.mark.parametrize("ruleset", ["attnlrp", "conservative", "gradient", "cp-lrp"])
+def test_an_adapter_on_the_embedding_is_explained_as_the_merged_table(ruleset: str) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, **sizes))
+    adapted = model.eval().double()
+    merged = copy.deepcopy(adapted)
+    adapter = Adapted(adapted.model.embed_tokens, 2)
+    adapted.model.embed_tokens, merged.model.embed_tokens = adapter, adapter.merged().eval()
+    found, expected = (
+        fxlrp.convert(each, ruleset).attribute({"input_ids": IDS}, target=3).relevance for each in (adapted, merged)
+    )
+    assert (found - expected).abs().max() < 1e-7 * expected.abs().max()  # float32 inside the norms
+
+
+@pytest.mark.parametrize("longest", [0.5, 2.0])
+def test_rows_scaled_to_a_norm_are_explained_and_the_table_stays(longest: float) -> None:
+    """torch scales rows longer than `max_norm` in place, without gradient: R = w e max_norm / |e|."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        table, head = nn.Embedding(10, 4, max_norm=longest).double(), nn.Linear(4, 2).double()
+    before = table.weight.detach().clone()
+    result = fxlrp.convert(Calls(lambda x: head(table(x).sum(1)), table, head)).attribute(IDS, target=1, ledger=True)
+    assert torch.equal(table.weight, before)
+    length = before.norm(dim=1, keepdim=True)
+    scaled = before * torch.where(length > longest, longest / (length + 1e-7), 1.0)
+    assert (length > longest).any()
+    assert torch.allclose(result.relevance, (scaled[IDS] @ head.weight[1]).detach(), atol=1e-12)
+    assert result.ledger is not None
+    assert result.ledger.gap.abs().max() < 1e-12
