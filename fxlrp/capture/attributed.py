@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 from fxlrp.capture.program import Program, weight
 from fxlrp.errors import InputError
-from fxlrp.graph.entries import Entries, entries_of, sources_of
-from fxlrp.graph.operators import is_float, operator_of
-from fxlrp.graph.uses import Use, is_mask, uses_of
+from fxlrp.graph.entries import Entries, entries_of, numbers_of, sources_of
+from fxlrp.graph.operators import is_float
+from fxlrp.graph.uses import Use, is_mask, made_of, uses_of
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,18 @@ def _looked_up(node: fx.Node, program: Program) -> str | None:
     """The integer input whose entries a node looks up (shifted, padded, hashed or reshaped); None for a node that looks
     nothing up, or what is merely counted along an input.
     """
-    operator = operator_of(node)
-    if operator is None or not operator.looks_up or not isinstance(node.args[1], fx.Node):
+    ids = numbers_of(node)
+    if ids is None or not is_float(node) or not _stored(node.args[0], program):
         return None
     inputs = [program.placeholders[placeholder] for placeholder in program.inputs]
-    behind = next(iter(sources_of(node.args[1], inputs)), None)
+    behind = next(iter(sources_of(ids, inputs)), None)
     return None if behind is None else program.inputs[str(behind.target)]
+
+
+def _stored(table: Any, program: Program) -> bool:
+    """Whether a table is made of parameters and buffers alone, not of what the model computes from its inputs."""
+    holders = [n for n in made_of(table) if n.op == "placeholder"]
+    return any(n.target in program.weights for n in holders) and not any(n.target in program.inputs for n in holders)
 
 
 def _reads(node: fx.Node, program: Program, model: nn.Module, table: Tensor) -> bool:

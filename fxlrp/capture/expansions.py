@@ -345,6 +345,35 @@ def _whole_quotient(a: Any, b: Any, mode: str) -> Any:
     return _rounded(aten.div.Tensor(a, b), overload(a, b, rounding_mode=mode))
 
 
+@replaces(aten.embedding_bag, aten._embedding_bag, aten._embedding_bag_forward_only)
+def _embedding_bag(
+    table: Any,
+    ids: Any,
+    offsets: Any,
+    scale_grad: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: Any = None,
+    last: bool = False,
+    padding: int | None = None,
+) -> Any:
+    """Sums (mode 0) or means (1) of looked-up rows; a bag begins at each offset."""
+    if mode not in (0, 1) or last or (padding is not None and padding >= 0):
+        return NotImplemented
+    rows = aten.embedding.default(table, ids)
+    places = {"dtype": _value(offsets).dtype, "device": _value(offsets).device}
+    count = aten.arange.default(_size(ids, 0), **places)
+    bag = aten.sub.Tensor(aten.searchsorted.Tensor(offsets, count, right=True), 1)
+    rows = rows if weights is None else aten.mul.Tensor(rows, aten.unsqueeze.default(weights, 1))
+    bags = _size(offsets, 0)
+    total = aten.index_add.default(aten.new_zeros.default(rows, [bags, _size(rows, 1)]), 0, bag, rows)
+    if mode == 0:
+        return (total, None, None, None)
+    ones = aten.new_ones.default(rows, [_size(ids, 0)])
+    sizes = aten.index_add.default(aten.new_zeros.default(rows, [bags]), 0, bag, ones)
+    return (aten.div.Tensor(total, aten.unsqueeze.default(aten.clamp_min.default(sizes, 1), 1)), None, None, None)
+
+
 @replaces(aten.glu)
 def _glu(x: Any, dim: int = -1) -> Any:
     half = _value(x).shape[dim] // 2

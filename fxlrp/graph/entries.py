@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from fxlrp.errors import InputError
 from fxlrp.graph.nodes import ancestors, module_path, run, source_line, tensor_value
-from fxlrp.graph.operator_classes import MOVEMENT, PRODUCT, SUM
+from fxlrp.graph.operator_classes import INDEX, MOVEMENT, PRODUCT, SUM
 from fxlrp.graph.operators import Move, nodes_in, operator_of
 from fxlrp.graph.uses import made_of
 
@@ -58,6 +58,22 @@ class Entries:
         return torch.stack([layer > 0 for layer in self.layers]).any(0)
 
 
+def numbers_of(node: fx.Node) -> fx.Node | None:
+    """The integers by which a node takes whole rows along the first axis of its first argument; None if it does not."""
+    operator = operator_of(node)
+    if operator is None or not operator.indexed or not isinstance(node.args[0], fx.Node):
+        return None
+    chosen: Any = node.args[-1]  # embedding(table, ids), index(table, [ids]), index_select(table, 0, ids)
+    if operator.looks_up:
+        chosen = node.args[1]
+    elif isinstance(chosen, (list, tuple)):
+        chosen = chosen[0] if len(chosen) == 1 else None
+    elif not (operator.category == INDEX and node.args[1] == 0):
+        return None
+    value = tensor_value(chosen) if isinstance(chosen, fx.Node) else None
+    return None if value is None or value.is_floating_point() or value.dtype == torch.bool else chosen
+
+
 def sources_of(ids: fx.Node, inputs: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
     """The integer inputs that the numbers of a look-up are made of, nearest first."""
     made = (node for node in made_of(ids) if node in inputs)
@@ -82,7 +98,8 @@ def entries_of(
 
     Raises :class:`InputError` where that cannot be told.
     """
-    ids: Any = lookup.args[1]
+    ids = numbers_of(lookup)
+    assert ids is not None
     sources = sources_of(ids, inputs)
     if len(sources) == 1 and in_place(ids, sources[0]):
         return None

@@ -219,6 +219,7 @@ _register(
     terms=(0,),
 )
 _register("atan2 fmod remainder polar xlogy", Dependence.GENERAL, GENERAL, terms=(0, 1), entrywise=True)
+_register("embedding_renorm", Dependence.GENERAL, GENERAL, terms=(0,))
 _register("linalg_inv_ex cdist _cdist_forward", Dependence.GENERAL, GENERAL, terms=(0, 1))
 
 #: Slopes ``(f(x) - f(0)) / x`` in closed form.

@@ -104,8 +104,8 @@ class _Rewriting:
         self.watched = {n for n in taps if plan.plain and n not in plan.carrying and n.op == "call_function"}
         self.lookups = {e.node for e in plan.structure.attributed if e.lookup}
         self.attributed = {e.node for e in plan.structure.attributed}
-        # Tables that the model computes (of an adapter, of rows scaled to a norm) are no arguments.
-        self.tables = {table for n in self.lookups if (table := n.args[0]).op == "placeholder"}  # type: ignore[union-attr]
+        # Tables that the model computes (of an adapter, of rows scaled to a norm), or indexes, are no arguments.
+        self.tables = {t for n in self.lookups if _looks_up(n) and (t := n.args[0]).op == "placeholder"}  # type: ignore[union-attr]
         self.lookup_weights: dict[Any, fx.Node] = {}
         self.entered: dict[fx.Node, fx.Node] = {}
         self.references: dict[fx.Node, fx.Node] = {}
@@ -166,7 +166,7 @@ class _Rewriting:
     def _emit(self, node: fx.Node) -> fx.Node:
         if node in self.entered:
             return self.entered[node]
-        if node in self.lookups and node.args[0] not in self.tables:
+        if node in self.lookups and not (_looks_up(node) and node.args[0] in self.tables):
             return self.graph.call_function(source_leaf, (self.graph.node_copy(node, self._constant), 0))
         if node in self.lookups:
             args = (self.lookup_weights[node.args[0]], *(self._constant(a) for a in node.args[1:]))
@@ -326,6 +326,11 @@ def _check_samples(node: fx.Node, call: RuleCall) -> None:
             f"({source_line(node)}) they lie along axis {call.operation.samples}. Give the batch as the first axis, or "
             "take sums over the features: post with over: features."
         )
+
+
+def _looks_up(node: fx.Node) -> bool:
+    operator = operator_of(node)
+    return operator is not None and operator.looks_up
 
 
 def _copies(node: fx.Node) -> bool:

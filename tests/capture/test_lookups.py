@@ -121,6 +121,30 @@ def test_each_column_has_the_relevance_of_its_own_table(ruleset: str) -> None:
     assert result.features.shape == (3, 2, 5)  # of tables of other widths side by side
 
 
+#: Other spellings of the sum of a table's rows, by the table's weight [10, 4].
+SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bag": lambda w, x: F.embedding_bag(x, w, mode="sum"),
+    "bag of means": lambda w, x: F.embedding_bag(x, w, mode="mean") * x.shape[1],
+    "bag by offsets": lambda w, x: F.embedding_bag(x.flatten(), w, torch.tensor([0, 6]), mode="sum"),
+    "bag with weights": lambda w, x: F.embedding_bag(x, w, mode="sum", per_sample_weights=torch.ones(x.shape).to(w)),
+    "indexed": lambda w, x: w[x].sum(1),
+    "selected": lambda w, x: w.index_select(0, x.flatten()).view(*x.shape, 4).sum(1),
+    "table made of another": lambda w, x: F.embedding(x, (w * 2).T.T).sum(1) / 2,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_table_is_looked_up_however_it_is_spelled(spelling: str, parts: tuple[nn.Embedding, nn.Linear]) -> None:
+    table, head = parts
+    rows = SPELLINGS[spelling]
+    result = fxlrp.convert(Calls(lambda x: head(rows(table.weight, x)), table, head)).attribute(
+        IDS, target=1, ledger=True
+    )
+    assert torch.allclose(result.relevance, (table(IDS) @ head.weight[1]).detach(), atol=1e-12)
+    assert result.ledger is not None
+    assert result.ledger.gap.abs().max() < 1e-12
+
+
 def test_an_id_of_two_inputs_is_shared_by_both(parts: tuple[nn.Embedding, nn.Linear]) -> None:
     table, head = parts
 
