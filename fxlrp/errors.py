@@ -84,6 +84,10 @@ class FileError(FxlrpError, OSError):
     """A file cannot be written: the disk is full, a folder is missing, the name is none."""
 
 
+class NotFiniteError(FxlrpError):
+    """A result holds NaN or an infinity; the message names the operation where it first appears."""
+
+
 class MissingExtraError(FxlrpError):
     """An optional package is needed for this feature."""
 
@@ -96,6 +100,14 @@ class MissingExtraError(FxlrpError):
 
 class RetraceWarning(UserWarning):
     """A graph stands for inputs of one size, or for one input: others are traced anew, which takes its time."""
+
+
+class SharedRelevanceWarning(UserWarning):
+    """Relevance belongs to several entries of an input together, and was shared among them evenly."""
+
+
+class RelevanceWarning(UserWarning):
+    """Relevance that means little: all zero beside a value that is not, blown up, or not adding up."""
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
@@ -123,10 +135,6 @@ def shortened(text: object) -> str:
 def closest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that is most like ``name``, if any is."""
     return next(iter(get_close_matches(name, sorted(valid), n=1, cutoff=0.5)), None)
-
-
-class SharedRelevanceWarning(UserWarning):
-    """Relevance belongs to several entries of an input together, and was shared among them evenly."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -26,7 +26,8 @@ class Program:
     ``fused`` tells, for the exit node of each expanded operator, which operator it was. ``guards`` are the
     conditions on input shapes under which the graph stands for the model; :meth:`accepts` evaluates them. A
     model that decides by values was ``recorded``: its graph stands for these inputs alone. The last ``functions`` of
-    the graph's outputs are values of functions of the model's output, and no part of it.
+    the graph's outputs are values of functions of the model's output, and no part of it. A ``wide`` graph takes what is
+    in half precision in float32 (see :mod:`fxlrp.capture.precision`).
     """
 
     graph: fx.Graph
@@ -45,6 +46,11 @@ class Program:
     replayed: bool = False
     """Whether torch.export follows the model, but for the branches that are taken on the recorded inputs."""
     functions: int = 0
+    wide: bool = False
+
+    def taken(self, value: Any) -> Any:
+        """A weight, constant or input as the graph takes it."""
+        return widened(value) if self.wide else value
 
     def accepts(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
         """Whether the graph stands for the model on these inputs."""
@@ -89,11 +95,13 @@ class Program:
         """The value of each placeholder: a weight of ``model``, a constant on its device, or a leaf of ``inputs``."""
         device, leaves = device_of(model), flatten(inputs)
         return {
-            name: weight(model, self.weights[name])
-            if name in self.weights
-            else self.constants[name].to(device)
-            if name in self.constants
-            else leaves[self.inputs[name]]
+            name: self.taken(
+                weight(model, self.weights[name])
+                if name in self.weights
+                else self.constants[name].to(device)
+                if name in self.constants
+                else leaves[self.inputs[name]]
+            )
             for name in self.placeholders
         }
 
@@ -130,6 +138,15 @@ def _same(given: Any, recorded: Any) -> bool:
 def leaf_name(path: tuple[Any, ...]) -> str:
     """``inputs["a"]`` is ``a``; a tensor inside a nested input is ``a.0.b``."""
     return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)
+
+
+def widened(x: Any) -> Any:
+    """A half precision tensor in float32, so that products of small values and messages do not vanish."""
+    if not isinstance(x, Tensor):
+        return x
+    if x.dtype is torch.complex32:
+        return x.to(torch.complex64)
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -202,12 +202,15 @@ class Conversion:
         for name, value in flatten(inputs).items():
             if not isinstance(value, Tensor):
                 continue
+            if value.layout is not torch.strided or value.is_nested:
+                raise InputError(
+                    f"Input '{name}' is a {'nested' if value.is_nested else 'sparse'} tensor, whose entries have no "
+                    "relevance of their own here: pass it as a dense one (.to_dense(), with a mask where it is padded)."
+                )
             if value.ndim and len(value) == 0:
                 raise InputError(f"Input '{name}' of shape {tuple(value.shape)} holds no sample.")
-            if value.is_floating_point() and not value.is_meta and bool(torch.isnan(value).any()):
-                raise InputError(
-                    f"Input '{name}' contains NaN: relevance would be NaN everywhere. Clean the input first."
-                )
+            if value.is_floating_point() and not value.is_meta and value.numel():
+                _check_range(name, value)
             if value.ndim and value.device.type not in places:
                 other, where = next(iter(places.items()))
                 raise InputError(
@@ -239,15 +242,26 @@ class Conversion:
             if named and name in named:
                 values.append(named[name])
             elif name in tables:
-                weight = ordinary(self._weight(program.weights[tables[name]]))
+                weight = program.taken(ordinary(self._weight(program.weights[tables[name]])))
                 values.append(weight if replaced is None else weight.detach().requires_grad_())
             elif name in program.weights:
-                values.append(ordinary(self._weight(program.weights[name]).detach()))
+                values.append(program.taken(ordinary(self._weight(program.weights[name]).detach())))
             elif name in program.constants:
-                values.append(program.constants[name].to(self.device))
+                values.append(program.taken(program.constants[name].to(self.device)))
             else:
-                values.append(ordinary(leaves[program.inputs[name]]))
+                values.append(program.taken(ordinary(leaves[program.inputs[name]])))
         return values
+
+    def own_outputs(self, captured: Captured, inputs: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """The flat outputs in the model's own precision, None where the graph computes in it."""
+        if captured.own is None:
+            return None
+        _, rewritten = self.plain.rewritten(captured.own)
+        with torch.no_grad():
+            flat: tuple[Any, ...] = self.run(
+                rewritten, self.arguments(captured.own.program, rewritten, inputs), inputs
+            )[0]
+        return flat
 
     def _weight(self, target: str) -> Tensor:
         if self._version is not self.graphs.version.state:  # modules may be others now
@@ -316,3 +330,17 @@ class Conversion:
         except (RuntimeError, IndexError, ValueError, TypeError):
             check_runs(self.model, inputs)
             raise
+
+
+def _check_range(name: str, value: Tensor) -> None:
+    """Raise :class:`InputError` for NaN, infinity and numbers whose squares overflow, but for what masks hold."""
+    limit = torch.finfo(torch.promote_types(value.dtype, torch.float32)).max ** 0.5
+    least, most = map(float, torch.aminmax(value.detach()))
+    if most != most:
+        raise InputError(f"Input '{name}' contains NaN: relevance would be NaN everywhere. Clean the input first.")
+    masks = least == -float("inf") or least == torch.finfo(value.dtype).min
+    if most > limit or (least < -limit and not masks):
+        raise InputError(
+            f"Input '{name}' holds {most if most > limit else least:.3g}, the square of which is no number in "
+            f"{value.dtype}: relevance would not be finite. Scale or clean the input first."
+        )

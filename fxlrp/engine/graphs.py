@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxlrp.capture import Program, agree, capture
 from fxlrp.capture.attributed import attributed_values
+from fxlrp.capture.precision import in_float32, is_narrow
 from fxlrp.capture.process import at_rest, unmoved
 from fxlrp.capture.program import flatten
 from fxlrp.capture.state import State, described
@@ -28,7 +29,8 @@ from fxlrp.patterns.structure import Structure
 class Captured:
     """A program with its structure, as shared by every ruleset, and the forms that rulesets asked to fold it into.
 
-    ``origin`` is the program before activations were folded, ``patterns`` are those that it was searched for.
+    ``origin`` is the program before activations were folded, ``patterns`` are those that it was searched for. ``own``
+    is the same in the model's own precision, where the program computes in a wider one.
     """
 
     program: Program
@@ -38,6 +40,7 @@ class Captured:
     forms: dict[tuple[str, ...], Captured] = field(default_factory=dict, repr=False)
     #: Sizes of inputs on which the program was compared with its model, and whether it gave the same.
     checked: dict[Any, bool] = field(default_factory=dict, repr=False)
+    own: Captured | None = field(default=None, repr=False)
 
     def stands_for(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
         """Whether the program stands for its model on these inputs, as far as is known."""
@@ -52,8 +55,8 @@ class Captured:
         return self.program.recorded is not None or sizes in self.checked or enough
 
     def check(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
-        """Compare the program with its model on these inputs, and remember what came out."""
-        agrees = self.checked[_sizes(flatten(inputs))] = agree(model, self.program, inputs)
+        """Compare the program, in the model's own precision, with its model on these inputs; remember what came out."""
+        agrees = self.checked[_sizes(flatten(inputs))] = agree(model, (self.own or self).program, inputs)
         return agrees
 
     @outside_compiler
@@ -68,7 +71,7 @@ class Captured:
                     program, moved = FOLDS[name](program)
                     attributed = tuple(replace(each, node=moved[each.node]) for each in attributed)
                 made = Structure.of(program, attributed)
-                self.forms[folds] = Captured(program, made, self.origin, self.patterns) if folds else self
+                self.forms[folds] = replace(self, program=program, structure=made, forms={}) if folds else self
             return self.forms[folds]
 
     @outside_compiler
@@ -80,13 +83,14 @@ class Captured:
         key = ("", *sorted(names))  # no fold has this name
         with LOCK:
             if key not in self.forms:
-                made = Structure.of(self.program, left)
-                self.forms[key] = Captured(self.program, made, self.origin, self.patterns)
+                self.forms[key] = replace(self, structure=Structure.of(self.program, left), forms={})
             return self.forms[key]
 
     def every_form(self) -> Iterator[Captured]:
-        """The program itself and all its forms."""
+        """The program itself, all its forms, and that in the model's own precision."""
         yield self
+        if self.own is not None:
+            yield from self.own.every_form()
         for form in self.forms.values():
             if form is not self:
                 yield from form.every_form()
@@ -98,9 +102,13 @@ FOLDS = {"affine": fold_affine}
 
 def _searched(model: nn.Module, origin: Program, checked: dict[Any, bool]) -> Captured:
     """A captured program with its activations folded, and what the patterns of now find in it."""
-    program = fold_activations(origin)
-    structure = Structure.of(program, attributed_values(program, model))
-    return Captured(program, structure, origin, registered(), checked=checked)
+
+    def found(program: Program, own: Captured | None = None) -> Captured:
+        program = fold_activations(program)
+        structure = Structure.of(program, attributed_values(program, model))
+        return Captured(program, structure, origin, registered(), checked=checked, own=own)
+
+    return found(in_float32(origin), found(origin)) if is_narrow(origin) else found(origin)
 
 
 #: How many graphs of one model are held, over all that it has been.

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from fxlrp.capture.attributed import entries_by_lookup
+from fxlrp.capture.program import widened
 from fxlrp.engine.sources import Naming
 from fxlrp.planning.plan import Plan
-from fxlrp.rewrite.call import total, widened
+from fxlrp.rewrite.call import total
 from fxlrp.rewrite.graph import Rewritten
 from fxlrp.rules.primitives import received
 from fxlrp.rules.rule import Message

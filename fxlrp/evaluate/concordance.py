@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.evaluate.ranks import spearman
+from fxlrp.evaluate.units import finite
 from fxlrp.results.attribution import Attribution
 
 
@@ -30,7 +31,7 @@ def rank_agreement(results: Sequence[Attribution]) -> Tensor:
 
 def _scores(result: Attribution) -> tuple[Tensor, Tensor]:
     """Relevance [samples, units], and which units are real."""
-    relevance, mask = result.relevance.detach().cpu(), result.attention_mask
+    relevance, mask = finite(result).cpu(), result.attention_mask
     if result.image_size is not None and (relevance.ndim == 4 or result.grid is not None):
         relevance = result.map(result.image_size).detach().cpu().flatten(1)
     present = torch.ones_like(relevance, dtype=torch.bool)

@@ -113,7 +113,7 @@ def units_of(given: Mapping[str, Any], result: Attribution, keep: tuple[int, ...
     unit of the input.
     """
     name = next(name for name, value in result.inputs.items() if value is result.relevance)
-    value, relevance = given[name], result.relevance.detach()
+    value, relevance = given[name], finite(result)
     if result.of_ids and relevance.shape == value.shape:
         return Tokens(name, value, relevance, present_tokens(result, value, keep))
     if keep:
@@ -138,3 +138,14 @@ def present_tokens(result: Attribution, ids: Tensor, keep: tuple[int, ...]) -> T
     for token in keep:
         present &= ids != token
     return present
+
+
+def finite(result: Attribution) -> Tensor:
+    """The relevance of the main input. Raises :class:`InputError` for NaN and infinity, which no order is made of."""
+    relevance = result.relevance.detach()
+    if not bool(torch.isfinite(relevance).all()):
+        raise InputError(
+            f"The relevance that '{result.ruleset.name}' gave holds NaN or infinity, of which no protocol makes a "
+            "number: attribute these inputs again, or leave the ruleset out."
+        )
+    return relevance

@@ -16,6 +16,7 @@ from fxlrp.errors import InputError, TargetError
 from fxlrp.explain.selection import selected
 from fxlrp.readout import read
 from fxlrp.readout.passes import Task
+from fxlrp.readout.soundness import check
 from fxlrp.results.attribution import Attribution
 
 
@@ -50,6 +51,8 @@ def attribute(
     propagated, main = answer.propagated, task.main_input
     value = task.values[main]
     assert task.explain is not None
+    check(task, propagated, answer.summed)
+    own = lrp.own_outputs(task.captured, given)
     mask, _ = lrp.conventions.masks(given)
     tokens = _tokens(inputs, value, tokenizer)
     tapped = zip(task.tapped, propagated.taps, strict=False)
@@ -57,7 +60,7 @@ def attribute(
         relevance=answer.summed[main],
         inputs=dict(answer.summed),
         features=answer.features[main],
-        outputs=private.pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, propagated.outputs),
+        outputs=_detached(propagated.outputs if own is None else task.captured.program.unpack(own)),
         target=task.explain.resolved,
         explained=propagated.explained,
         ruleset=lrp.ruleset.info,
@@ -70,6 +73,10 @@ def attribute(
         of_ids=_are_ids(value),
         picture=None if _image_size(value) is None else value.detach(),
     )
+
+
+def _detached(outputs: Any) -> Any:
+    return private.pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, outputs)
 
 
 def _reference(lrp: Conversion, reference: Any) -> dict[str, Any]:

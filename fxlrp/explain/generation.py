@@ -19,6 +19,7 @@ from fxlrp.explain.attribute import _are_ids, _tokens
 from fxlrp.readout import read
 from fxlrp.readout.many_targets import OneOfMany, Passes, Steps
 from fxlrp.readout.passes import Task
+from fxlrp.readout.soundness import check
 from fxlrp.results.generation import GenerationAttribution
 
 Contrast = int | Sequence[Any] | Tensor | Literal["runner-up"] | None
@@ -155,7 +156,9 @@ def attribute_generation(
     columns: list[Mapping[str, Tensor]] = []
     explained: list[Tensor] = []
     for k in range(count):
-        answer = read(OneOfMany(passes, k, _seen(given, prompt, start + k)), lrp.ruleset.readout)
+        one = OneOfMany(passes, k, _seen(given, prompt, start + k))
+        answer = read(one, lrp.ruleset.readout)
+        check(one, answer.propagated, answer.summed)
         columns.append(answer.summed)
         explained.append(answer.propagated.explained)
     stacked = {name: torch.stack([column[name] for column in columns], -1) for name in columns[0]}

@@ -25,6 +25,7 @@ from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs_at import point_of
 from fxlrp.results.attribution import Attribution
 from fxlrp.results.generation import GenerationAttribution
+from fxlrp.rules.primitives import same_value
 from fxlrp.spec.ruleset import Ruleset
 from fxlrp.spec.ruleset import ruleset as load
 
@@ -108,7 +109,9 @@ class ConvertedModel(nn.Module):
         _, rewritten = conversion.rewritten(captured)
         named = point_of(conversion, captured, inputs).zeros().arguments(rewritten) if rewritten.references else {}
         arguments = conversion.arguments(captured.program, rewritten, inputs, named=named)
-        return captured.program.unpack(conversion.run(rewritten, arguments, inputs)[0])
+        flat = conversion.run(rewritten, arguments, inputs)[0]
+        own = conversion.own_outputs(captured, inputs)
+        return captured.program.unpack(flat if own is None else tuple(map(_in_place_of, own, flat)))
 
     def attribute(
         self,
@@ -206,6 +209,12 @@ class ConvertedModel(nn.Module):
         """
         with plainly():
             return attribute_generation(self.conversion, inputs, max_new_tokens, generated, contrast, tokenizer, chunk)
+
+
+def _in_place_of(own: Any, wide: Any) -> Any:
+    """An output in the model's own precision, whose message goes where the one in float32 came from."""
+    connected = isinstance(wide, Tensor) and wide.requires_grad
+    return same_value(own, wide.to(own.dtype)) if connected else own
 
 
 def convert(

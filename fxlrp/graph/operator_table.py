@@ -45,6 +45,8 @@ aten = torch.ops.aten
 ALIAS = aten.alias.default
 #: A value that no gradient passes.
 DETACH = aten.detach
+#: The bits of a value as those of another type.
+BITS = aten.view.dtype
 #: A softmax that maps rows of -inf to zero, as fused attention does.
 SAFE_SOFTMAX = aten._safe_softmax.default
 #: Operators that capture spells out and that rewriting may run whole.

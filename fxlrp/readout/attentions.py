@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture.program import widened
 from fxlrp.errors import InputError, ReadingError
 from fxlrp.graph.axes import axis_of_features
 from fxlrp.graph.nodes import module_path, run, source_line
@@ -19,7 +20,6 @@ from fxlrp.graph.operators import nodes_in, operator_of
 from fxlrp.patterns import Match
 from fxlrp.patterns.structure import Structure
 from fxlrp.readout.passes import Propagated, Task
-from fxlrp.rewrite.call import widened
 
 ATTENTION = "attention"
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from fxlrp.capture.program import widened
 from fxlrp.errors import InputError
 from fxlrp.readout.inputs import by_input
 from fxlrp.readout.passes import Carried, Task
 from fxlrp.readout.readers import Answer, reader
-from fxlrp.rewrite.call import widened
 from fxlrp.spec.readings import DifferenceReading
 
 

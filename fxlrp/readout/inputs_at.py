@@ -47,9 +47,11 @@ class Point:
 
     def arguments(self, rewritten: Rewritten) -> dict[str, Any]:
         """Everything that a rewritten module takes of its reference inputs."""
-        leaves, inputs = flatten(self.given), self.captured.program.inputs
+        leaves, program = flatten(self.given), self.captured.program
         return {
-            name: self.by_node[node] if node in self.by_node else leaves[inputs[str(node.target)]]
+            name: self.by_node[node]
+            if node in self.by_node
+            else program.taken(leaves[program.inputs[str(node.target)]])
             for name, node in rewritten.references.items()
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture.attributed import Attributed, entries_by_lookup
-from fxlrp.capture.program import flatten
+from fxlrp.capture.program import flatten, widened
 from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.engine.explained import Explained
 from fxlrp.engine.functions import Function, with_functions
@@ -24,7 +24,6 @@ from fxlrp.graph.operators import is_continuous
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs_at import Point, point_of, reference_point
 from fxlrp.rewrite import Rewritten
-from fxlrp.rewrite.call import widened
 from fxlrp.rules.primitives import ratio, received
 from fxlrp.rules.rule import Message
 
@@ -52,8 +51,8 @@ class Carried:
 
 @dataclass(frozen=True)
 class Propagated:
-    """What one forward and one backward pass gave: the output object, the explained scalars, what was watched, and the
-    flat outputs of the graph.
+    """What one forward and one backward pass gave: the output object, the explained scalars, what was watched, the flat
+    outputs of the graph, and how much relevance began per sample, whatever its sign (None where no pass went back).
     """
 
     outputs: Any
@@ -61,6 +60,7 @@ class Propagated:
     attributed: tuple[Carried, ...]
     taps: tuple[Carried, ...]
     flat: tuple[Any, ...] = ()
+    begun: Tensor | None = None
 
 
 class Task:
@@ -253,33 +253,47 @@ class Task:
         self, taps: Sequence[fx.Node] = (), lrp: Conversion | None = None, at: Point | None = None
     ) -> Propagated:
         """One forward and one backward pass, under another conversion of the model, or at other inputs, if given."""
-        lrp = lrp or self.lrp
-        plan, rewritten = lrp.rewritten(self.captured, tuple(taps), entered=at is not None)
+        return self._passed(lrp or self.lrp, tuple(taps), at)
+
+    def watched(self, module: Callable[[Rewritten], Rewritten]) -> Propagated:
+        """The same for the rewritten module in a form in which its values and messages are seen."""
+        return Task._passed(self, self.lrp, (), None, module)
+
+    def _passed(
+        self,
+        lrp: Conversion,
+        taps: tuple[fx.Node, ...],
+        at: Point | None,
+        module: Callable[[Rewritten], Rewritten] | None = None,
+    ) -> Propagated:
+        plan, rewritten = lrp.rewritten(self.captured, taps, entered=at is not None)
+        rewritten = rewritten if module is None else module(rewritten)
         program = self.captured.program
         with torch.enable_grad():
             flat, values, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten, at), self.given)
             outputs = program.unpack(flat)
             scalars, seeds = self._explained(flat, lrp)
             explained = sum(scalars, torch.zeros(()))
+        amounts = [(s.detach() * seed).abs() for s, seed in zip(scalars, seeds, strict=True)]
         if self.explain is not None and self.explain.begins_at_zero(scalars, lrp.ruleset):
             returned = self._given_relevance(plan)
             if returned and not set(returned) <= set(taps):
                 found = self.propagate((*taps, *returned), lrp, at)
                 return replace(found, taps=found.taps[: len(taps)])
             if returned:
-                begun = self._at_zero(flat, plan, lrp)
-                pairs = [(tapped[taps.index(node)], begun[i]) for i, node in enumerate(returned)]
-                scalars, seeds = [value for value, _ in pairs], [seed for _, seed in pairs]
-        watched = (*values, *tapped)
-        wanted = [value for value in watched if value.requires_grad]  # a tapped constant has no message
+                scalars, seeds = [tapped[taps.index(node)] for node in returned], self._at_zero(flat, plan, lrp)
+                amounts = [seed.abs().flatten(1).sum(1) for seed in seeds]
+        kept = (*values, *tapped)
+        wanted = [value for value in kept if value.requires_grad]  # a tapped constant has no message
         starts = [s for s in zip(scalars, seeds, strict=True) if s[0].requires_grad]
         messages: Sequence[Tensor | None] = (
             torch.autograd.grad([s for s, _ in starts], wanted, [seed for _, seed in starts], allow_unused=True)
             if starts
             else [None] * len(wanted)
         )
-        carried = self.carried(plan, taps, watched, messages)
-        return Propagated(outputs, explained.detach(), carried[: len(values)], carried[len(values) :], tuple(flat))
+        carried = self.carried(plan, taps, kept, messages)
+        begun, count = sum(amounts, torch.zeros(())), len(values)
+        return Propagated(outputs, explained.detach(), carried[:count], carried[count:], tuple(flat), begun)
 
     def _given_relevance(self, plan: Plan) -> list[fx.Node]:
         """The outputs at which relevance itself arrives."""
@@ -320,7 +334,8 @@ class Task:
     def leaves(self) -> dict[str, Tensor]:
         """The float inputs that are attributed, as leaves of a backward pass."""
         named = [e.name for e in self.captured.structure.attributed if not e.lookup]
-        return {name: self.values[name].detach().clone().requires_grad_() for name in named}
+        taken = self.captured.program.taken
+        return {name: taken(self.values[name].detach().clone()).requires_grad_() for name in named}
 
     @cached_property
     def values(self) -> dict[str, Any]:

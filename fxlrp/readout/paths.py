@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fxlrp.capture.program import widened
 from fxlrp.readout.inputs import by_input, score
 from fxlrp.readout.inputs_at import Point, point_of
 from fxlrp.readout.passes import Task
 from fxlrp.readout.readers import Answer, reader
-from fxlrp.rewrite.call import widened
 from fxlrp.rules.rescale import gauss_legendre
 from fxlrp.spec.readings import IntegratedReading, SmoothReading
 

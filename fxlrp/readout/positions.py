@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from fxlrp.capture.program import flatten
+from fxlrp.capture.program import flatten, widened
 from fxlrp.engine.sources import Naming, counts
 from fxlrp.errors import ReadingError
 from fxlrp.graph.nodes import module_path, tensor_value
@@ -19,7 +19,6 @@ from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs import by_input
 from fxlrp.readout.passes import Carried, Task
 from fxlrp.readout.readers import Answer, reader
-from fxlrp.rewrite.call import widened
 from fxlrp.rewrite.graph import Source
 from fxlrp.rules.elementary import sink
 from fxlrp.spec.readings import PositionReading

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.program import widened
 from fxlrp.graph.operators import is_continuous
 from fxlrp.rules import Operation, Post, Rule
 from fxlrp.rules.operation import Reference
@@ -118,12 +119,6 @@ class SumCall:
 
 def _leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(is_continuous(x))
-
-
-def widened(x: Any) -> Any:
-    """A half precision tensor in float32, so that products of small values and messages do not vanish."""
-    narrow = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
-    return x.float() if narrow else x
 
 
 def total(amount: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.evaluate import Batch, Conservation, ParameterRandomisation, RankCorrelation, Robustness, sanity
+from fxlrp.evaluate.concordance import rank_agreement
 from fxlrp.evaluate.memory import drawing
 from fxlrp.evaluate.sanity import by_stage, stages
+from fxlrp.evaluate.units import units_of
 from tests.evaluate.test_perturbation import IDS, UNK, Votes
 
 spearmanr = pytest.importorskip("scipy.stats", reason="the reference: pip install 'fxlrp[evaluate]'").spearmanr
@@ -232,3 +235,16 @@ def test_errors(net: fxlrp.ConvertedModel, votes: fxlrp.ConvertedModel) -> None:
         Conservation(of="predict")  # type: ignore[arg-type]
     with pytest.raises(fxlrp.InputError, match="Tokens need a token to be replaced with"):
         Robustness().run(votes, IDS)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_relevance_that_is_no_number_is_refused(number: float) -> None:
+    """As a file may hold it, or a result made by hand: no order is made of it, and so no figure."""
+    model = nn.Linear(3, 2).eval()
+    result = fxlrp.convert(model, "epsilon").attribute(torch.ones(2, 3), target=1)
+    spoilt = torch.full_like(result.relevance, number)
+    broken = dataclasses.replace(result, relevance=spoilt, inputs={"input": spoilt})
+    with pytest.raises(fxlrp.FxlrpError, match="'epsilon' gave holds NaN or infinity"):
+        rank_agreement([result, broken])
+    with pytest.raises(fxlrp.FxlrpError, match="'epsilon' gave holds NaN or infinity"):
+        units_of({"input": torch.ones(2, 3)}, broken)

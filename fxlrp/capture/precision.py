@@ -1,0 +1,50 @@
+"""Half precision carried in float32: relevance divides by sums that cancel, and its messages are small.
+
+A float16 or bfloat16 model is explained on a graph of its own weights and inputs that computes in float32. What the
+model returns stays its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.capture import torch_private as private
+from fxlrp.capture.program import Program, widened
+from fxlrp.graph.operator_table import BITS
+
+#: The type in which each narrow one is carried.
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+
+
+def is_narrow(program: Program) -> bool:
+    """Whether some value of the graph is in half precision, and none is read as the bits of another type."""
+    nodes = list(program.graph.nodes)
+    values = (value for node in nodes for value in private.pytree.tree_leaves(node.meta.get("val")))
+    narrow = any(isinstance(value, Tensor) and value.dtype in WIDER for value in values)
+    return narrow and not any(node.target is BITS for node in nodes)
+
+
+def in_float32(program: Program) -> Program:
+    """A copy of ``program`` in which every value of half precision is one of float32, arguments included."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(program.graph, values))
+    for node in graph.nodes:
+        node.args, node.kwargs = private.pytree.tree_map(_wider, (node.args, node.kwargs))
+        if "val" in node.meta:
+            node.meta = {**node.meta, "val": private.pytree.tree_map(widened, node.meta["val"])}
+    fused = {values[end]: _wide_region(region.moved(values)) for end, region in program.fused.items()}
+    return replace(program, graph=graph, fused=fused, wide=True)
+
+
+def _wide_region(region: Any) -> Any:
+    args, kwargs = private.pytree.tree_map(_wider, (region.args, dict(region.kwargs)))
+    return replace(region, args=args, kwargs=kwargs)
+
+
+def _wider(value: Any) -> Any:
+    return WIDER.get(value, value) if isinstance(value, torch.dtype) else value
