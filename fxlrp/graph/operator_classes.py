@@ -83,7 +83,11 @@ QUOTIENT = register_class(OperatorClass("quotient"))
 ACTIVATION = register_class(OperatorClass("activation", aliases=("act",)))
 #: A function with no value at zero: logarithms, reciprocals, a constant over a value.
 SINGULAR = register_class(OperatorClass("singular"))
+#: One of them that only divides other values that depend on the input: a reciprocal, a root of a variance.
+DIVISOR = register_class(OperatorClass("divisor", wider=SINGULAR))
 SOFTMAX = register_class(OperatorClass("softmax"))
+#: A softmax that nothing but outputs are made of, entry by entry: the logits of a prediction go in.
+PREDICTION = register_class(OperatorClass("prediction", wider=SOFTMAX))
 SELECTION = register_class(OperatorClass("selection", keeps=True))
 RECTIFIER = register_class(OperatorClass("rectifier", wider=SELECTION, keeps=True))
 #: A value taken to a grid: to whole numbers, to those that some bits can hold.

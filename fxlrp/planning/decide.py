@@ -22,20 +22,24 @@ from fxlrp.graph.operator_classes import (
     ANY,
     CLASSES,
     CONVOLUTION,
+    DIVISOR,
     FORK,
     GENERAL,
     LINEAR,
     MATMUL,
     MIXING,
+    PREDICTION,
     PRODUCT,
     QUOTIENT,
     SCALE,
     SHIFT,
     SINGULAR,
+    SOFTMAX,
     OperatorClass,
 )
 from fxlrp.graph.operators import Dependence, Operator, is_float, nodes_in, operands_of, operator_of, packet
 from fxlrp.graph.order import Ends
+from fxlrp.graph.roles import divides, predicts
 from fxlrp.patterns.structure import Structure
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rules import Conserves, find_rule
@@ -190,14 +194,22 @@ def _by_factors(node: fx.Node, operator: Operator, carrying: Set[fx.Node], insid
 def _by_place(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
     numerator = any(n in carrying for n in nodes_in(node, operator.factors[:1]))
     denominator = any(n in carrying for n in nodes_in(node, operator.factors[1:]))
-    return SCALE if not denominator else QUOTIENT if numerator else SINGULAR
+    return SCALE if not denominator else QUOTIENT if numerator else _singular(node, inside)
 
 
 def _by_value(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
     site = take_apart(node, carrying.__contains__)
     if site.extras or any(isinstance(a, fx.Node) for a in [*node.args[1:], *node.kwargs.values()]):
         return GENERAL  # the exponent of a power is itself a value
-    return ACTIVATION if abs(value_at_zero(site.operation)) < float("inf") else SINGULAR
+    return ACTIVATION if abs(value_at_zero(site.operation)) < float("inf") else _singular(node, inside)
+
+
+def _singular(node: fx.Node, inside: frozenset[fx.Node]) -> OperatorClass:
+    return DIVISOR if divides(node, inside) else SINGULAR
+
+
+def _by_use(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
+    return PREDICTION if predicts(node, inside) else SOFTMAX
 
 
 def _by_terms(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
@@ -213,6 +225,7 @@ DECIDED: Mapping[OperatorClass, Callable[..., OperatorClass]] = {
     QUOTIENT: _by_place,
     ACTIVATION: _by_value,
     ADD: _by_terms,
+    SOFTMAX: _by_use,
 }
 
 

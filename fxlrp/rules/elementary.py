@@ -240,6 +240,56 @@ def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return x * ratio(relevance, op(x, *rest))
 
 
+def _chord(y: Tensor, x: Tensor) -> Tensor:
+    """y / x, the slope of the chord from the origin; 0 at x = 0 and where either is infinite or their ratio is."""
+    return torch.nan_to_num(ratio(y, x), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _chord_leak(op: Operation, y: Tensor, g: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    """y g where the chord has no slope."""
+    x = x.expand_as(y)
+    return torch.where(_chord(y, x) == 0, received(y, g), 0.0)
+
+
+@rule(
+    "softmax",
+    "activation",
+    "singular",
+    conserves=Conserves.WITH_LEAK,
+    source=Cite("Bach et al. 2015", "sec. 2.4: relevance of a function's value is that of its argument"),
+    leak=_chord_leak,
+    leak_kind="pole",
+)
+def hand_on(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
+    """R_x = R_y, entry by entry, as g_x = f(x) / x g_y: the slope of the chord from the origin to (x, f(x)).
+
+    x, y: shapes that broadcast. For functions that have no value at 0 (log, 1 / x), where no secant begins, and for the
+    softmax of a prediction: the relevance of a probability is that of its logit. Where x is 0, or f(x) infinite, there
+    is no chord, and the relevance is the declared leak.
+    """
+    with torch.no_grad():
+        y: Tensor = op(x.detach(), *rest)
+        slope = _chord(y, x.detach().expand_as(y))
+    return carry(y, x.expand_as(y), slope)
+
+
+@hand_on.in_relevance
+def _(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
+    """R_x = R_y where there is a chord."""
+    with torch.no_grad():
+        y: Tensor = op(x.detach(), *rest)
+        passed = (_chord(y, x.detach().expand_as(y)) != 0).to(y.dtype)
+    return carry(y, x.expand_as(y), passed)
+
+
+@hand_on.reference
+def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    y = op(x, *rest)
+    wide = x.expand_as(y)
+    received_by_x = torch.where((wide == 0) | (y == 0) | torch.isinf(y) | torch.isinf(wide), 0.0, relevance)
+    return received_by_x.sum_to_size(x.shape), *(torch.zeros_like(r) for r in rest if isinstance(r, Tensor))
+
+
 def _kept(op: Operation, y: Tensor, g: Tensor, *operands: Any, share: float) -> Tensor:
     """share y g."""
     return share * received(y, g)
