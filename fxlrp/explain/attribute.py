@@ -16,7 +16,7 @@ from fxlrp.errors import InputError, TargetError
 from fxlrp.explain.selection import selected
 from fxlrp.readout import read
 from fxlrp.readout.passes import Task
-from fxlrp.readout.soundness import check
+from fxlrp.readout.soundness import check, check_ledger
 from fxlrp.results.attribution import Attribution
 
 
@@ -124,7 +124,9 @@ def _ledger(task: Task, explain: Explained) -> Ledger:
         return explain.relevance(program.unpack(values), values[len(values) - program.functions :])
 
     with lrp.drawing():
-        return compute_ledger(plan, accounted, arguments, relevance)
+        made = compute_ledger(plan, accounted, arguments, relevance)
+    check_ledger(lrp.ruleset.name, made, lrp.dtype)
+    return made
 
 
 def _image_size(value: Any) -> tuple[int, int] | None:

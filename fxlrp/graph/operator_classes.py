@@ -79,6 +79,8 @@ MIXING = register_class(OperatorClass("mixing", keeps=True))
 #: An elementwise product with, or quotient by, a value that carries no relevance.
 SCALE = register_class(OperatorClass("scale", keeps=True))
 PRODUCT = register_class(OperatorClass("product", aliases=("matmul",)))
+#: A product by a divisor: a quotient in another spelling.
+DIVISION = register_class(OperatorClass("division", wider=PRODUCT))
 QUOTIENT = register_class(OperatorClass("quotient"))
 ACTIVATION = register_class(OperatorClass("activation", aliases=("act",)))
 #: A function with no value at zero: logarithms, reciprocals, a constant over a value.

@@ -22,6 +22,7 @@ from fxlrp.graph.operator_classes import (
     ANY,
     CLASSES,
     CONVOLUTION,
+    DIVISION,
     DIVISOR,
     FORK,
     GENERAL,
@@ -39,6 +40,7 @@ from fxlrp.graph.operator_classes import (
 )
 from fxlrp.graph.operators import Dependence, Operator, is_float, nodes_in, operands_of, operator_of, packet
 from fxlrp.graph.order import Ends
+from fxlrp.graph.residual import unmoved
 from fxlrp.graph.roles import divides, predicts
 from fxlrp.patterns.structure import Structure
 from fxlrp.planning.plan import Decision, Plan
@@ -183,7 +185,7 @@ def classify(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: 
 def _by_factors(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:
     factors = nodes_in(node, operator.factors)
     if sum(n in carrying for n in factors) > 1:
-        return PRODUCT
+        return DIVISION if operator.scales and any(_is_divisor(n, carrying, inside) for n in factors) else PRODUCT
     if operator.category == PRODUCT:
         return SCALE
     if any(n in inside and n not in carrying for n in factors):
@@ -206,6 +208,13 @@ def _by_value(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside:
 
 def _singular(node: fx.Node, inside: frozenset[fx.Node]) -> OperatorClass:
     return DIVISOR if divides(node, inside) else SINGULAR
+
+
+def _is_divisor(node: fx.Node, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> bool:
+    """Whether a factor is a singular value, moved or not, that only divides."""
+    source = unmoved(node) or node
+    operator = operator_of(source)
+    return operator is not None and classify(source, operator, carrying, inside) == DIVISOR
 
 
 def _by_use(node: fx.Node, operator: Operator, carrying: Set[fx.Node], inside: frozenset[fx.Node]) -> OperatorClass:

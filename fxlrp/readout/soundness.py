@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture.program import flatten
+from fxlrp.engine.ledger import Ledger
 from fxlrp.errors import NotFiniteError, RelevanceWarning
 from fxlrp.graph.nodes import ancestors, module_path, source_line
 from fxlrp.planning.plan import Plan
@@ -22,7 +23,7 @@ from fxlrp.readout.passes import Propagated, Task
 from fxlrp.rewrite import Rewritten
 from fxlrp.rewrite.call import RuleCall, SumCall
 from fxlrp.rules import Conserves
-from fxlrp.spec.readings import FeatureReading
+from fxlrp.spec.readings import DifferenceReading, FeatureReading
 
 #: How many times the explained value the largest relevance may be before a warning says so.
 BLOWN_UP = 1000.0
@@ -38,7 +39,8 @@ def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> 
     values = [value.detach() for value in answers.values()]
     if not all(_is_finite(value) for value in (explained, *values)):
         raise NotFiniteError(_not_finite(task, explained))
-    largest = [value.flatten(1).abs().amax(1) for value in values if len(value) == len(explained) and value.numel()]
+    by_sample = [value.reshape(len(value), -1) for value in values if value.numel() and len(value) == len(explained)]
+    largest = [value.abs().amax(1) for value in by_sample]
     if not largest:
         return
     size = explained.abs()
@@ -48,10 +50,49 @@ def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> 
     reading = task.lrp.ruleset.readout
     if not isinstance(reading, FeatureReading) or reading.reduce != "sum" or _reads_gradients(reading):
         return
+    if isinstance(reading, DifferenceReading) and reading.kind == "difference":
+        _check_completeness(task, propagated, by_sample)
     begun = size if propagated.begun is None or not reading.accounts else propagated.begun
     times = torch.where(begun > 0, most / begun, 0.0)
     if bool((times > BLOWN_UP).any()):
         warnings.warn(_blown_up(task, float(times.max())), RelevanceWarning, stacklevel=5)
+
+
+def check_ledger(name: str, ledger: Ledger, dtype: torch.dtype) -> None:
+    """Warn where what is entered in a ledger under the ruleset ``name`` is not what is explained."""
+    size = torch.stack([entry.amount.abs() for entry in ledger.entries]).sum(0) + ledger.explained.abs()
+    if bool((ledger.gap.abs() > half_the_digits(dtype) * size).any()):
+        warnings.warn(
+            f"The ledger under '{name}' does not close: {float(ledger.gap.abs().max()):.3g} of what is explained is in "
+            "no entry. A rule of it keeps relevance that it does not declare, or rounding does where denominators "
+            "nearly cancel: explain in float64 to see which.",
+            RelevanceWarning,
+            stacklevel=5,
+        )
+
+
+def half_the_digits(dtype: torch.dtype) -> float:
+    """The relative error at which half of a number's digits are right."""
+    return float(torch.finfo(torch.promote_types(dtype, torch.float32)).eps ** 0.5)
+
+
+def _check_completeness(task: Task, propagated: Propagated, values: list[Tensor]) -> None:
+    """Warn where rules that hand differences back leave a part of the difference of the outputs to nobody."""
+    explained, begun = propagated.explained, propagated.begun
+    if begun is None or not any(line.bound[0].compares for line in task.lrp.ruleset.rules):
+        return
+    given = torch.stack([value.sum(1).double() for value in values]).sum(0)
+    size = torch.stack([value.abs().sum(1).double() for value in values]).sum(0) + explained.abs()
+    missing = (explained.double() - given).abs()
+    digits = half_the_digits(explained.dtype)
+    if bool((missing > 10 * digits * (size + 100 * digits * begun.abs())).any()):
+        warnings.warn(
+            f"The contributions under '{task.lrp.ruleset.name}' do not add up to f(x) - f(x_ref): "
+            f"{float(missing.max()):.3g} of it goes to no input. Inputs that are not explained, masks or choices by "
+            "value differ on the reference. Take a reference (reference=) that shares them.",
+            RelevanceWarning,
+            stacklevel=6,
+        )
 
 
 def _is_finite(value: Tensor) -> bool:

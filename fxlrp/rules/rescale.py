@@ -7,6 +7,7 @@ operation. Notation: dx = x - x_ref, dy = y - y_ref.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from fxlrp.rules.operation import Operation, Reference
 from fxlrp.rules.primitives import carry, carry_all, ratio, same_value
 from fxlrp.rules.rule import Cite, Conserves, rule
 
-NARROW = 1e-10  # differences below this take the gradient (unit of x), as in the published code
+#: How many roundings two numbers may be apart and still be the same but for rounding.
+ROUNDINGS = 16.0
 
 
 def difference(x: Tensor, reference: Tensor) -> Tensor:
@@ -54,18 +56,26 @@ def gauss_legendre(count: int) -> list[tuple[float, float]]:
     source=Cite("Shrikumar et al. 2017, DeepLIFT", "sec. 3.5.1, the rescale rule"),
     compares=True,
 )
-def rescale(op: Operation, *operands: Any) -> Any:
-    """g_x = g_y dy / dx, entry by entry; the gradient where |dx| < 1e-10.  x, y: shapes that broadcast.
+def rescale(op: Operation, *operands: Any, weighed: bool = False) -> Any:
+    """g_x = g_y dy / dx, entry by entry.  x, y: shapes that broadcast. Where the mean of both ends' derivatives
+    explains dy but for rounding, it stands in place of dy / dx, which rounding then spoils.
 
     Products a b, a @ b: the gradient at the midpoint, g_a = VJP_a at (b + b_ref) / 2, exact for a bilinear map (of more
     factors the mean over the straight path). Quotients a / b: the product of a and 1 / b, the latter with its own dy /
-    dx. Softmax [..., n]: exp by dy / dx, its sum, and their quotient. A maximum: relevance goes to the entry that wins
-    on the input where the maximum rises, else to the one that wins on the reference, times dy / dx. Any other
-    operation: a combination c VJP_x + c' VJP_ref of the gradients at both ends, c and c' next to 1/2 with c J dx + c'
-    J_ref dx = dy. Rounding has dy / dx, and 1 where |dx| < 1e-10.
+    dx. ``weighed``: products and quotients entry by entry have g_a = (w b + w' b_ref) g, g_b = (w' a + w a_ref) g with
+    w + w' = 1, which is exact for any w: w = p'^2 / (p^2 + p'^2) for the sizes p = |b da| + |a_ref db|, p' = |b_ref da|
+    + |a db| of the two ways from one end to the other, so that nothing large cancels where b is a norm's scale, which
+    is 1 / sqrt(eps) on a reference of zeros. Softmax [..., n]: M = diag(L) - L L^T / sum L, L the logarithmic mean (s -
+    s_ref) / (log s - log s_ref), which shifts of x leave as it is and which tends to the Jacobian; an entry that is
+    masked receives nothing. A maximum: relevance goes to the entry that wins on the input where the maximum rises, else
+    to the one that wins on the reference, times dy / dx. Any other operation: a combination c VJP_x + c' VJP_ref of the
+    gradients at both ends, c and c' next to 1/2 with c J dx + c' J_ref dx = dy. Rounding has dy / dx, and 1 where |dx|
+    < 1e-10.
     """
     if op.reference is None:
         raise RulesetError("Rule 'rescale' needs the values on a reference input, and this operation was given none.")
+    if weighed and op.live == (True, True) and op.operator.scales:
+        return _weighed(op, op.reference, operands)
     form = FORMS.get(op.operator.dependence, between_ends)
     if form in (_activation, _quotient) and not op.operator.entrywise:
         form = between_ends
@@ -75,14 +85,26 @@ def rescale(op: Operation, *operands: Any) -> Any:
 def _activation(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
     """g_x = g_y dy / dx."""
     (x, *rest), (x_ref, *_) = operands, reference.operands
-    y: Tensor = op(x.detach(), *rest)
+    y, slope = _value_and_slope(op, x, rest)
+    _, slope_ref = _value_and_slope(reference.operation, x_ref.expand(x.shape), reference.operands[1:])
+    dx, dy, mean = difference(x.detach(), x_ref), difference(y, reference.value), 0.5 * (slope + slope_ref)
+    sizes = y.abs() + reference.value.abs() + mean.abs() * (x.detach().abs() + x_ref.abs())
+    return carry_all(y, (x, torch.where(_rounded(dy - mean * dx, sizes), mean, ratio(dy, dx))))
+
+
+def _value_and_slope(op: Operation, x: Tensor, rest: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """f(x) and its derivative, entry by entry."""
+    shape = op(x.detach(), *rest).shape
     with torch.enable_grad():
-        leaf = x.detach().expand(y.shape).clone().requires_grad_()
+        leaf = x.detach().expand(shape).clone().requires_grad_()
         value = op(leaf, *rest)
     (slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
-    dx = difference(x.detach(), x_ref)
-    slope = torch.where(dx.abs() < NARROW, slope, ratio(difference(y, reference.value), dx))
-    return carry_all(y, (x, slope))
+    return value.detach(), slope
+
+
+def _rounded(missing: Tensor, size: Tensor) -> Tensor:
+    """Where a number is what rounding leaves of numbers of this size."""
+    return missing.abs() <= ROUNDINGS * torch.finfo(missing.dtype).eps * size
 
 
 def _rounding(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
@@ -115,21 +137,47 @@ def _quotient(op: Operation, reference: Reference, operands: Sequence[Any]) -> T
     return carry_all(op(a, b), (a, inverse), (b, -0.5 * (a + a_ref) / (b * b_ref)))
 
 
-def _softmax(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
-    """With e = exp(x - c), Z = sum e and c half-way between both log Z (so that Z Z_ref = 1): g_x = de / dx (mean(1 /
-    Z) g - sum mean(e) g).
+def _weighed(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
+    """Of a product g_a = (w b + w' b_ref) g, g_b = (w' a + w a_ref) g; of a quotient the same for 1 / b, which passes
+    on -1 / (b b_ref).
     """
+    (a, b), (a_ref, b_ref) = operands, reference.operands
+    inverse = op.operator.dependence is Dependence.QUOTIENT
+    ends = (a.detach(), 1 / b.detach() if inverse else b.detach()), (a_ref, 1 / b_ref if inverse else b_ref)
+    of_a, of_b = _two_ways(*ends[0], *ends[1])
+    return carry_all(op(a, b), (a, of_a), (b, -of_b / (b.detach() * b_ref) if inverse else of_b))
+
+
+def _two_ways(a: Tensor, b: Tensor, a_ref: Tensor, b_ref: Tensor) -> tuple[Tensor, Tensor]:
+    """The slopes of a b by a and by b: b and a_ref (a moves first), or b_ref and a, each weighed by the size of what it
+    adds up: the way on which less cancels counts more.
+    """
+    da, db = difference(a, a_ref).abs(), difference(b, b_ref).abs()
+    first, second = b.abs() * da + a_ref.abs() * db, b_ref.abs() * da + a.abs() * db
+    size = torch.maximum(first, second)
+    first, second = ratio(first, size).square(), ratio(second, size).square()
+    w = torch.where(size == 0, 0.5, ratio(second, first + second))
+    return w * b + (1 - w) * b_ref, (1 - w) * a + w * a_ref
+
+
+def _softmax(op: Operation, reference: Reference, operands: Sequence[Any]) -> Tensor:
+    """g_x = L (g - sum L g / sum L) with L = (s - s_ref) / (log s - log s_ref)."""
     (x, *rest), (x_ref, *_) = operands, reference.operands
-    axis, s, s_ref = axis_of(op), op(x, *rest).detach(), reference.value
-    logs = [torch.logsumexp(v.detach(), axis, keepdim=True) for v in (x, x_ref)]
-    half = 0.5 * difference(*logs)
-    e, e_ref = s * half.exp(), s_ref * (-half).exp()
-    dx = difference(x.detach(), x_ref)
-    near = torch.where(dx.abs() < 1, dx, 0.0)
-    rise = torch.where(near == 0, 1.0, torch.sinh(0.5 * near) / torch.where(near == 0, 1.0, 0.5 * near))
-    slope = torch.where(dx.abs() < 1, (e * e_ref).sqrt() * rise, ratio(e - e_ref, dx))
-    moved = carry(torch.zeros_like(s), x, slope)
-    return same_value(s, half.cosh() * moved - 0.5 * (e + e_ref) * moved.sum(axis, keepdim=True))
+    axis, s = axis_of(op), op(x, *rest).detach()
+    logs = [torch.log_softmax(v.detach(), axis) for v in (x, x_ref)]
+    mean = logarithmic_mean(s, reference.value, difference(*logs))
+    moved = carry(torch.zeros_like(s), x, mean)
+    return same_value(s, moved - ratio(mean, mean.sum(axis, keepdim=True)) * moved.sum(axis, keepdim=True))
+
+
+def logarithmic_mean(s: Tensor, s_ref: Tensor, step: Tensor) -> Tensor:
+    """(s - s_ref) / step for step = log s - log s_ref, s where they are equal; 0 where the step is not finite."""
+    finite = torch.isfinite(step)
+    near = torch.where(step.abs() < 1, step, 0.0)
+    half = 0.5 * near
+    rise = torch.where(half == 0, 1.0, ratio(torch.sinh(half), half))
+    wide = ratio(s - s_ref, torch.where(finite, step, 0.0))
+    return torch.where(finite, torch.where(step.abs() < 1, (s * s_ref).sqrt() * rise, wide), 0.0)
 
 
 def between_ends(op: Operation, reference: Reference, operands: Sequence[Any]) -> Any:
@@ -152,24 +200,26 @@ def between_ends(op: Operation, reference: Reference, operands: Sequence[Any]) -
     dy = difference(y.detach(), y_ref.detach())
     d = _directional(lambda *v: value(op, *v), operands, live, steps)
     d_ref = _directional(lambda *v: value(reference.operation, *v), reference.operands, live, steps)
-    c, c_ref = (winner if op.operator.copies else _nearest_half)(dy, d, d_ref)
+    size = y.detach().abs() + y_ref.detach().abs()
+    c, c_ref = (winner if op.operator.copies else _nearest_half)(dy, d, d_ref, torch.nan_to_num(size))
     made = same_value(y, c * y + c_ref * y_ref)
     return tuple(made if i == place else v for i, v in enumerate(results)) if several else made
 
 
-def winner(dy: Tensor, d: Tensor, d_ref: Tensor) -> tuple[Tensor, Tensor]:
+def winner(dy: Tensor, d: Tensor, d_ref: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """The end at which dy / d lies in [0, 1]: there it is the entry that explains the change of a maximum."""
     here, there = ratio(dy, d), ratio(dy, d_ref)
     at_input = (d != 0) & (here >= 0) & (here <= 1)
     at_reference = (d_ref != 0) & (there >= 0) & (there <= 1) & ~at_input
-    c, c_ref = _nearest_half(dy, d, d_ref)
+    c, c_ref = _nearest_half(dy, d, d_ref, size)
     c = torch.where(at_input, here, torch.where(at_reference, 0.0, c))
     return c, torch.where(at_reference, there, torch.where(at_input, 0.0, c_ref))
 
 
-def _nearest_half(dy: Tensor, d: Tensor, d_ref: Tensor) -> tuple[Tensor, Tensor]:
-    """The c, c' nearest to 1/2 with c d + c' d_ref = dy."""
-    missing = ratio(dy - 0.5 * (d + d_ref), d * d + d_ref * d_ref)
+def _nearest_half(dy: Tensor, d: Tensor, d_ref: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The c, c' nearest to 1/2 with c d + c' d_ref = dy, but for the rounding of values of this size."""
+    rest = dy - 0.5 * (d + d_ref)
+    missing = torch.where(_rounded(rest, size), 0.0, ratio(rest, d * d + d_ref * d_ref))
     return 0.5 + d * missing, 0.5 + d_ref * missing
 
 
@@ -197,7 +247,7 @@ FORMS: dict[Dependence, Callable[[Operation, Reference, Sequence[Any]], Any]] = 
 
 
 @rescale.reference
-def _(op: Operation, relevance: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+def _(op: Operation, relevance: Tensor, *operands: Any, weighed: bool) -> tuple[Tensor, ...]:
     assert op.reference is not None
     live = [i for i, alive in enumerate(op.live) if alive]
     steps = [operands[i] - op.reference.operands[i] for i in live]
@@ -207,6 +257,10 @@ def _(op: Operation, relevance: Tensor, *operands: Any) -> tuple[Tensor, ...]:
     ends = [_jacobians(op, at, live) for at in (operands, op.reference.operands)]
     if kind in (Dependence.ACTIVATION, Dependence.ROUNDING) or (len(live) == 1 and kind is Dependence.QUOTIENT):
         return (relevance.sum_to_size(operands[live[0]].shape),)
+    if weighed and op.operator.scales and len(live) == 2:
+        pairs = (operands, op.reference.operands)
+        here, there = ((a, 1 / b if kind is Dependence.QUOTIENT else b) for a, b in pairs)
+        return _shares_of_two_ways(here, there, g.reshape(y.shape))
     if kind is Dependence.FACTORS:  # of a bilinear map the mean of both ends is the midpoint
         maps = [0.5 * (a + b) for a, b in zip(*ends, strict=True)]
     elif kind is Dependence.SOFTMAX:
@@ -228,17 +282,31 @@ def _jacobians(op: Operation, at: Sequence[Any], live: Sequence[int]) -> list[Te
     return [jacobian(op, at, k) for k in live]
 
 
+def _shares_of_two_ways(here: Any, there: Any, g: Tensor) -> tuple[Tensor, ...]:
+    """What a and b receive of a b, entry by entry in plain loops: both ways from one end to the other, weighed."""
+    shapes = [x.shape for x in here]
+    (a, b), (a_ref, b_ref) = (torch.broadcast_tensors(*v) for v in (here, there))
+    results = [torch.zeros_like(a), torch.zeros_like(b)]
+    for place in product(*map(range, a.shape)):
+        da, db = float(a[place] - a_ref[place]), float(b[place] - b_ref[place])
+        ways = [(float(b[place]) * da, float(a_ref[place]) * db), (float(b_ref[place]) * da, float(a[place]) * db)]
+        sizes = [abs(first) + abs(second) for first, second in ways]
+        w = sizes[1] ** 2 / (sizes[0] ** 2 + sizes[1] ** 2) if any(sizes) else 0.5
+        for result, first, second in zip(results, *ways, strict=True):
+            result[place] = (w * first + (1 - w) * second) * g[place]
+    return tuple(result.sum_to_size(shape) for result, shape in zip(results, shapes, strict=True))
+
+
 def _softmax_matrix(x: Tensor, x_ref: Tensor, axis: int) -> Tensor:
-    """M_ij = (mean(1 / Z) 1[i = j] - mean(e_i) / (Z Z_ref)) de_j / dx_j inside a row, with e = exp(x) as it is."""
-    e, e_ref = x.exp(), x_ref.exp()
-    z, z_ref = (v.sum(axis, keepdim=True).expand_as(x) for v in (e, e_ref))
+    """diag(L) - L L^T / sum L inside a row, L = (s - s_ref) / (log s - log s_ref) with s as it is."""
+    s, s_ref = x.softmax(axis), x_ref.softmax(axis)
+    mean = torch.where(s == s_ref, s, ratio(s - s_ref, s.log() - s_ref.log()))
     row = torch.arange(x.numel()).reshape(x.shape)
     row = row.amin(axis, keepdim=True).expand_as(x).flatten()
-    slope = torch.where(e == e_ref, 0.0, ratio(e - e_ref, x - x_ref))
     same_row = (row[:, None] == row[None, :]).to(x.dtype)
-    own = torch.diag((0.5 * (1 / z + 1 / z_ref)).flatten())
-    others = (0.5 * (e + e_ref) / (z * z_ref)).flatten()[:, None] * same_row
-    return (own - others) * slope.flatten()[None, :]
+    total = mean.sum(axis, keepdim=True).expand_as(x).flatten()
+    flat = mean.flatten()
+    return torch.diag(flat) - same_row * flat[:, None] * flat[None, :] / total[:, None]
 
 
 def _combined(ends: list[list[Tensor]], steps: list[Tensor], dy: Tensor, copies: bool) -> list[Tensor]:
