@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow graphs fuzz lint format docs rulesets bench papers census dist clean
+.PHONY: help setup demo test slow graphs fuzz lint format docs rulesets precision bench papers census dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,10 @@ docs: setup ## build the manual into site/, strictly, and check it
 	@echo "The manual: $(CURDIR)/site/index.html"
 
 rulesets: setup ## write docs/rulesets, the manual's pages on rulesets, from the rulesets
+	$(BIN)/python docs/ruleset_pages.py
+
+precision: setup ## measure every ruleset's error in float32, float16 and bfloat16, and write it into its page
+	$(BIN)/python -m benchmarks.precision --write docs/precision.json
 	$(BIN)/python docs/ruleset_pages.py
 
 bench: setup ## compare speed and results with lxt, captum and zennit

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -18,6 +19,7 @@ from fxlrp.spec.readings import DifferenceReading
 from fxlrp.spec.ruleset import Ruleset, folder
 
 FOLDER = Path(__file__).parent / "rulesets"
+PRECISION = Path(__file__).parent / "precision.json"
 WRITTEN = "<!-- Written by `make rulesets` from rulesets/{}: change that file, not this one. -->"
 TEXT = """
     import fxlrp
@@ -107,11 +109,34 @@ def page(described: Description) -> str:
         table(("match", "rule", "formula", "source", "from"), [_row(*block) for block in described.blocks]),
         _switches(ruleset),
         joined("## Notes", "\n".join(f"- {prose(note)}" for note in ruleset.notes)).strip() if ruleset.notes else "",
+        _precision(ruleset.name),
         "## Example",
         f"```python\n{_example(ruleset)}\n```",
         "## The file",
         _file(ruleset.name),
     )
+
+
+def _precision(name: str) -> str:
+    """The errors that ``python -m benchmarks.precision --write docs/precision.json`` measured last."""
+    errors = json.loads(PRECISION.read_text(encoding="utf-8")).get(name)
+    if errors is None:
+        return ""
+    models = list(next(iter(errors.values())))
+    rows = [(dtype, *(_error(found[model]) for model in models)) for dtype, found in errors.items()]
+    return joined(
+        "## Precision",
+        "The largest error beside the largest relevance, against float64 on the same weights: a BERT and a Llama of "
+        "four layers at the scale of trained ones, with outliers. Models in float16 and bfloat16 are explained in float32.",
+        table(("weights in", *models), rows),
+    ).strip()
+
+
+def _error(found: float | None) -> str:
+    """An error as a share; what is no number of the model's, and what does not read it, by name."""
+    if found is None:
+        return "not read"
+    return f"{found:.0e}" if found < 0.05 else "rounding alone"
 
 
 def _example(ruleset: Ruleset) -> str:

@@ -14,7 +14,9 @@ from torch import Tensor, fx
 
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.program import Program, widened
+from fxlrp.graph.nodes import tensor_value
 from fxlrp.graph.operator_table import BITS
+from fxlrp.graph.operators import Move, operator_of
 
 #: The type in which each narrow one is carried.
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
@@ -29,21 +31,42 @@ def is_narrow(program: Program) -> bool:
 
 
 def in_float32(program: Program) -> Program:
-    """A copy of ``program`` in which every value of half precision is one of float32, arguments included."""
+    """A copy of ``program`` in which every value of half precision is one of float32, arguments included, without the
+    casts between the two: the graph of the same model in float32.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, values))
-    for node in graph.nodes:
+    kept: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
         node.args, node.kwargs = private.pytree.tree_map(_wider, (node.args, node.kwargs))
         if "val" in node.meta:
             node.meta = {**node.meta, "val": private.pytree.tree_map(widened, node.meta["val"])}
-    fused = {values[end]: _wide_region(region.moved(values)) for end, region in program.fused.items()}
+        kept[node] = node
+        if (source := _cast_to_its_own(node)) is not None:
+            kept[node] = kept[source]
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+    moved = {old: kept[new] for old, new in values.items()}
+    fused = {moved[end]: _wide_region(region.moved(moved)) for end, region in program.fused.items()}
     return replace(program, graph=graph, fused=fused, wide=True)
+
+
+def _cast_to_its_own(node: fx.Node) -> fx.Node | None:
+    """The value that a cast casts, where it has the type already."""
+    known = operator_of(node)
+    source = node.args[0] if known is not None and known.move is Move.STAYS else None
+    arguments = (*node.args, *node.kwargs.values())
+    if not isinstance(source, fx.Node) or not any(isinstance(value, torch.dtype) for value in arguments):
+        return None
+    before, after = tensor_value(source), tensor_value(node)
+    same = before is not None and after is not None and (before.dtype, before.device) == (after.dtype, after.device)
+    return source if same and set(node.kwargs) <= {"dtype"} else None
 
 
 def _wide_region(region: Any) -> Any:
     args, kwargs = private.pytree.tree_map(_wider, (region.args, dict(region.kwargs)))
-    return replace(region, args=args, kwargs=kwargs)
+    return replace(region, args=args, kwargs=kwargs, members=tuple(dict.fromkeys(region.members)))
 
 
 def _wider(value: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -184,3 +186,17 @@ def test_a_half_precision_conversion_called_like_the_model_gives_its_outputs_and
     assert x.grad is not None
     expected = lrp.attribute(x.detach(), target=1).relevance
     assert torch.allclose((x * x.grad).float(), expected, atol=2e-3 * float(expected.abs().max()))
+
+
+def test_half_precision_is_planned_as_float32_is() -> None:
+    """Casts of norms and their like are gone, so that rules that look at several operations see the same ones."""
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = transformers.BertForSequenceClassification(config).eval().half()
+    given = {"input_ids": torch.tensor([[3, 7, 5]])}
+    for rules in ("wu-ong2020", "attnlrp"):
+        found = [fxlrp.convert(m, rules, example_inputs=given) for m in (model, copy.deepcopy(model).float())]
+        assert str(found[0].plan) == str(found[1].plan)
+        results = [lrp.attribute(given, target=1).relevance for lrp in found]
+        assert torch.equal(*results)
