@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import fxlrp.capture.expansions
-import fxlrp.capture.quantised  # noqa: F401  (both fill the table of replacements)
+import fxlrp.capture.quantised
+import fxlrp.capture.spellings  # noqa: F401  (both fill the table of replacements)
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.agreement import agree
 from fxlrp.capture.calling import Form

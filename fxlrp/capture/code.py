@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-import fxlrp.capture.expansions
-import fxlrp.capture.quantised  # noqa: F401  (both fill the table of replacements)
+import fxlrp.capture.quantised
+import fxlrp.capture.spellings  # noqa: F401  (both fill the table of replacements)
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import canonicalise, mutates, unknown
 from fxlrp.capture.process import quiet

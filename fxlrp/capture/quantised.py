@@ -14,7 +14,7 @@ import torch
 from torch.fx.proxy import Proxy
 
 from fxlrp.capture.canonical import replaces
-from fxlrp.capture.expansions import _narrowed, _rounded, _value, _widened
+from fxlrp.capture.expansions import as_rounded, narrowed, value_of, wide
 from fxlrp.capture.foreign import FOREIGN, Foreign, name_of
 from fxlrp.graph.operator_classes import CONSTANT
 from fxlrp.graph.operators import Dependence, Operator, register
@@ -25,17 +25,15 @@ aten = torch.ops.aten
 @replaces(aten._weight_int8pack_mm)
 def _int8_product(x: Any, weight: Any, scales: Any) -> Any:
     """x (diag(s) W)^T with W [out, in] of int8, s [out]."""
-    dense = aten.mul.Tensor(
-        aten._to_copy.default(weight, dtype=torch.float32), aten.unsqueeze.default(_widened(scales), 1)
-    )
-    return _narrowed(aten.linear.default(_widened(x), dense), x)
+    dense = aten.mul.Tensor(aten._to_copy.default(weight, dtype=torch.float32), aten.unsqueeze.default(wide(scales), 1))
+    return narrowed(aten.linear.default(wide(x), dense), x)
 
 
 def _packed_product(target: Any) -> Callable[..., Any]:
     """x W^T with W^T what the operator makes of the unit vectors: the layout of the packed weight is its own affair."""
 
     def replacement(x: Any, *packed: Any) -> Any:
-        value = _value(x)
+        value = value_of(x)
         kind = {"dtype": value.dtype, "device": value.device}
         units = x.tracer.create_proxy("call_function", aten.eye.default, (int(value.shape[1]),), kind)
         return aten.linear.default(x, aten.t.default(target(units, *packed)))
@@ -54,7 +52,7 @@ for _packet in (
 def _within(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
     """``x`` between the values that a grid ends at: what is beyond them is cut off, not rounded."""
     bounds = [aten.mul.Tensor(aten.rsub.Scalar(zero, bound), scale) for bound in (low - 0.5, high + 0.5)]
-    low, high = (_narrowed(aten.detach.default(bound), x) for bound in bounds)
+    low, high = (narrowed(aten.detach.default(bound), x) for bound in bounds)
     return aten.minimum.default(aten.maximum.default(x, low), high)
 
 
@@ -62,16 +60,16 @@ def _within(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
 def _fake_per_tensor(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
     target = aten.fake_quantize_per_tensor_affine
     if isinstance(scale, Proxy):
-        return _rounded(_within(x, scale, zero, low, high), target.tensor_qparams(x, scale, zero, low, high))
+        return as_rounded(_within(x, scale, zero, low, high), target.tensor_qparams(x, scale, zero, low, high))
     inside = aten.clamp_max.default(aten.clamp_min.default(x, (low - 0.5 - zero) * scale), (high + 0.5 - zero) * scale)
-    return _rounded(inside, target.default(x, scale, zero, low, high))
+    return as_rounded(inside, target.default(x, scale, zero, low, high))
 
 
 @replaces(aten.fake_quantize_per_channel_affine)
 def _fake_per_channel(x: Any, scale: Any, zero: Any, axis: int, low: int, high: int) -> Any:
-    along = [-1 if place == axis % _value(x).ndim else 1 for place in range(_value(x).ndim)]
+    along = [-1 if place == axis % value_of(x).ndim else 1 for place in range(value_of(x).ndim)]
     inside = _within(x, aten.reshape.default(scale, along), aten.reshape.default(zero, along), low, high)
-    return _rounded(inside, aten.fake_quantize_per_channel_affine.default(x, scale, zero, axis, low, high))
+    return as_rounded(inside, aten.fake_quantize_per_channel_affine.default(x, scale, zero, axis, low, high))
 
 
 #: The operators that torch spells these with, which give a mask as well.
@@ -93,7 +91,7 @@ def _there_and_back(target: Any) -> Callable[..., Any]:
         if name_of(q.node.target) not in QUANTISING:
             return NotImplemented
         overload = target.tensor if hasattr(target, "tensor") and isinstance(grid[0], Proxy) else target.default
-        return _rounded(Proxy(q.node.args[0], q.tracer), overload(q, *grid, **options))
+        return as_rounded(Proxy(q.node.args[0], q.tracer), overload(q, *grid, **options))
 
     return replacement
 

@@ -53,7 +53,7 @@ class RuleCall:
         if not self.post:
             return self.rule.apply(self.takes, operation, *own[:count], **self.params)
         on_relevance = partial(self.rule.apply, Message.RELEVANCE, operation, **self.params)
-        y = posted(self.post, operation.live, on_relevance, own[:count])
+        y = posted(self.post, operation.live, on_relevance, own[:count], operation.axes_of_samples())
         return y if self.takes is Message.RELEVANCE else as_relevance(y)
 
     def leak(self, y: Tensor, message: Tensor, *values: Any) -> Tensor:

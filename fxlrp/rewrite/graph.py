@@ -14,8 +14,7 @@ import torch
 from torch import fx
 
 from fxlrp.capture import torch_private as private
-from fxlrp.errors import RulesetError
-from fxlrp.graph.nodes import drop_unused, module_path, source_line
+from fxlrp.graph.nodes import drop_unused
 from fxlrp.graph.operators import is_float, operands_of, operator_of, packet
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rewrite import kernels
@@ -284,7 +283,6 @@ class _Rewriting:
         call = RuleCall(find_rule("gradient"), {}, site.operation, takes, gives)
         if decision is not None:
             call = replace(call, rule=decision.rule, params=decision.params, post=decision.post)
-            _check_samples(node, call)
         operands = [self._operand(o, node) if isinstance(o, fx.Node) else o for o in site.operands]
         extras = [self._constant(extra) for extra in site.extras]
         if self.ledger:
@@ -315,17 +313,6 @@ class _Rewriting:
         self.sources.append(Source(user, value, self.plan.gives(user)))
         self.leaves.append(leaf)
         return leaf
-
-
-def _check_samples(node: fx.Node, call: RuleCall) -> None:
-    """Raise :class:`RulesetError` where a post-operation would add up what belongs to several samples."""
-    ways = [post for post in call.post for way in post.ways if way != "features"]
-    if ways and call.operation.samples != 0:
-        raise RulesetError(
-            f"Post-operation '{ways[0].kind}' tells samples by the first axis, but in module '{module_path(node)}' "
-            f"({source_line(node)}) they lie along axis {call.operation.samples}. Give the batch as the first axis, or "
-            "take sums over the features: post with over: features."
-        )
 
 
 def _looks_up(node: fx.Node) -> bool:

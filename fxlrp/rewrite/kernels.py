@@ -334,7 +334,7 @@ def _few_rows_product(g: Tensor, weight: Tensor) -> Tensor:
     return g @ weight
 
 
-class _FewRowsProduct(torch.autograd.Function):
+class FewRowsProduct(torch.autograd.Function):
     """The product for messages of many targets as well, which torch hands over with the targets as an axis."""
 
     @staticmethod
@@ -358,7 +358,7 @@ class _FewRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        g: Any = _FewRowsProduct.apply(grads[0], weight)  # type: ignore[no-untyped-call]
+        g: Any = FewRowsProduct.apply(grads[0], weight)  # type: ignore[no-untyped-call]
         return g, None, None
 
 

@@ -28,7 +28,7 @@ class Operation:
 
     ``live`` tells for each operand whether it carries relevance, ``factors`` how many of the operands are
     factors. An operand that is neither live nor a factor is an additive constant: a source. ``samples`` is the axis of
-    the value along which samples lie.
+    the value along which samples lie, ``samples_by_operand`` that of each operand.
     """
 
     target: Any
@@ -40,6 +40,7 @@ class Operation:
     extras: tuple[Any, ...] = ()
     reference: Reference | None = None
     samples: int = 0
+    samples_by_operand: tuple[int, ...] | None = None
 
     def __call__(self, *operands: Any) -> Any:
         """The operation's value on other operands."""
@@ -49,6 +50,10 @@ class Operation:
     def bind(self, extras: Sequence[Any]) -> Operation:
         """The operation with its other arguments (sizes, masks, indices) given."""
         return replace(self, extras=tuple(extras))
+
+    def axes_of_samples(self) -> tuple[int, ...]:
+        """The axes along which samples lie, of the value and of each operand."""
+        return (self.samples, *(self.samples_by_operand or (0,) * len(self.live)))
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -134,9 +139,14 @@ def take_apart(node: fx.Node, carries: Callable[[fx.Node], bool]) -> Site:
     renumbered = _renumbered((args, kwargs), rank)
     live = tuple(places[i][2] for i in ranked)
     factors = sum(place < multilinear for _, place, _ in places)
-    axis = samples_axis(node)
-    operation = Operation(node.target, operator, renumbered[0], renumbered[1], live, factors, samples=axis)
-    return Site(operation, tuple(places[i][0] for i in ranked), tuple(extras))
+    operands = tuple(places[i][0] for i in ranked)
+    axes = tuple(samples_axis(each) if isinstance(each, fx.Node) else 0 for each in operands)
+    operation = Operation(
+        *(node.target, operator, renumbered[0], renumbered[1], live, factors),
+        samples=samples_axis(node),
+        samples_by_operand=axes,
+    )
+    return Site(operation, operands, tuple(extras))
 
 
 def _renumbered(template: Any, rank: dict[int, int]) -> Any:

@@ -69,8 +69,8 @@ def rescale(op: Operation, *operands: Any, weighed: bool = False) -> Any:
     s_ref) / (log s - log s_ref), which shifts of x leave as it is and which tends to the Jacobian; an entry that is
     masked receives nothing. A maximum: relevance goes to the entry that wins on the input where the maximum rises, else
     to the one that wins on the reference, times dy / dx. Any other operation: a combination c VJP_x + c' VJP_ref of the
-    gradients at both ends, c and c' next to 1/2 with c J dx + c' J_ref dx = dy. Rounding has dy / dx, and 1 where |dx|
-    < 1e-10.
+    gradients at both ends, c and c' next to 1/2 with c J dx + c' J_ref dx = dy. Rounding has dy / dx, and 1 where dx is
+    what rounding leaves.
     """
     if op.reference is None:
         raise RulesetError("Rule 'rescale' needs the values on a reference input, and this operation was given none.")
@@ -112,7 +112,8 @@ def _rounding(op: Operation, reference: Reference, operands: Sequence[Any]) -> T
     (x, *rest), (x_ref, *_) = operands, reference.operands
     y: Tensor = op(x.detach(), *rest)
     dx = difference(x.detach(), x_ref)
-    slope = torch.where(dx.abs() < NARROW, 1.0, ratio(difference(y, reference.value), dx))
+    alike = _rounded(dx, x.detach().abs() + x_ref.abs())
+    slope = torch.where(alike, 1.0, ratio(difference(y, reference.value), dx))
     return carry_all(y, (x, slope))
 
 

@@ -21,6 +21,7 @@ from fxlrp.engine.outputs import Scored
 from fxlrp.engine.targets import Target, named, resolve
 from fxlrp.errors import InputError
 from fxlrp.explain.model import ConvertedModel
+from fxlrp.graph.axes import samples_axis
 from fxlrp.graph.nodes import run
 from fxlrp.graph.operators import is_continuous, nodes_in, operator_of
 from fxlrp.planning.plan import Decision, Plan
@@ -175,8 +176,9 @@ def _step(plan: Plan, node: fx.Node, values: Mapping[fx.Node, Any], arrived: dic
     else:
         shares = _by_reference(plan, node, decision, values, relevance[0])
     received = list(shares.values())
+    first = [0 if relevance[0] is None else samples_axis(node), *(samples_axis(source) for source, _ in shares)]
     for post in decision.post if decision else ():
-        received = _after(post, relevance[0], received)
+        received = _after(post, relevance[0], received, first)
     for (operand, index), share in zip(shares, received, strict=True):
         _arrive(arrived, operand, index, share)
 
@@ -198,17 +200,23 @@ def _by_reference(
     return shares
 
 
-#: The axes that a post-operation's sums keep apart, for the axes that it sums over.
+#: The axes that a post-operation's sums keep apart, for the axes that it sums over, where samples lie along the first.
 _KEPT: dict[str, Callable[[Tensor], torch.Size]] = {
     "features": lambda r: r.shape[:-1],
-    "matrix": lambda r: r.shape[:-2],
+    "matrix": lambda r: r.shape[:-2] if r.ndim > 2 else r.shape[:1],
     "sample": lambda r: r.shape[:1],
 }
 
 
-def _after(post: Post, arrived: Tensor | None, received: Sequence[Tensor]) -> list[Tensor]:
+def _after(post: Post, arrived: Tensor | None, received: Sequence[Tensor], samples: Sequence[int]) -> list[Tensor]:
     """What a post-operation makes of the relevance that an operation's operands receive, sum by sum in plain loops."""
     assert arrived is not None
+    arrived, *received = (r.movedim(axis, 0) for r, axis in zip((arrived, *received), samples, strict=True))
+    return [r.movedim(0, axis) for r, axis in zip(_by_sample(post, arrived, received), samples[1:], strict=True)]
+
+
+def _by_sample(post: Post, arrived: Tensor, received: Sequence[Tensor]) -> list[Tensor]:
+    """The same where samples lie along the first axis of each."""
     if post.kind == "abs":
         return [r.abs() for r in received]
     if post.kind == "clamp":

@@ -110,7 +110,7 @@ def test_torchs_own_batch_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_wrong_backward_is_found_out_though_the_ledger_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutant of the linear layer behind the last softmax, whose backward forgets a row in ten."""
     model, images = patches("batch norm")
-    right = kernels._FewRowsProduct.apply
+    right = kernels.FewRowsProduct.apply
 
     def wrong(g: Tensor, weight: Tensor) -> Tensor:
         product: Tensor = right(g, weight)
@@ -120,7 +120,7 @@ def test_a_wrong_backward_is_found_out_though_the_ledger_closes(monkeypatch: pyt
 
     lrp = fxlrp.convert(model, "gradient", example_inputs=images)
     check_derivative(lrp, images, target=1).raise_if_failed()
-    monkeypatch.setattr(kernels._FewRowsProduct, "apply", wrong)
+    monkeypatch.setattr(kernels.FewRowsProduct, "apply", wrong)
     report = check_derivative(lrp, images, target=1)
     assert report.error > 0.01
     assert "NOT the derivative" in str(report)

@@ -256,7 +256,7 @@ def test_where_tokens_are_not_shared_each_sample_is_matched() -> None:
     arrived = torch.randn_like(y)
     (given,) = torch.autograd.grad(y, x, arrived)
     assert torch.allclose(given.sum((1, 2)), arrived.sum((1, 2)))
-    with pytest.raises(fxlrp.RulesetError, match="first axis"):
+    with pytest.raises(fxlrp.RulesetError, match="axis of samples"):
         posted((Post(kind="match_sum"),), (True,), lambda v: v.sum(0), (x,))
 
 
@@ -310,10 +310,9 @@ def test_a_pattern_is_one_operation_of_its_inputs() -> None:
 # --- each law can fail --------------------------------------------------------------------------------------
 
 
-def _over_everything(relevance: Tensor, over: str) -> Tensor:
-    total = relevance.sum()
-    kept = posts.axes_apart(relevance.shape, over)
-    return total.expand(*kept, *([1] * (relevance.ndim - len(kept))))
+def _over_everything(relevance: Tensor, over: str, samples: int) -> Tensor:
+    axes = posts.summed_axes(relevance.ndim, over, samples)
+    return relevance.sum().expand([1 if axis in axes else size for axis, size in enumerate(relevance.shape)])
 
 
 def _with_identity(patch: pytest.MonkeyPatch, original: Any = rollout.layer_matrix) -> None:
