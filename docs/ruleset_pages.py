@@ -127,7 +127,8 @@ def _precision(name: str) -> str:
     return joined(
         "## Precision",
         "The largest error beside the largest relevance, against float64 on the same weights: a BERT and a Llama of "
-        "four layers at the scale of trained ones, with outliers. Models in float16 and bfloat16 are explained in float32.",
+        "four layers at the scale of trained ones, with outliers. Weights in float16 and bfloat16 are computed with in "
+        "float32.",
         table(("weights in", *models), rows),
     ).strip()
 

@@ -30,14 +30,14 @@ def size_of(x: Proxy, axis: int) -> Any:
 
 
 def _affine(y: Any, weight: Any, bias: Any) -> Any:
-    y = y if weight is None else aten.mul.Tensor(y, wide(weight))
-    return y if bias is None else aten.add.Tensor(y, wide(bias))
+    y = y if weight is None else aten.mul.Tensor(y, widened(weight))
+    return y if bias is None else aten.add.Tensor(y, widened(bias))
 
 
 # --- normalisations: in float32 where the model computes in half precision, as the fused kernels do ----------
 
 
-def wide(x: Any) -> Any:
+def widened(x: Any) -> Any:
     """``x`` in float32 if it is half precision: squares of float16 overflow from 256 on."""
     narrow = x is not None and value_of(x).dtype in (torch.float16, torch.bfloat16)
     return aten._to_copy.default(x, dtype=torch.float32) if narrow else x
@@ -51,7 +51,7 @@ def narrowed(y: Any, like: Any) -> Any:
 
 def _standardise(x: Any, axes: list[int], eps: float) -> Any:
     """(x - mean) / sqrt(var + eps) over ``axes``, widened."""
-    x = wide(x)
+    x = widened(x)
     centred = aten.sub.Tensor(x, aten.mean.dim(x, axes, True))
     variance = aten.mean.dim(aten.pow.Tensor_Scalar(centred, 2), axes, True)
     return aten.mul.Tensor(centred, aten.rsqrt.default(aten.add.Tensor(variance, eps)))
@@ -71,7 +71,7 @@ def _native_layer_norm(x: Any, shape: list[int], weight: Any, bias: Any, eps: fl
 
 @replaces(aten.rms_norm, fused=True)
 def _rms_norm(x: Any, shape: list[int], weight: Any = None, eps: float | None = None) -> Any:
-    wide = wide(x)
+    wide = widened(x)
     eps = torch.finfo(value_of(wide).dtype).eps if eps is None else eps
     mean = aten.mean.dim(aten.pow.Tensor_Scalar(wide, 2), list(range(-len(shape), 0)), True)
     scaled = aten.mul.Tensor(wide, aten.rsqrt.default(aten.add.Tensor(mean, eps)))
@@ -94,9 +94,9 @@ def _group_norm(
 
 def _fixed_statistics(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, eps: float) -> Any:
     ndim = value_of(x).ndim
-    scale = aten.rsqrt.default(aten.add.Tensor(wide(variance), eps))
-    scale = scale if weight is None else aten.mul.Tensor(scale, wide(weight))
-    centred = aten.sub.Tensor(wide(x), _per_channel(wide(mean), ndim))
+    scale = aten.rsqrt.default(aten.add.Tensor(widened(variance), eps))
+    scale = scale if weight is None else aten.mul.Tensor(scale, widened(weight))
+    centred = aten.sub.Tensor(widened(x), _per_channel(widened(mean), ndim))
     return narrowed(_affine(centred, _per_channel(scale, ndim), _per_channel(bias, ndim)), x)
 
 
@@ -173,7 +173,7 @@ def _var(x: Any, dim: Any = None, correction: float | None = 1, keepdim: bool = 
     axes = list(range(value_of(x).ndim)) if dim is None else ([dim] if isinstance(dim, int) else list(dim))
     if not all(isinstance(value_of(x).shape[axis], int) for axis in axes):
         return NotImplemented
-    count, wide = _count(x, axes), wide(x)
+    count, wide = _count(x, axes), widened(x)
     centred = aten.sub.Tensor(wide, aten.mean.dim(wide, axes, True))
     variance = aten.mean.dim(aten.pow.Tensor_Scalar(centred, 2), axes, keepdim)
     correction = int(correction)

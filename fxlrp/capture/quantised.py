@@ -14,7 +14,7 @@ import torch
 from torch.fx.proxy import Proxy
 
 from fxlrp.capture.canonical import replaces
-from fxlrp.capture.expansions import as_rounded, narrowed, value_of, wide
+from fxlrp.capture.expansions import as_rounded, narrowed, value_of, widened
 from fxlrp.capture.foreign import FOREIGN, Foreign, name_of
 from fxlrp.graph.operator_classes import CONSTANT
 from fxlrp.graph.operators import Dependence, Operator, register
@@ -25,8 +25,10 @@ aten = torch.ops.aten
 @replaces(aten._weight_int8pack_mm)
 def _int8_product(x: Any, weight: Any, scales: Any) -> Any:
     """x (diag(s) W)^T with W [out, in] of int8, s [out]."""
-    dense = aten.mul.Tensor(aten._to_copy.default(weight, dtype=torch.float32), aten.unsqueeze.default(wide(scales), 1))
-    return narrowed(aten.linear.default(wide(x), dense), x)
+    dense = aten.mul.Tensor(
+        aten._to_copy.default(weight, dtype=torch.float32), aten.unsqueeze.default(widened(scales), 1)
+    )
+    return narrowed(aten.linear.default(widened(x), dense), x)
 
 
 def _packed_product(target: Any) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import replaces
 from fxlrp.capture.expansions import as_rounded, size_of, value_of
 from fxlrp.errors import CaptureError
+from fxlrp.graph.operators import is_continuous, packet
 
 aten = torch.ops.aten
 
@@ -46,14 +47,14 @@ def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int =
     return x if start in (None, 0) and end in (None, sys.maxsize) and step == 1 else NotImplemented
 
 
+def _holds_nothing(value: Any) -> bool:
+    return value.ndim == 1 and isinstance(value.shape[0], int) and len(value) == 0
+
+
 @replaces(aten.cat)
 def _cat(tensors: Any, dim: int = 0) -> Any:
     """Concatenation to nothing, as an empty cache is extended, is nothing."""
-    filled = [
-        x
-        for x in tensors
-        if not (value_of(x).ndim == 1 and isinstance(value_of(x).shape[0], int) and not len(value_of(x)))
-    ]
+    filled = [x for x in tensors if not _holds_nothing(value_of(x))]
     if len(filled) == len(tensors):
         return NotImplemented
     return filled[0] if len(filled) == 1 else aten.cat.default(filled, dim)

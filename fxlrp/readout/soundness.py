@@ -27,6 +27,8 @@ from fxlrp.spec.readings import DifferenceReading, FeatureReading
 
 #: How many times the explained value the largest relevance may be before a warning says so.
 BLOWN_UP = 1000.0
+#: The relative error at which half of the digits of float32 are right, in which models of any type may compute a part.
+HALF_THE_DIGITS = torch.finfo(torch.float32).eps ** 0.5
 
 
 def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> None:
@@ -58,10 +60,10 @@ def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> 
         warnings.warn(_blown_up(task, float(times.max())), RelevanceWarning, stacklevel=5)
 
 
-def check_ledger(name: str, ledger: Ledger, dtype: torch.dtype) -> None:
+def check_ledger(name: str, ledger: Ledger) -> None:
     """Warn where what is entered in a ledger under the ruleset ``name`` is not what is explained."""
     size = torch.stack([entry.amount.abs() for entry in ledger.entries]).sum(0) + ledger.explained.abs()
-    if bool((ledger.gap.abs() > half_the_digits(dtype) * size).any()):
+    if bool((ledger.gap.abs() > HALF_THE_DIGITS * size).any()):
         warnings.warn(
             f"The ledger under '{name}' does not close: {float(ledger.gap.abs().max()):.3g} of what is explained is in "
             "no entry. A rule of it keeps relevance that it does not declare, or rounding does where denominators "
@@ -69,11 +71,6 @@ def check_ledger(name: str, ledger: Ledger, dtype: torch.dtype) -> None:
             RelevanceWarning,
             stacklevel=5,
         )
-
-
-def half_the_digits(dtype: torch.dtype) -> float:
-    """The relative error at which half of a number's digits are right."""
-    return float(torch.finfo(torch.promote_types(dtype, torch.float32)).eps ** 0.5)
 
 
 def _check_completeness(task: Task, propagated: Propagated, values: list[Tensor]) -> None:
@@ -84,8 +81,7 @@ def _check_completeness(task: Task, propagated: Propagated, values: list[Tensor]
     given = torch.stack([value.sum(1).double() for value in values]).sum(0)
     size = torch.stack([value.abs().sum(1).double() for value in values]).sum(0) + explained.abs()
     missing = (explained.double() - given).abs()
-    digits = half_the_digits(explained.dtype)
-    if bool((missing > 10 * digits * (size + 100 * digits * begun.abs())).any()):
+    if bool((missing > 10 * HALF_THE_DIGITS * (size + 100 * HALF_THE_DIGITS * begun)).any()):
         warnings.warn(
             f"The contributions under '{task.lrp.ruleset.name}' do not add up to f(x) - f(x_ref): "
             f"{float(missing.max()):.3g} of it goes to no input. Inputs that are not explained, masks or choices by "

@@ -339,13 +339,16 @@ class FewRowsProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(g: Tensor, weight: Tensor) -> Tensor:
+        """g W."""
         return _few_rows_product(g, weight)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], g: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+        """The same of many g."""
         return _few_rows_product(g.movedim(in_dims[0], 0), weight), 0
 
 

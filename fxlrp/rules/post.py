@@ -146,7 +146,8 @@ def posted(
 ) -> Tensor:
     """``call(*operands)`` on relevance, where what the ``live`` operands receive passes through ``posts`` in turn.
 
-    ``samples`` are the axes along which samples lie in the value and in each operand, the first unless given. The other operands, weights and additive constants, receive nothing: what arrived is matched by the live ones alone.
+    ``samples`` are the axes along which samples lie in the value and in each operand, the first unless given. The other
+    operands, weights and additive constants, receive nothing: what arrived is matched by the live ones alone.
     """
     places = [i for i, alive in enumerate(live) if alive]
     own, *others = samples or [0] * (1 + len(live))

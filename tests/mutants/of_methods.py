@@ -27,7 +27,11 @@ def _at_the_input(x: Tensor, reference: Tensor, place: float) -> Tensor:
     return x
 
 
-def _own_winner(dy: Tensor, d: Tensor, d_ref: Tensor) -> tuple[Tensor, Tensor]:
+def _one_way(a: Tensor, b: Tensor, a_ref: Tensor, b_ref: Tensor) -> tuple[Tensor, Tensor]:
+    return b, a
+
+
+def _own_winner(dy: Tensor, d: Tensor, d_ref: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     return primitives.ratio(dy, d), torch.zeros_like(d)
 
 
@@ -70,7 +74,12 @@ def _contrast() -> None:
 METHOD_MUTANTS = (
     Mutant("products by their gradient", attribute(rescale, "between", _at_the_input), _sums_up("pairs")),
     Mutant("softmax by its gradient", entry(rescale.FORMS, Dependence.SOFTMAX, _plain), _sums_up("pairs")),
-    Mutant("quotients by their gradient", entry(rescale.FORMS, Dependence.QUOTIENT, _plain), _sums_up("pairs")),
+    Mutant(
+        "quotients by their gradient",
+        entry(rescale.FORMS, Dependence.QUOTIENT, _plain),
+        lambda: test_rules.test_rule_keeps_its_promises(RULES["rescale"]),
+    ),
+    Mutant("weighed quotients by their gradient", attribute(rescale, "_two_ways", _one_way), _sums_up("pairs")),
     Mutant("activations by their gradient", entry(rescale.FORMS, Dependence.ACTIVATION, _plain), _sums_up("mlp")),
     Mutant("the input's winner always", attribute(rescale, "winner", _own_winner), _sums_up("cnn")),
     Mutant(

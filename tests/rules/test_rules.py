@@ -15,6 +15,7 @@ from fxlrp.rules.choices import Stabiliser
 from fxlrp.testing import check_rule
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("rescale", {"weighed": True}),
     ("secant", {"epsilon": 1e-10}),
     ("secant", {"epsilon": 1e-2}),
     ("epsilon", {"epsilon": 0.0}),
