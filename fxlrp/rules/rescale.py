@@ -145,11 +145,11 @@ def _weighed(op: Operation, reference: Reference, operands: Sequence[Any]) -> Te
     (a, b), (a_ref, b_ref) = operands, reference.operands
     inverse = op.operator.dependence is Dependence.QUOTIENT
     ends = (a.detach(), 1 / b.detach() if inverse else b.detach()), (a_ref, 1 / b_ref if inverse else b_ref)
-    of_a, of_b = _two_ways(*ends[0], *ends[1])
+    of_a, of_b = two_ways(*ends[0], *ends[1])
     return carry_all(op(a, b), (a, of_a), (b, -of_b / (b.detach() * b_ref) if inverse else of_b))
 
 
-def _two_ways(a: Tensor, b: Tensor, a_ref: Tensor, b_ref: Tensor) -> tuple[Tensor, Tensor]:
+def two_ways(a: Tensor, b: Tensor, a_ref: Tensor, b_ref: Tensor) -> tuple[Tensor, Tensor]:
     """The slopes of a b by a and by b: b and a_ref (a moves first), or b_ref and a, each weighed by the size of what it
     adds up: the way on which less cancels counts more.
     """

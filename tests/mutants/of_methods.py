@@ -79,7 +79,7 @@ METHOD_MUTANTS = (
         entry(rescale.FORMS, Dependence.QUOTIENT, _plain),
         lambda: test_rules.test_rule_keeps_its_promises(RULES["rescale"]),
     ),
-    Mutant("weighed quotients by their gradient", attribute(rescale, "_two_ways", _one_way), _sums_up("pairs")),
+    Mutant("weighed quotients by their gradient", attribute(rescale, "two_ways", _one_way), _sums_up("pairs")),
     Mutant("activations by their gradient", entry(rescale.FORMS, Dependence.ACTIVATION, _plain), _sums_up("mlp")),
     Mutant("the input's winner always", attribute(rescale, "winner", _own_winner), _sums_up("cnn")),
     Mutant(
