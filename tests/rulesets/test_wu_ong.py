@@ -337,7 +337,7 @@ MUTANTS = [
     ),
     _mutant(
         "sums not matched",
-        attribute(posts, "matched", lambda post, received, tally, over: received),
+        attribute(posts, "matched", lambda post, received, tally, over, samples: received),
         lambda: linear_layers_keep_each_tokens_sum(RULES[0]),
     ),
     _mutant(
