@@ -83,7 +83,9 @@ def _nothing(program: Program, model: nn.Module) -> str:
 
 
 def _input_tables(model: nn.Module) -> list[Tensor]:
-    """The weights of the model's input embedding, and of an encoder's and decoder's where each has its own."""
+    """The weights of the model's input embedding, and of an encoder's and decoder's where each has its own; of one that
+    makes its table of several, all of these.
+    """
     tables: list[Tensor] = []
     for module in model.modules():
         getter = getattr(module, "get_input_embeddings", None)
@@ -91,9 +93,10 @@ def _input_tables(model: nn.Module) -> list[Tensor]:
             embedding = getter() if callable(getter) else None
         except NotImplementedError:
             embedding = None
-        weight = getattr(embedding, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim == 2 and not any(weight is table for table in tables):
-            tables.append(weight)
+        held = embedding.parameters() if isinstance(embedding, nn.Module) else ()
+        for table in (getattr(embedding, "weight", None), *held):
+            if isinstance(table, Tensor) and table.ndim == 2 and not any(table is known for known in tables):
+                tables.append(table)
     return tables
 
 
@@ -116,6 +119,7 @@ def _stored(table: Any, program: Program) -> bool:
 
 
 def _reads(node: fx.Node, program: Program, model: nn.Module, table: Tensor) -> bool:
-    """Whether a look-up reads the rows of this weight."""
-    target = program.weights.get(str(getattr(node.args[0], "target", "")), "")
-    return bool(target) and weight(model, target) is table
+    """Whether a look-up reads the rows of this weight, or of a table that is made of it."""
+    made = made_of(node.args[0]) if isinstance(node.args[0], fx.Node) else ()
+    targets = (program.weights.get(str(n.target)) for n in made if n.op == "placeholder")
+    return any(target is not None and weight(model, target) is table for target in targets)

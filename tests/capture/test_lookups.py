@@ -219,3 +219,35 @@ def test_rows_scaled_to_a_norm_are_explained_and_the_table_stays(longest: float)
     assert torch.allclose(result.relevance, (scaled[IDS] @ head.weight[1]).detach(), atol=1e-12)
     assert result.ledger is not None
     assert result.ledger.gap.abs().max() < 1e-12
+
+
+class Trained(nn.Module):
+    """A table some rows of which are others, as adapters of single tokens have it."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table, self.rows = table, nn.Parameter(torch.randn(2, table.embedding_dim))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[..., features]."""
+        weight = self.table.weight.index_copy(0, torch.tensor([1, 2]), self.rows)
+        return nn.functional.embedding(ids, weight)
+
+
+def test_a_table_that_is_made_of_the_models_own() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = Trained(nn.Embedding(5, 4)), nn.Linear(4, 2, bias=False)
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.embed
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.head(self.embed(ids).sum(1))
+            return out
+
+    model, ids = Model().eval(), torch.tensor([[1, 3, 2]])
+    found = fxlrp.convert(model, "epsilon").attribute(ids, target=1)
+    rows = torch.stack([model.embed.rows[0], model.embed.table.weight[3], model.embed.rows[1]])
+    torch.testing.assert_close(found.relevance[0], (rows @ model.head.weight[1]).detach())
