@@ -31,6 +31,12 @@ def over(a: Any, b: Any) -> Any:
     return times(a, aten.reciprocal.default(b) if isinstance(b, Proxy) else 1 / b)
 
 
+def matrix_product(a: Proxy, b: Proxy) -> Proxy:
+    """a b, of matrices."""
+    made: Any = aten.matmul.default(a, b)
+    return made
+
+
 def reshaped(a: Any, shape: list[Any]) -> Any:
     """``a`` in another shape; a number as it is."""
     return aten.reshape.default(a, shape) if isinstance(a, Proxy) else a

@@ -21,6 +21,7 @@ from fxlrp.capture.torch_private import LOCK, outside_compiler
 from fxlrp.errors import RetraceWarning, warn
 from fxlrp.patterns import Pattern, registered
 from fxlrp.patterns.fold_activations import fold_activations
+from fxlrp.patterns.fold_adapters import fold_adapters
 from fxlrp.patterns.fold_linear import fold_affine
 from fxlrp.patterns.structure import Structure
 
@@ -101,10 +102,10 @@ FOLDS = {"affine": fold_affine}
 
 
 def _searched(model: nn.Module, origin: Program, checked: dict[Any, bool]) -> Captured:
-    """A captured program with its activations folded, and what the patterns of now find in it."""
+    """A captured program with its activations and adapters folded, and what the patterns of now find in it."""
 
     def found(program: Program, own: Captured | None = None) -> Captured:
-        program = fold_activations(program)
+        program = fold_adapters(fold_activations(program))
         structure = Structure.of(program, attributed_values(program, model))
         return Captured(program, structure, origin, registered(), checked=checked, own=own)
 
