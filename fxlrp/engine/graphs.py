@@ -48,11 +48,11 @@ class Captured:
         return self.checked.get(_sizes(flatten(inputs)), True) and self.program.accepts(model, inputs)
 
     def is_checked(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether the program was compared on inputs of such sizes, or on as many as are looked at; a batch of one,
-        which models tell from others most, always is.
+        """Whether the program was compared on inputs of such sizes, or on as many as are looked at: a batch of one,
+        which models tell from others most, is among them.
         """
         sizes = _sizes(flatten(inputs))
-        enough = len(self.checked) >= CHECKS and not any(shape[:1] == (1,) for shape in sizes)
+        enough = len(self.checked) >= CHECKS and (not _of_one(sizes) or any(map(_of_one, self.checked)))
         return self.program.recorded is not None or sizes in self.checked or enough
 
     def check(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
@@ -260,6 +260,10 @@ class Graphs:
 
 def _sizes(leaves: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(tuple(leaf.shape) for leaf in leaves.values() if isinstance(leaf, Tensor))
+
+
+def _of_one(sizes: tuple[Any, ...]) -> bool:
+    return any(shape[:1] == (1,) for shape in sizes)
 
 
 def _kind(value: Any) -> Any:
