@@ -1,7 +1,7 @@
 """Whether a graph gives what its model gives: to rounding, and nothing more.
 
 In: a model, a program and inputs. Out: yes or no. Where a difference may be rounding or not, both are run once more in
-float64, in which rounding is nothing.
+a wider type, in which rounding is nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from torch.func import functional_call
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Form, Signature
 from fxlrp.capture.export import check_runs, copied, steady
+from fxlrp.capture.precision import in_float32, is_narrow
 from fxlrp.capture.process import attention_spelled_out, unmoved
-from fxlrp.capture.program import Program, device_of, flatten
+from fxlrp.capture.program import Program, device_of, widened
 from fxlrp.graph.nodes import run
 
 #: Differences, as shares of the largest entry of an output, up to which operators of equal values in another order go.
 ROUNDING = 1e-4
 #: What no rounding explains, in any type: bfloat16 keeps 8 bits, and a deep model loses some of them.
 APART = 0.1
-#: Up to how many weights a model is run in float64 to settle what is rounding.
+#: Up to how many weights a model is run in a wider type to settle what is rounding.
 SETTLED = 2**29
 
 
@@ -38,7 +39,7 @@ def agree(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> bool
             expected = _floats(check_runs(model, inputs))
         apart = _distance(expected, _outputs(program, program.arguments(model, inputs)))
         if ROUNDING < apart <= APART:
-            settled = _in_double(model, program, inputs)
+            settled = _settled(model, program, inputs)
             apart = _tolerated(apart, expected) if settled is None else settled
     return apart <= ROUNDING
 
@@ -74,26 +75,29 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return found if found == found else float("inf")
 
 
-def _in_double(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> float | None:
-    """The distance where model and program compute in float64; None where the model is large, or cannot."""
+def _settled(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> float | None:
+    """The distance where model and program compute in a wider type, float32 in the place of half precision and float64
+    in that of float32; None where the model is large, or cannot.
+    """
     if sum(p.numel() for p in model.parameters()) > SETTLED:
         return None
-    given = private.pytree.tree_map(_wide, dict(inputs))
+    narrow = is_narrow(program)
+    wide = widened if narrow else _doubled
+    program = in_float32(program) if narrow else program
+    given = private.pytree.tree_map(lambda leaf: wide(copied(leaf)), dict(inputs))
     try:
         with steady(model, given) as (twin, _), unmoved():
             held = dict(twin.named_parameters()) | dict(twin.named_buffers())
-            wide_weights = {name: _wide(each) for name, each in held.items()}
-            expected = _floats(functional_call(twin, wide_weights, *Signature.of(twin).split(given)))
-        arguments = program.arguments(model, inputs)
-        leaves = flatten(given)
-        wide = {n: leaves[program.inputs[n]] if n in program.inputs else _wide(v) for n, v in arguments.items()}
-        return _distance(expected, _outputs(program, wide))
+            weights = {name: wide(each.detach()) for name, each in held.items()}
+            expected = _floats(functional_call(twin, weights, *Signature.of(twin).split(given)))
+        arguments = {name: wide(value) for name, value in program.arguments(model, inputs).items()}
+        return _distance(expected, _outputs(program, arguments))
     except Exception:  # a type that the model's own code insists on
         return None
 
 
-def _wide(value: Any) -> Any:
-    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else copied(value)
+def _doubled(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _tolerated(apart: float, outputs: Sequence[Tensor]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from fxlrp.capture.program import Program, weight
 from fxlrp.errors import InputError
 from fxlrp.graph.entries import Entries, entries_of, numbers_of, sources_of
+from fxlrp.graph.nodes import ancestors
 from fxlrp.graph.operators import is_float
 from fxlrp.graph.uses import Use, is_mask, made_of, uses_of
 
@@ -113,8 +114,10 @@ def _looked_up(node: fx.Node, program: Program) -> str | None:
 
 
 def _stored(table: Any, program: Program) -> bool:
-    """Whether a table is made of parameters and buffers alone, not of what the model computes from its inputs."""
-    holders = [n for n in made_of(table) if n.op == "placeholder"]
+    """Whether a table is made of parameters and buffers alone, not of what the model computes, or looks up, from its
+    inputs.
+    """
+    holders = [n for n in ancestors(table) if n.op == "placeholder"]
     return any(n.target in program.weights for n in holders) and not any(n.target in program.inputs for n in holders)
 
 

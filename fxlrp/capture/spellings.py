@@ -159,7 +159,9 @@ def _embedding_bag(
         return NotImplemented
     rows = aten.embedding.default(table, ids)
     places = {"dtype": value_of(offsets).dtype, "device": value_of(offsets).device}
-    count = aten.arange.default(size_of(ids, 0), **places)
+    count = ids.tracer.create_proxy(
+        "call_function", aten.arange.default, (size_of(ids, 0),), places
+    )  # also of a number
     bag = aten.sub.Tensor(aten.searchsorted.Tensor(offsets, count, right=True), 1)
     rows = rows if weights is None else aten.mul.Tensor(rows, aten.unsqueeze.default(weights, 1))
     bags = size_of(offsets, 0)

@@ -61,7 +61,8 @@ class Entries:
 def numbers_of(node: fx.Node) -> fx.Node | None:
     """The integers by which a node takes whole rows along the first axis of its first argument; None if it does not."""
     operator = operator_of(node)
-    if operator is None or not operator.indexed or not isinstance(node.args[0], fx.Node):
+    table = tensor_value(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+    if operator is None or not operator.indexed or table is None or table.ndim < 2:
         return None
     chosen: Any = node.args[-1]  # embedding(table, ids), index(table, [ids]), index_select(table, 0, ids)
     if operator.looks_up:

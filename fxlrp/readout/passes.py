@@ -282,7 +282,7 @@ class Task:
                 return replace(found, taps=found.taps[: len(taps)])
             if returned:
                 scalars, seeds = [tapped[taps.index(node)] for node in returned], self._at_zero(flat, plan, lrp)
-                amounts = [seed.abs().flatten(1).sum(1) for seed in seeds]
+                amounts = [seed.abs().reshape(len(seed), -1).sum(1) for seed in seeds]
         kept = (*values, *tapped)
         wanted = [value for value in kept if value.requires_grad]  # a tapped constant has no message
         starts = [s for s in zip(scalars, seeds, strict=True) if s[0].requires_grad]

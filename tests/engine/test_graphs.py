@@ -169,7 +169,7 @@ def test_graphs_are_bounded_and_that_is_said(monkeypatch: pytest.MonkeyPatch) ->
     lrp = fxlrp.convert(made(lambda self, x, k: self.net(x * k)), "epsilon")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        for k in range(6):
+        for k in range(1, 7):
             lrp.attribute({"x": X, "k": float(k)}, target=1)
     assert sum(map(len, lrp.conversion.graphs.programs.values())) == 3
     assert ["'k'" in str(each.message) for each in seen] == [True]

@@ -149,7 +149,7 @@ def test_ids_are_explained_whatever_they_are_called() -> None:
     ("function", "a", "b", "said"),
     [
         (
-            lambda m, a, b: m.head(m.linear.weight[a].mean(1) * b.sum()),
+            lambda m, a, b: m.head(m.linear.bias[a].mean(1, keepdim=True).expand(-1, 8) * b.sum()),
             IDS % 5,
             torch.tensor([1, 2]),
             "'a' (as indices), 'b' (as numbers). Pass a float tensor",

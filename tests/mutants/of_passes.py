@@ -132,7 +132,7 @@ PASS_MUTANTS = (
     ),
     Mutant(
         "a program accepts any shape",
-        attribute(Program, "accepts", lambda self, inputs: True),
+        attribute(Program, "accepts", lambda self, model, inputs: True),
         test_conversion.test_a_branch_on_the_length_is_captured_anew,
     ),
 )

@@ -75,7 +75,7 @@ def test_rules_are_traced_to_the_file_they_stand_in(mine: Path) -> None:
     assert origins(mine)[-1] == "_base"
     assert len(origins(mine)) == len(fxlrp.ruleset(mine).rules)
     assert set(origins(fxlrp.ruleset(mine))) == {"mine"}
-    assert origins({"name": "short", "extends": "gradient"}) == ("gradient",)
+    assert origins({"name": "short", "extends": "gradient"}) == ("gradient", "gradient")
 
 
 @pytest.mark.parametrize("name", NAMES)
