@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from fxlrp.capture.program import Program, weight
 from fxlrp.errors import InputError
 from fxlrp.graph.entries import Entries, entries_of, numbers_of, sources_of
-from fxlrp.graph.nodes import ancestors
 from fxlrp.graph.operators import is_float
 from fxlrp.graph.uses import Use, is_mask, made_of, uses_of
 
@@ -117,8 +116,12 @@ def _stored(table: Any, program: Program) -> bool:
     """Whether a table is made of parameters and buffers alone, not of what the model computes, or looks up, from its
     inputs.
     """
-    holders = [n for n in ancestors(table) if n.op == "placeholder"]
-    return any(n.target in program.weights for n in holders) and not any(n.target in program.inputs for n in holders)
+    made = list(made_of(table))
+    holders = [n for n in made if n.op == "placeholder"]
+    inputs = [program.placeholders[placeholder] for placeholder in program.inputs]
+    chosen = (numbers_of(n) for n in made)
+    computed = any(n in inputs for n in holders) or any(ids is not None and sources_of(ids, inputs) for ids in chosen)
+    return not computed and any(n.target in program.weights for n in holders)
 
 
 def _reads(node: fx.Node, program: Program, model: nn.Module, table: Tensor) -> bool:
