@@ -17,7 +17,8 @@ import torch
 import fxlrp
 from fxlrp.explain import model as door
 from tests.support import studies
-from tests.support.configurations import FAMILIES, Side, draw
+from tests.support.configurations import FAMILIES, draw
+from tests.support.drawn import Side
 from tests.support.studies import Study
 
 TYPES = {"float64": torch.float64, "float32": torch.float32}

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import fxlrp
 from fxlrp.testing.checks import float_types, is_double
-from tests.support.configurations import Drawn, Inputs, Side, cut
+from tests.support.drawn import Drawn, Inputs, Side, cut
 
 #: In units of the largest entry. Exact where all is float64.
 EXACT = 1e-9
@@ -117,32 +119,42 @@ def gradient_holds(study: Study) -> None:
         assert largest(found.features, next(iter(parts.values()))) <= study.bound, target
 
 
+class _Lookups(TorchFunctionMode):
+    """Rows that are looked up for an input's ids become a leaf of its name; positions and types are no such ids."""
+
+    def __init__(self, given: Inputs, leaves: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.given, self.leaves = given, leaves
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if function is not F.embedding:
+            return found
+        name = next((n for n in ATTRIBUTED if n in self.given and torch.equal(args[0], self.given[n])), None)
+        if name is None:
+            return found
+        assert name not in self.leaves, f"{name} is looked up twice"
+        self.leaves[name] = found.detach().requires_grad_()
+        return self.leaves[name]
+
+
 def by_autograd(study: Study, inputs: Inputs, target: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """The explained logits [batch], and x * gradient by input: [batch, tokens, hidden], or the image's shape."""
-    given, model, leaves = dict(inputs), copy.deepcopy(study.untouched), []
-
-    def leaf(value: Tensor) -> Tensor:
-        leaves.append(value.detach().requires_grad_())
-        return leaves[-1]
-
-    table = None
+    model, given = copy.deepcopy(study.untouched), dict(inputs)
+    leaves: dict[str, Tensor] = {}
     if "pixel_values" in given:
-        given["pixel_values"] = leaf(given["pixel_values"])
-    else:
-        table = model.get_input_embeddings().weight  # type: ignore[operator]
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is table]
-    handles = [each.register_forward_hook(lambda module, args, output: leaf(output)) for each in tables]
-    logits = model(**given).logits
-    for handle in handles:
-        handle.remove()
+        given["pixel_values"] = leaves["pixel_values"] = given["pixel_values"].clone().requires_grad_()
+
+    with _Lookups(given, leaves):
+        logits = model(**given).logits
     if target is None:
         wanted = study.default(logits)
     else:
         wanted = [target if isinstance(target, tuple) else (target,)] * len(logits)
     explained = torch.stack([scores[place] for scores, place in zip(logits, wanted, strict=True)])
-    gradients = torch.autograd.grad(explained.sum(), leaves)
-    names = [name for name in ATTRIBUTED if name in given]
-    return explained.detach(), {n: (x * g).detach() for n, x, g in zip(names, leaves, gradients, strict=True)}
+    gradients = torch.autograd.grad(explained.sum(), list(leaves.values()))
+    parts = {name: (x * g).detach() for (name, x), g in zip(leaves.items(), gradients, strict=True)}
+    return explained.detach(), parts
 
 
 # ------------------------------------------------------------------------------------------- batches and padding
