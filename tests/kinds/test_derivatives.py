@@ -6,6 +6,8 @@ wrong gradients on a CPU where these lie channels-last, which a linear layer beh
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,12 @@ def test_the_gradient_is_the_derivative_for_one_sample(kind: str) -> None:
     check_derivative(sample.lrp, one, target=1, directions=1).raise_if_failed()
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if name not in (*BOUND, *LONG)])
+def _a_third(kinds: list[str]) -> list[Any]:
+    """Every third in a plain run, the others by ``make slow``."""
+    return [kind if i % 3 == 0 else pytest.param(kind, marks=pytest.mark.slow) for i, kind in enumerate(kinds)]
+
+
+@pytest.mark.parametrize("kind", _a_third([name for name in KINDS if name not in (*BOUND, *LONG)]))
 def test_the_gradient_of_every_operator_is_the_same_in_every_layout(kind: str) -> None:
     """Of the operators that run under the ruleset `gradient`, among them fused ones and kernels of fxlrp."""
     sample = converted(kind)

@@ -155,7 +155,7 @@ def test_a_blow_up_is_said() -> None:
         lrp.attribute(x, target=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rules", fxlrp.rulesets())
 def test_half_precision_gives_the_numbers_of_the_same_weights_in_float32(rules: str, dtype: torch.dtype) -> None:
     """Convolution, norm and head: messages and denominators are float32's, whatever the weights are held in."""
