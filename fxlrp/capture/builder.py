@@ -31,3 +31,9 @@ class Builder(GraphAppendingTracer):
         else:
             node.meta["val"] = None
         return node
+
+    def copied(self, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """A node of another graph, with the ``values`` that stand for its arguments here."""
+        self.origin = node.meta
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+        return self.create_node(node.op, node.target, args, kwargs)

@@ -45,6 +45,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def below(path: str, name: Any) -> str:
+    """The path of what is called ``name`` in what stands at ``path``, which is '' at the top."""
+    return f"{path}.{name}" if path else str(name)
+
+
 def called_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The modules whose forward pass is run, by path. A graph has no mode of its own."""
     if isinstance(model, fx.GraphModule):
@@ -57,7 +62,7 @@ def called_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.M
         yield path, model
         inner = list(model.named_children())
     for name, child in inner:
-        yield from called_modules(child, f"{path}.{name}".lstrip("."))
+        yield from called_modules(child, below(path, name))
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,16 @@ class Signature:
         return forward(*args, **kwargs)
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raise :class:`CaptureError` for weights that are no tensors of numbers but packed, in a class of their own."""
+def check_weights(model: nn.Module, needed: bool = False) -> None:
+    """Raise :class:`CaptureError` for weights that are no tensors of numbers but packed, in a class of their own, and
+    :class:`InputError` for absent ones where their values are ``needed``.
+    """
     for name, weight in model.named_parameters():
+        if needed and weight.is_meta:
+            raise InputError(
+                f"The weight '{name}' is on 'meta' and holds no values: it is offloaded, to be loaded when its "
+                "module runs, or was never loaded. Load the model whole, without a device_map that offloads."
+            )
         kind = type(weight)
         foreign = not kind.__module__.startswith("torch.nn.") and not weight.is_floating_point()
         if kind is not nn.Parameter and (hasattr(kind, "__tensor_flatten__") or foreign):
@@ -238,8 +250,8 @@ def _leaf_apart(leaf: Any, tensors: list[Tensor]) -> Maker:
     if fields is None:
         return lambda values: leaf
     makers = {name: _apart(value, tensors) for name, value in fields.items()}
-    hollow = _withfields_of(leaf, dict.fromkeys(fields))
-    return lambda values: _withfields_of(hollow, {name: make(values) for name, make in makers.items()})
+    hollow = _with_fields(leaf, dict.fromkeys(fields))
+    return lambda values: _with_fields(hollow, {name: make(values) for name, make in makers.items()})
 
 
 def fields_of(value: Any) -> dict[Any, Any] | None:
@@ -258,7 +270,7 @@ def fields_of(value: Any) -> dict[Any, Any] | None:
     return held if any(isinstance(leaf, Tensor) or fields_of(leaf) is not None for leaf in leaves) else None
 
 
-def _withfields_of(value: Any, fields: Mapping[Any, Any]) -> Any:
+def _with_fields(value: Any, fields: Mapping[Any, Any]) -> Any:
     made = copy.copy(value)
     for name, each in fields.items():
         if isinstance(made, Mapping):

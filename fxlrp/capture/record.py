@@ -36,7 +36,7 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     signature = Signature.of(model)
 
     def arguments() -> tuple[dict[str, Tensor], list[Any]]:
-        return held | {name: buffer.clone() for name, buffer in model.named_buffers()}, _copied(given)
+        return held | {name: buffer.clone() for name, buffer in model.named_buffers()}, list(map(copied, given))
 
     def run(weights: dict[str, Tensor], leaves: list[Any]) -> list[Any]:
         result = functional_call(model, weights, *signature.split(private.pytree.tree_unflatten(leaves, spec)))
@@ -62,7 +62,7 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
         constants=constants,
         inputs=tuple(holders[len(held) :]),
         output_spec=outputs[-1],
-        recorded=tuple(_copied(given)),
+        recorded=tuple(map(copied, given)),
     )
 
 
@@ -70,7 +70,7 @@ def replayed(model: nn.Module, traced: Traced, inputs: Mapping[str, Any]) -> Tra
     """A traced model with its branches (torch.cond) taken and its loops run as on ``inputs``, for which alone it then
     stands.
     """
-    leaves = _copied(private.pytree.tree_leaves(dict(inputs)))
+    leaves = list(map(copied, private.pytree.tree_leaves(dict(inputs))))
     held = {
         **{name: weight(model, target).detach() for name, target in traced.weights.items()},
         **{name: value.to(device_of(model)) for name, value in traced.constants.items()},
@@ -154,10 +154,6 @@ _TAKEN: dict[str, Callable[..., Any]] = {
 def _decompositions() -> dict[Any, Any]:
     table = torch.export.default_decompositions()
     return {target: table[target] for target in table if unknown(target)}
-
-
-def _copied(leaves: list[Any]) -> list[Any]:
-    return [copied(leaf) for leaf in leaves]
 
 
 def _traced(run: Callable[..., Any], table: dict[Any, Any], *arguments: Any) -> fx.GraphModule:

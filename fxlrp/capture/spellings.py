@@ -16,7 +16,7 @@ from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import replaces
 from fxlrp.capture.expansions import as_rounded, size_of, value_of
 from fxlrp.errors import CaptureError
-from fxlrp.graph.operators import is_continuous, packet
+from fxlrp.graph.operators import is_continuous, packet, parameter_names
 
 aten = torch.ops.aten
 
@@ -234,8 +234,8 @@ def _of_parts(operator: Any, axes: int) -> None:
         if not value_of(x).is_complex():
             return NotImplemented
         overload = next(iter(operator.overloads()))
-        names = [argument.name for argument in getattr(operator, overload)._schema.arguments][2:]
-        given = dict(zip(names, place, strict=False)) | named
+        names = parameter_names(getattr(operator, overload))
+        given = dict(zip(names[2:], place, strict=False)) | named
         defaults = {"dim": 0} if axes == 1 else {"dim1": 0, "dim2": 1}
         given |= {name: given.get(name, first) % value_of(x).ndim for name, first in defaults.items()}
         parts = (aten.view_as_real.default(each) for each in (x, source))

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxlrp.capture.calling import below
+
 #: Told apart by type and text. ``repr`` tells -0.0 from 0.0.
 _VALUES = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice),
@@ -70,7 +72,7 @@ class State:
     @property
     def digest(self) -> str:
         """A hash that is equal in every process for models that compute alike."""
-        return _hashed(f"{path}={told.text}" for path, told in sorted(self.told.items()))
+        return _short(f"{path}={told.text}".encode() for path, told in sorted(self.told.items()))
 
 
 def described(value: Any) -> tuple[tuple[str, Told], ...]:
@@ -159,33 +161,31 @@ class _Walk:
         else:
             self.held.append(_Held.of(lambda: ((), value)))
             pairs = [(str(index), each) for index, each in enumerate(value)]
-        for name, each in pairs:
-            self.visit(f"{path}.{name}".lstrip("."), each)
+        self._each(path, pairs)
+
+    def _each(self, path: str, pairs: Iterable[tuple[Any, Any]]) -> None:
+        for name, value in pairs:
+            self.visit(below(path, name), value)
 
     def _members(self, path: str, members: dict[str, Any]) -> None:
         """The attributes of an object, which may be a module: its weights are told without their values."""
         self.held.append(_Held.of(partial(_items, members)))
         for name, value in list(members.items()):
-            if name in _WEIGHTS and isinstance(value, dict):
-                self._weights(path, value)
-            elif name == "_modules" and isinstance(value, dict):
-                self._container_of_modules(path, value)
-            elif name.startswith("_forward") and isinstance(value, dict):  # hooks, whose numbers count up in a process
+            own = isinstance(value, dict) and (name in (*_WEIGHTS, "_modules") or name.startswith("_forward"))
+            if own:  # a module's own, which is told by what it holds
                 self.held.append(_Held.of(partial(_items, value)))
-                for index, each in enumerate(value.values()):
-                    self.visit(f"{path}.{name}.{index}".lstrip("."), each)
+            if own and name in _WEIGHTS:
+                self._weights(path, value)
+            elif own and name == "_modules":
+                self._each(path, value.items())
+            elif own:  # hooks, whose numbers count up in a process
+                self._each(below(path, name), enumerate(value.values()))
             elif not name.startswith(_NOT_READ):
-                self.visit(f"{path}.{name}".lstrip("."), value)
-
-    def _container_of_modules(self, path: str, modules: dict[str, Any]) -> None:
-        self.held.append(_Held.of(partial(_items, modules)))
-        for name, module in modules.items():
-            self.visit(f"{path}.{name}".lstrip("."), module)
+                self.visit(below(path, name), value)
 
     def _weights(self, path: str, weights: dict[str, Any]) -> None:
-        self.held.append(_Held.of(partial(_items, weights)))
         for name, weight in weights.items():
-            place = f"{path}.{name}".lstrip(".")
+            place = below(path, name)
             first, _ = self.seen.setdefault(id(weight), (place, weight))
             same = weight is None or first == place
             self.told[place] = Told(_layout(weight) if same else f"is {first}")
@@ -263,7 +263,7 @@ def _content(tensor: Tensor) -> str:
     if tensor.is_meta or tensor.layout is not torch.strided:
         return ""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return _hashed([bytes(flat.view(torch.uint8).numpy())] if flat.numel() else [])
+    return _short([bytes(flat.view(torch.uint8).numpy())] if flat.numel() else [])
 
 
 def _equal(now: Tensor, then: Tensor) -> bool:
@@ -273,14 +273,18 @@ def _equal(now: Tensor, then: Tensor) -> bool:
 
 
 def _code(code: CodeType) -> str:
-    inner = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
-    return _hashed([code.co_code, *inner, *code.co_names, *code.co_freevars])
+    inner = (_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts)
+    return _short([code.co_code, *(text.encode() for text in (*inner, *code.co_names, *code.co_freevars))])
 
 
-def _hashed(parts: Iterable[Any]) -> str:
+def hashed(parts: Iterable[bytes]) -> bytes:
+    """A hash of parts in their order, each with its length, so that none runs into the next."""
     found = hashlib.sha256()
     for part in parts:
-        text = part if isinstance(part, bytes) else str(part).encode()
-        found.update(len(text).to_bytes(8, "big"))
-        found.update(text)
-    return found.hexdigest()[:16]
+        found.update(len(part).to_bytes(8, "big"))
+        found.update(part)
+    return found.digest()
+
+
+def _short(parts: Iterable[bytes]) -> str:
+    return hashed(parts).hex()[:16]

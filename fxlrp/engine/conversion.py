@@ -181,7 +181,6 @@ class Conversion:
 
     def check_mode(self) -> None:
         """Raise :class:`TrainingModeError` where a module is in training mode."""
-        check_weights(self.model)
         training = next((name or type(m).__name__ for name, m in called_modules(self.model) if m.training), None)
         if training is not None:
             raise TrainingModeError(
@@ -191,15 +190,11 @@ class Conversion:
 
     def _check_values(self, inputs: Mapping[str, Any]) -> None:
         places = {self.device.type: "the model's weights"}
-        absent = next((name for name, weight in self.model.named_parameters() if weight.is_meta), None)
-        if absent is not None and not all(v.is_meta for v in flatten(inputs).values() if isinstance(v, Tensor)):
-            raise InputError(
-                f"The weight '{absent}' is on 'meta' and holds no values: it is offloaded, to be loaded when its "
-                "module runs, or was never loaded. Load the model whole, without a device_map that offloads."
-            )
+        leaves = flatten(inputs)
+        check_weights(self.model, needed=not all(v.is_meta for v in leaves.values() if isinstance(v, Tensor)))
         for name, given in inputs.items():
             check_input(name, given)
-        for name, value in flatten(inputs).items():
+        for name, value in leaves.items():
             if not isinstance(value, Tensor):
                 continue
             if value.layout is not torch.strided or value.is_nested:

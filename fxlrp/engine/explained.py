@@ -17,12 +17,22 @@ from fxlrp.spec.ruleset import Ruleset
 
 
 class Explained:
-    """The scalars of an output that are explained, target and contrast, each with the seed of its backward pass."""
+    """The scalars of an output that are explained, target and contrast, each with the seed of its backward pass.
 
-    def __init__(self, lrp: Conversion, terms: Sequence[tuple[float, Any]], scores: Sequence[Scored] = ()) -> None:
+    ``at_zero``: whether an amount of relevance is begun with where a scalar is exactly 0.
+    """
+
+    def __init__(
+        self,
+        lrp: Conversion,
+        terms: Sequence[tuple[float, Any]],
+        scores: Sequence[Scored] = (),
+        *,
+        at_zero: bool = False,
+    ) -> None:
         self.lrp, self.terms = lrp, terms
         self.scores = scores or [Scored()] * len(terms)
-        self.at_zero = False  # whether an amount is begun with where a scalar is exactly 0
+        self.at_zero = at_zero
 
     @staticmethod
     def of(
@@ -48,9 +58,7 @@ class Explained:
                 terms.append((sign, resolve(wanted, outputs, mask, scored)))
                 _check_samples(logits_of(outputs, named(wanted)[0]), given)
                 scores.append(scored)
-        explained = Explained(lrp, terms, scores)
-        explained.at_zero = True
-        return explained
+        return Explained(lrp, terms, scores, at_zero=True)
 
     def __call__(
         self, outputs: Any, rules: Ruleset, functions: Sequence[Tensor] = ()

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program, capture
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.builder import Builder
 from fxlrp.capture.process import quiet
 from fxlrp.capture.torch_private import LOCK
 from fxlrp.engine.graphs import Captured
@@ -111,6 +112,7 @@ def _joined(captured: Captured, functions: tuple[Program, ...], held: Sequence[M
     graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
     outputs: Any = graph.graph_copy(program.graph, values)
     mode = next(filter(None, (private.fake_mode_of(node.meta.get("val")) for node in graph.nodes)), None)
+    builder = Builder(graph, mode)
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     constants, fused = dict(program.constants), {}
     for exit_node, region in program.fused.items():
@@ -130,20 +132,9 @@ def _joined(captured: Captured, functions: tuple[Program, ...], held: Sequence[M
                 constants[str(last.target)] = value = held[number][str(node.target)].detach()
                 last.meta["val"] = value if mode is None else mode.from_tensor(value)
             else:
-                own[node] = _appended(graph, node, own, mode)
+                own[node] = builder.copied(node, own)
         fused |= {own[exit_node]: region.moved(own) for exit_node, region in function.fused.items()}
     graph.output((*outputs, *added))
     attributed = tuple(replace(each, node=values[each.node]) for each in captured.structure.attributed)
     made = replace(program, graph=graph, constants=constants, fused=fused, functions=len(added))
     return WithFunctions(made, Structure.of(made, attributed), captured.origin, captured.patterns, functions=functions)
-
-
-def _appended(graph: fx.Graph, node: fx.Node, own: Mapping[fx.Node, fx.Node], mode: Any) -> fx.Node:
-    """A copy of a function's operation with a fake value of its own."""
-    copy = graph.node_copy(node, lambda n: own[n])
-    values = fx.map_arg((copy.args, copy.kwargs), lambda n: n.meta.get("val"))
-    target: Any = copy.target
-    if mode is not None:
-        with mode, torch.no_grad(), private.enable_python_dispatcher():
-            copy.meta["val"] = target(*values[0], **values[1])
-    return copy

@@ -25,6 +25,9 @@ from fxlrp.patterns.fold_adapters import fold_adapters
 from fxlrp.patterns.fold_linear import fold_affine
 from fxlrp.patterns.structure import Structure
 
+#: The shapes of the tensors among some inputs, in order.
+Sizes = tuple[tuple[int, ...], ...]
+
 
 @dataclass(frozen=True, eq=False)
 class Captured:
@@ -40,24 +43,23 @@ class Captured:
     patterns: tuple[Pattern, ...]
     forms: dict[tuple[str, ...], Captured] = field(default_factory=dict, repr=False)
     #: Sizes of inputs on which the program was compared with its model, and whether it gave the same.
-    checked: dict[Any, bool] = field(default_factory=dict, repr=False)
+    checked: dict[Sizes, bool] = field(default_factory=dict, repr=False)
     own: Captured | None = field(default=None, repr=False)
 
-    def stands_for(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    def stands_for(self, model: nn.Module, inputs: Mapping[str, Any], sizes: Sizes) -> bool:
         """Whether the program stands for its model on these inputs, as far as is known."""
-        return self.checked.get(_sizes(flatten(inputs)), True) and self.program.accepts(model, inputs)
+        return self.checked.get(sizes, True) and self.program.accepts(model, inputs)
 
-    def is_checked(self, inputs: Mapping[str, Any]) -> bool:
+    def is_checked(self, sizes: Sizes) -> bool:
         """Whether the program was compared on inputs of such sizes, or on as many as are looked at: a batch of one,
         which models tell from others most, is among them.
         """
-        sizes = _sizes(flatten(inputs))
         enough = len(self.checked) >= CHECKS and (not _of_one(sizes) or any(map(_of_one, self.checked)))
         return self.program.recorded is not None or sizes in self.checked or enough
 
-    def check(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    def check(self, model: nn.Module, inputs: Mapping[str, Any], sizes: Sizes) -> bool:
         """Compare the program, in the model's own precision, with its model on these inputs; remember what came out."""
-        agrees = self.checked[_sizes(flatten(inputs))] = agree(model, (self.own or self).program, inputs)
+        agrees = self.checked[sizes] = agree(model, (self.own or self).program, inputs)
         return agrees
 
     @outside_compiler
@@ -101,7 +103,7 @@ class Captured:
 FOLDS = {"affine": fold_affine}
 
 
-def _searched(model: nn.Module, origin: Program, checked: dict[Any, bool]) -> Captured:
+def _searched(model: nn.Module, origin: Program, checked: dict[Sizes, bool]) -> Captured:
     """A captured program with its activations and adapters folded, and what the patterns of now find in it."""
 
     def found(program: Program, own: Captured | None = None) -> Captured:
@@ -157,21 +159,22 @@ class Graphs:
         """
         self._follow(model)
         leaves = flatten(inputs)
+        sizes = tuple(tuple(leaf.shape) for leaf in leaves.values() if isinstance(leaf, Tensor))
         key = (*context, *((name, _kind(leaf)) for name, leaf in leaves.items()))
-        found = self._standing(model, key, inputs)
-        if found is None or not found.is_checked(inputs):
+
+        def standing() -> Captured | None:
+            known = tuple(self.programs.get(key, ()))
+            return next((c for c in known if c.stands_for(model, inputs, sizes)), None)
+
+        found = standing()
+        if found is None or not found.is_checked(sizes):
             with at_rest(), unmoved():  # one at a time: another thread may have made the graph meanwhile
-                found = self._standing(model, key, inputs)
-                if found is not None and not found.is_checked(inputs) and not found.check(model, inputs):
+                found = standing()
+                if found is not None and not found.is_checked(sizes) and not found.check(model, inputs, sizes):
                     found = None
                 if found is None:
-                    found = self._capture(model, key, leaves, inputs)
+                    found = self._capture(model, key, leaves, inputs, sizes)
         return self.current(model, found)
-
-    def _standing(self, model: nn.Module, key: Any, inputs: Mapping[str, Any]) -> Captured | None:
-        """The program that stands for the model on inputs of this signature."""
-        known = tuple(self.programs.get(key, ()))
-        return next((c for c in known if c.stands_for(model, inputs)), None)
 
     def _follow(self, model: nn.Module) -> None:
         """Turn to the graphs of the model as it is now: what was replaced in it since may have changed what it does."""
@@ -180,26 +183,28 @@ class Graphs:
             return
         with at_rest():
             now = State(model)
-            others = (v for v in reversed(self.versions) if v.state is not None)
+            others = reversed(self.versions)
             found = next((v for v in others if v.state is not None and v.state.difference(now) is None), None)
             if found is None:
-                place = before.difference(now) or "itself"
                 warn(
-                    f"{type(model).__name__} has changed since it was captured, in '{place}': it is captured anew.",
+                    f"{type(model).__name__} has changed since it was captured, in '{before.difference(now)}': it is "
+                    "captured anew.",
                     RetraceWarning,
                 )
                 found = Version()
             found.state = now
             self.versions = [*(v for v in self.versions if v is not found), found][-VERSIONS:]
 
-    def _capture(self, model: nn.Module, key: Any, leaves: Mapping[str, Any], inputs: Mapping[str, Any]) -> Captured:
+    def _capture(
+        self, model: nn.Module, key: Any, leaves: Mapping[str, Any], inputs: Mapping[str, Any], sizes: Sizes
+    ) -> Captured:
         known = self.programs.setdefault(key, [])
         self._warn(model, known, leaves)
         recorded = [c for c in known if c.program.recorded is not None]
-        refuted = any(c.checked.get(_sizes(leaves)) is False for c in known)
+        refuted = any(c.checked.get(sizes) is False for c in known)
         refused = any(not c.program.replayed for c in recorded)
         program = capture(model, inputs, record_only=refused or refuted)
-        found = _searched(model, program, {_sizes(leaves): True})
+        found = _searched(model, program, {sizes: True})
         self.traced += 1
         known[:] = [c for c in known if c not in recorded] + [found]
         self.version.state = State(model)
@@ -258,11 +263,7 @@ class Graphs:
             warn(text, RetraceWarning)
 
 
-def _sizes(leaves: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(tuple(leaf.shape) for leaf in leaves.values() if isinstance(leaf, Tensor))
-
-
-def _of_one(sizes: tuple[Any, ...]) -> bool:
+def _of_one(sizes: Sizes) -> bool:
     return any(shape[:1] == (1,) for shape in sizes)
 
 

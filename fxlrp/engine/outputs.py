@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fxlrp.capture import torch_private as private
-from fxlrp.capture.calling import fields_of
+from fxlrp.capture.calling import below, fields_of
 from fxlrp.engine.conventions import Conventions
 from fxlrp.errors import TargetError, nearest
 
@@ -107,24 +107,30 @@ def named_output(outputs: Any, name: str | None = None) -> tuple[str, Tensor]:
     Raises :class:`TargetError` for a name that no float output has, an object that holds none, and one that holds
     several of which none is known to be the answer.
     """
+    wanted = "logits" if name is None else name
+    first = next((pair for pair in _floats("", outputs) if pair[0] == wanted), None)
+    if first is not None:  # large outputs, such as caches, are not looked through
+        return _at_least_one(*first)
     found, kind = dict(_floats("", outputs)), type(outputs).__name__
     if not found:
         raise TargetError(
             f"The model's output ({kind}) holds no logits. Pass target=callable, a function of the output that returns "
             "one scalar per sample."
         )
-    if name is not None and name not in found:
+    if name is not None:
         raise TargetError(f"The model's output ({kind}) has no scores '{name}'.{nearest(name, found)}")
-    if name is None:
-        ordered = len(found) == 1 or private.is_library_output(outputs)
-        name = "logits" if "logits" in found else next(iter(found)) if ordered else None
-    if name is None:
+    only = next(iter(found.items()))
+    if len(found) > 1 and not private.is_library_output(outputs):
         choices = ", ".join(f"'{each}' {list(value.shape)}" for each, value in found.items())
         raise TargetError(
             f"The model's output ({kind}) holds several values: {choices}. Say which is explained: "
-            f"target=('{next(iter(found))}', 1) for its class 1, ('{next(iter(found))}',) for its largest entry."
+            f"target=('{only[0]}', 1) for its class 1, ('{only[0]}',) for its largest entry."
         )
-    value = found[name]
+    return _at_least_one(*only)
+
+
+def _at_least_one(name: str, value: Tensor) -> tuple[str, Tensor]:
+    """An output with a first axis of samples: a single number is one sample's."""
     return name, value if value.ndim else value.unsqueeze(0)
 
 
@@ -137,7 +143,7 @@ def _floats(path: str, outputs: Any) -> Iterator[tuple[str, Tensor]]:
     held = dict(enumerate(outputs)) if isinstance(outputs, (tuple, list)) else outputs
     held = held if isinstance(held, Mapping) else fields_of(held) or {}
     for name, value in held.items():
-        yield from _floats(f"{path}.{name}".lstrip("."), value)
+        yield from _floats(below(path, name), value)
 
 
 def _kind(

@@ -4,7 +4,6 @@ protocols of :mod:`fxlrp.evaluate` measured.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from fxlrp.engine.targets import Target
-from fxlrp.errors import InputError, ReadingError
+from fxlrp.errors import InputError, ReadingError, warn
 from fxlrp.evaluate.batches import Batch, as_batches
 from fxlrp.evaluate.concordance import rank_agreement
 from fxlrp.evaluate.evaluation import Evaluation
@@ -144,7 +143,7 @@ def _attributions(
             if len(left_out) == len(converted):
                 raise
     for name, reason in left_out.items():
-        warnings.warn(f"'{name}' is left out of the comparison: {reason}", stacklevel=3)
+        warn(f"'{name}' is left out of the comparison: {reason}")
     return results, left_out
 
 

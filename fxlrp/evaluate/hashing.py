@@ -7,7 +7,6 @@ texts, as are 1, 1.0, True and "1". What has no content of its own (a function) 
 from __future__ import annotations
 
 import builtins
-import hashlib
 import pickle
 import types
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.capture.state import State
+from fxlrp.capture.state import State, hashed
 from fxlrp.errors import FxlrpError
 from fxlrp.explain.model import ConvertedModel
 
@@ -46,11 +45,7 @@ def _digest(value: Any, inside: tuple[int, ...]) -> bytes:
 
 
 def _joined(kind: str, parts: list[bytes]) -> bytes:
-    digest = hashlib.sha256()
-    for part in (kind.encode(), *parts):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.digest()
+    return hashed((kind.encode(), *parts))
 
 
 #: The parts of a value: bytes as they stand, or a value to be hashed, in a tuple of one.

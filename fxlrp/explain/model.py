@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.capture.calling import unwrapped
+from fxlrp.capture.calling import check_weights, unwrapped
 from fxlrp.capture.process import plainly
 from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.targets import Target
@@ -236,6 +236,7 @@ def convert(
     if isinstance(model, ConvertedModel):
         raise InputError("This model is converted already: use model.with_ruleset(...) for another ruleset.")
     conversion = Conversion(unwrapped(model), load(ruleset), strict)
+    check_weights(conversion.model)
     conversion.check_mode()
     if example_inputs is not None:
         with plainly():

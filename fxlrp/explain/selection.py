@@ -17,7 +17,7 @@ def selected(prepared: Prepared, only: str | Sequence[str] | None, exclude: str 
     wanted, left_out = None if only is None else _names(only), _names(exclude)
     leaves = prepared.captured.program.input_leaves
     for name in (*(wanted or ()), *left_out):
-        if not any(map(_fits, [name] * len(leaves), leaves)):
+        if not any(_fits(name, leaf) for leaf in leaves):
             raise InputError(f"There is no input '{name}' to choose or to leave out.{nearest(name, leaves)}")
     explained = {each.name for each in prepared.captured.structure.attributed}
     dropped = {

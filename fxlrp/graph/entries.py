@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fxlrp.errors import InputError
 from fxlrp.graph.nodes import ancestors, module_path, run, source_line, tensor_value
 from fxlrp.graph.operator_classes import INDEX, MOVEMENT, PRODUCT, SUM
-from fxlrp.graph.operators import Move, nodes_in, operator_of
+from fxlrp.graph.operators import Move, nodes_in, operator_of, parameter_names
 from fxlrp.graph.uses import made_of
 
 
@@ -187,7 +187,5 @@ def _nothing(value: Any) -> Any:
 
 def _without_fill(node: fx.Node) -> tuple[Any, ...]:
     """The arguments of a movement that puts no number of its own into what it fills up."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    fills = [i for i, name in enumerate(names) if name == "value" and i < len(node.args)]
+    fills = [i for i, name in enumerate(parameter_names(node.target)) if name == "value" and i < len(node.args)]
     return tuple(0 if i in fills else argument for i, argument in enumerate(node.args))

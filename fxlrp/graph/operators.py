@@ -152,7 +152,7 @@ def assumed_of(node: fx.Node) -> Operator:
 
 def in_slots(node: fx.Node, slots: tuple[int, ...]) -> Iterator[Any]:
     """The arguments of ``node`` in ``slots``, lists flattened, absent ones and None left out."""
-    names = _parameter_names(node.target)
+    names = parameter_names(node.target)
     for slot in slots:
         if slot < len(node.args):
             value = node.args[slot]
@@ -166,7 +166,8 @@ def in_slots(node: fx.Node, slots: tuple[int, ...]) -> Iterator[Any]:
             yield value
 
 
-def _parameter_names(target: Any) -> tuple[str, ...]:
+def parameter_names(target: Any) -> tuple[str, ...]:
+    """The names of an operator's parameters, in the order of its schema; none of what has no schema."""
     schema = getattr(target, "_schema", None)
     return tuple(argument.name for argument in schema.arguments) if schema is not None else ()
 
@@ -184,11 +185,10 @@ def operands_of(node: fx.Node) -> list[fx.Node]:
 
 def is_random(node: fx.Node) -> bool:
     """Whether a node draws random numbers: torch marks such operators; one may be told not to train, and draws none."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
-    return given.get("train", given.get("training", True)) is not False and given.get("p", 1) != 0
+    given: dict[str, Any] = dict(zip(parameter_names(node.target), node.args, strict=False)) | node.kwargs
+    return given.get("train", given.get("training", True)) is not False and bool(given.get("p", 1) != 0)
 
 
 def is_movement(node: fx.Node) -> bool:

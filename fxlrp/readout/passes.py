@@ -195,9 +195,13 @@ class Task:
         explained = sum(scalars, torch.zeros(())).detach()
         return Propagated(program.unpack(flat), explained, (), carried, flat)
 
-    def _explained(self, flat: Sequence[Any], lrp: Conversion) -> tuple[list[Tensor], list[Tensor]]:
+    def _explained(
+        self, flat: Sequence[Any], lrp: Conversion, outputs: Any = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The explained scalars and their seeds, of flat outputs and the object that they make, if there is one yet."""
         program = self.captured.program
-        outputs, functions = program.unpack(tuple(flat)), flat[len(flat) - program.functions :]
+        outputs = program.unpack(tuple(flat)) if outputs is None else outputs
+        functions = flat[len(flat) - program.functions :]
         if self.explain is None:
             self.explain = Explained.of(self.lrp, self.given, *self.wanted, outputs, self.tokenizer)
         with torch.enable_grad():
@@ -272,7 +276,7 @@ class Task:
         with torch.enable_grad():
             flat, values, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten, at), self.given)
             outputs = program.unpack(flat)
-            scalars, seeds = self._explained(flat, lrp)
+            scalars, seeds = self._explained(flat, lrp, outputs)
             explained = sum(scalars, torch.zeros(()))
         amounts = [(s.detach() * seed).abs() for s, seed in zip(scalars, seeds, strict=True)]
         if self.explain is not None and self.explain.begins_at_zero(scalars, lrp.ruleset):

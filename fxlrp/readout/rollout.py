@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fxlrp.errors import InputError, ReadingError
+from fxlrp.errors import InputError, ReadingError, warn
 from fxlrp.readout.attentions import Map, attention_maps, given_tokens, made_of, real_tokens, rows_read
 from fxlrp.readout.passes import Task
 from fxlrp.readout.readers import Answer, reader
@@ -46,10 +45,9 @@ def _warn(start: Tensor) -> None:
     """Say of which samples no row is read: the way from the last attention to their outputs is shut (by a ReLU)."""
     none = [str(i) for i, rows in enumerate(start) if not bool(rows.any())]
     if none:
-        warnings.warn(
+        warn(
             f"The explained output of sample {', '.join(none)} has no gradient at the last attention, so that no row "
-            "of it is read: relevance is zero there. Explain another output, or override(readout={'row': 0}).",
-            stacklevel=2,
+            "of it is read: relevance is zero there. Explain another output, or override(readout={'row': 0})."
         )
 
 

@@ -6,7 +6,6 @@ graph runs once more, value by value and message by message.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, fx
 
 from fxlrp.capture.program import flatten
 from fxlrp.engine.ledger import Ledger
-from fxlrp.errors import NotFiniteError, RelevanceWarning
+from fxlrp.errors import NotFiniteError, RelevanceWarning, warn
 from fxlrp.graph.nodes import ancestors, module_path, source_line
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.passes import Propagated, Task
@@ -48,7 +47,7 @@ def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> 
     size = explained.abs()
     most = torch.stack([each.to(size) for each in largest]).amax(0)
     if bool(((most == 0) & (size > 0)).any()):
-        warnings.warn(_all_held(task), RelevanceWarning, stacklevel=5)
+        warn(_all_held(task), RelevanceWarning)
     reading = task.lrp.ruleset.readout
     if not isinstance(reading, FeatureReading) or reading.reduce != "sum" or _reads_gradients(reading):
         return
@@ -57,19 +56,18 @@ def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> 
     begun = size if propagated.begun is None or not reading.accounts else propagated.begun
     times = torch.where(begun > 0, most / begun, 0.0)
     if bool((times > BLOWN_UP).any()):
-        warnings.warn(_blown_up(task, float(times.max())), RelevanceWarning, stacklevel=5)
+        warn(_blown_up(task, float(times.max())), RelevanceWarning)
 
 
 def check_ledger(name: str, ledger: Ledger) -> None:
     """Warn where what is entered in a ledger under the ruleset ``name`` is not what is explained."""
     size = torch.stack([entry.amount.abs() for entry in ledger.entries]).sum(0) + ledger.explained.abs()
     if bool((ledger.gap.abs() > HALF_THE_DIGITS * size).any()):
-        warnings.warn(
+        warn(
             f"The ledger under '{name}' does not close: {float(ledger.gap.abs().max()):.3g} of what is explained is in "
             "no entry. A rule of it keeps relevance that it does not declare, or rounding does where denominators "
             "nearly cancel: explain in float64 to see which.",
             RelevanceWarning,
-            stacklevel=5,
         )
 
 
@@ -82,12 +80,11 @@ def _check_completeness(task: Task, propagated: Propagated, values: list[Tensor]
     size = torch.stack([value.abs().sum(1).double() for value in values]).sum(0) + explained.abs()
     missing = (explained.double() - given).abs()
     if bool((missing > 10 * HALF_THE_DIGITS * (size + 100 * HALF_THE_DIGITS * begun)).any()):
-        warnings.warn(
+        warn(
             f"The contributions under '{task.lrp.ruleset.name}' do not add up to f(x) - f(x_ref): "
             f"{float(missing.max()):.3g} of it goes to no input. Inputs that are not explained, masks or choices by "
             "value differ on the reference. Take a reference (reference=) that shares them.",
             RelevanceWarning,
-            stacklevel=6,
         )
 
 
@@ -204,9 +201,7 @@ def _place(node: fx.Node) -> str:
     rule = f" under rule '{target.rule.name}'" if isinstance(target, (RuleCall, SumCall)) else ""
     operation = target.operation.target if isinstance(target, RuleCall) else target
     name = getattr(operation, "__name__", str(operation)) if not isinstance(operation, str) else operation
-    line = source_line(node)
-    where = f"module '{module_path(node) or 'the top level'}'" + (f" ({line})" if line else "")
-    return f"'{name}'{rule} in {where}"
+    return f"'{name}'{rule} in {_where(node)}"
 
 
 def _all_held(task: Task) -> str:

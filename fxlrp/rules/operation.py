@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxlrp.graph.activations import SpelledActivation
 from fxlrp.graph.axes import samples_axis
 from fxlrp.graph.operator_table import ALIAS
-from fxlrp.graph.operators import OPERATORS, Operator, assumed_of, packet
+from fxlrp.graph.operators import OPERATORS, Operator, assumed_of, packet, parameter_names
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def take_apart(node: fx.Node, carries: Callable[[fx.Node], bool]) -> Site:
     places: list[tuple[Any, int, bool]] = []
     slots = {slot: rank for rank, slot in enumerate(operator.factors + operator.terms)}
     extras: list[fx.Node] = []
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    names = parameter_names(node.target)
     by_name = {names[slot]: place for slot, place in slots.items() if slot < len(names)}
     multilinear = len(operator.factors)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,16 +12,12 @@ from torch._higher_order_ops import map as map_
 from torch._higher_order_ops import scan, while_loop
 
 import fxlrp
+from tests.support.calls import with_forward
 
 torch.manual_seed(0)
 NET = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
 X = torch.randn(2, 4)
-
-
-def made(forward: Any) -> Any:
-    model = type("Made", (nn.Module,), {"forward": forward})()
-    model.net = NET
-    return model.eval()
+made = partial(with_forward, NET)
 
 
 def gradient(model: nn.Module, x: Tensor = X) -> Tensor:

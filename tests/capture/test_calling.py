@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import types
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,12 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 import fxlrp
+from tests.support.calls import with_forward
 
 torch.manual_seed(0)
 NET = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 X = torch.randn(2, 4)
-
-
-def made(forward: Any, *modules: nn.Module) -> Any:
-    """A module with this forward pass; ``self.net`` is the network of this file."""
-    model = type("Made", (nn.Module,), {"forward": forward})()
-    model.net = NET
-    model.others = nn.ModuleList(modules)
-    return model.eval()
+made = partial(with_forward, NET)
 
 
 def relevance(model: nn.Module, inputs: Any = X) -> Tensor:

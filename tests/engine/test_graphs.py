@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,16 +15,12 @@ from torch.nn import functional as F
 import fxlrp
 import fxlrp.engine.graphs
 from fxlrp.capture import agreement
+from tests.support.calls import with_forward
 
 torch.manual_seed(0)
 NET = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 X = torch.randn(2, 4)
-
-
-def made(forward: Any) -> Any:
-    model = type("Made", (nn.Module,), {"forward": forward})()
-    model.net = NET
-    return model.eval()
+made = partial(with_forward, NET)
 
 
 def attributed(model: nn.Module = NET, x: Tensor = X, **options: Any) -> fxlrp.Attribution:

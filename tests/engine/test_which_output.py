@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,16 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import fxlrp
+from tests.support.calls import with_forward
 
 torch.manual_seed(0)
 NET = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 X = torch.randn(2, 4)
-
-
-def made(forward: Any, *modules: nn.Module) -> Any:
-    model = type("Made", (nn.Module,), {"forward": forward})()
-    model.net, model.others = NET, nn.ModuleList(modules)
-    return model.eval()
+made = partial(with_forward, NET)
 
 
 def attributed(model: nn.Module, x: Any = X, **options: Any) -> fxlrp.Attribution:

@@ -1,4 +1,4 @@
-"""A function as a module, for models that a test writes down in a line."""
+"""Functions as modules, for models that a test writes down in a line."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ class Calls(nn.Module):
     def forward(self, x: Any) -> Any:
         """What the code makes of x."""
         return self.code(x)
+
+
+def with_forward(net: nn.Module, forward: Callable[..., Any], *others: nn.Module) -> Any:
+    """A module with this forward pass, in eval mode, which finds modules as ``self.net`` and ``self.others``."""
+    model: Any = type("Made", (nn.Module,), {"forward": forward})()
+    model.net, model.others = net, nn.ModuleList(others)
+    return model.eval()
