@@ -1,14 +1,15 @@
 """Callable targets as part of the graph: a function of a model's outputs is captured and appended to its program.
 
-In: a captured program, its flat outputs on the inputs at hand, functions of the output object. Out: a program whose
-last outputs are the values of these functions, so that rules stand in them as in the model, which is not captured anew.
+In: a captured program, the flat outputs in the model's own precision on the inputs at hand, functions of the output
+object. Out: a program whose last outputs are the values of these functions, so that rules stand in them as in the
+model, which is not captured anew.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from fxlrp.capture import Program, capture
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.builder import Builder
+from fxlrp.capture.precision import in_float32, is_narrow
 from fxlrp.capture.process import quiet
 from fxlrp.capture.torch_private import LOCK
 from fxlrp.engine.graphs import Captured
@@ -33,7 +35,9 @@ KEPT = 8
 
 @dataclass(frozen=True, eq=False)
 class WithFunctions(Captured):
-    """A program whose last outputs are the values of ``functions``, each of which was a program of its own."""
+    """A program whose last outputs are the values of ``functions``, each of which was a program of its own: all else is
+    what it was captured as. ``own`` is the model's alone, without them.
+    """
 
     functions: tuple[Program, ...] = ()
 
@@ -62,9 +66,10 @@ def _name(index: int) -> str:
 
 
 def with_functions(captured: Captured, functions: Sequence[Function], flat: Sequence[Any]) -> Captured:
-    """``captured`` with the values of ``functions`` as its last outputs; ``flat`` are its outputs on these inputs.
+    """``captured`` with the values of ``functions`` as its last outputs; ``flat`` are the model's on these inputs.
 
-    It is kept with the program, and taken as long as it gives what the functions give. Raises :class:`CaptureError` for
+    Functions take what the model gives; where its graph computes in a wider type than the model, so do theirs. It is
+    kept with the program, and taken as long as it gives what the functions give. Raises :class:`CaptureError` for
     a function that cannot be captured.
     """
     given = {_name(i): value.detach() for i, value in enumerate(flat) if isinstance(value, Tensor)}
@@ -75,9 +80,10 @@ def with_functions(captured: Captured, functions: Sequence[Function], flat: Sequ
         return kept
     try:
         with quiet():  # recorded again for other values, which is quickly done
-            programs = tuple(fold_activations(capture(module, given)) for module in modules)
-        held = [program.arguments(module, given) for program, module in zip(programs, modules, strict=True)]
-        made = _joined(captured, programs, held)
+            programs = tuple(capture(module, given) for module in modules)
+        taken = tuple(fold_activations(_as_wide(program, captured.program)) for program in programs)
+        held = [program.arguments(module, given) for program, module in zip(taken, modules, strict=True)]
+        made = replace(_joined(captured, taken, held), functions=programs)
     except CaptureError:
         raise
     except Exception as error:  # whatever the user's own code does under a tracer
@@ -88,6 +94,11 @@ def with_functions(captured: Captured, functions: Sequence[Function], flat: Sequ
             captured.forms.pop(old, None)
         captured.forms[key] = made
     return made
+
+
+def _as_wide(function: Program, model: Program) -> Program:
+    """The program of a function in float32, where the model's graph gives it that in the place of half precision."""
+    return in_float32(function) if model.wide and is_narrow(function) else function
 
 
 def _stands(kept: WithFunctions, modules: Sequence[nn.Module], given: Mapping[str, Tensor]) -> bool:
@@ -137,4 +148,6 @@ def _joined(captured: Captured, functions: tuple[Program, ...], held: Sequence[M
     graph.output((*outputs, *added))
     attributed = tuple(replace(each, node=values[each.node]) for each in captured.structure.attributed)
     made = replace(program, graph=graph, constants=constants, fused=fused, functions=len(added))
-    return WithFunctions(made, Structure.of(made, attributed), captured.origin, captured.patterns, functions=functions)
+    kept = {each.name: getattr(captured, each.name) for each in fields(Captured)}
+    changed = {"program": made, "structure": Structure.of(made, attributed), "forms": {}}
+    return WithFunctions(**{**kept, **changed})

@@ -46,6 +46,11 @@ class Captured:
     checked: dict[Sizes, bool] = field(default_factory=dict, repr=False)
     own: Captured | None = field(default=None, repr=False)
 
+    @property
+    def narrowest(self) -> Captured:
+        """The program in the model's own precision."""
+        return self.own or self
+
     def stands_for(self, model: nn.Module, inputs: Mapping[str, Any], sizes: Sizes) -> bool:
         """Whether the program stands for its model on these inputs, as far as is known."""
         return self.checked.get(sizes, True) and self.program.accepts(model, inputs)
@@ -59,7 +64,7 @@ class Captured:
 
     def check(self, model: nn.Module, inputs: Mapping[str, Any], sizes: Sizes) -> bool:
         """Compare the program, in the model's own precision, with its model on these inputs; remember what came out."""
-        agrees = self.checked[sizes] = agree(model, (self.own or self).program, inputs)
+        agrees = self.checked[sizes] = agree(model, self.narrowest.program, inputs)
         return agrees
 
     @outside_compiler

@@ -60,7 +60,7 @@ def attribute(
         relevance=answer.summed[main],
         inputs=dict(answer.summed),
         features=answer.features[main],
-        outputs=_detached(propagated.outputs if own is None else task.captured.program.unpack(own)),
+        outputs=_detached(propagated.outputs if own is None else task.captured.narrowest.program.unpack(own)),
         target=task.explain.resolved,
         explained=propagated.explained,
         ruleset=lrp.ruleset.info,
@@ -121,7 +121,7 @@ def _ledger(task: Task, explain: Explained) -> Ledger:
     arguments = lrp.arguments(program, accounted, task.given, task.leaves())
 
     def relevance(values: tuple[Any, ...]) -> Tensor:
-        return explain.relevance(program.unpack(values), values[len(values) - program.functions :])
+        return explain.relevance(program.unpack(values), task.computed(values))
 
     with lrp.drawing():
         made = compute_ledger(plan, accounted, arguments, relevance)

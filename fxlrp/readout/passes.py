@@ -19,7 +19,7 @@ from fxlrp.engine.graphs import Captured
 from fxlrp.engine.targets import Handed, Target, call_target
 from fxlrp.errors import CaptureError, SharedRelevanceWarning, warn
 from fxlrp.graph.entries import Entries
-from fxlrp.graph.nodes import module_path, run
+from fxlrp.graph.nodes import module_path, run, tensor_value
 from fxlrp.graph.operators import is_continuous
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs_at import Point, point_of, reference_point
@@ -85,15 +85,15 @@ class Task:
         self.captured = prepared.captured
         self.explain: Explained | None = None
         self.tapped: dict[str, fx.Node] = {}
-        functions = [each for each in self.wanted if callable(each) and not isinstance(each, Handed)]
-        if functions:
-            self.captured = self._with(functions)
+        self.functions = [each for each in self.wanted if callable(each) and not isinstance(each, Handed)]
+        if self.functions:
+            self.captured = self._with(self.functions)
 
     def _with(self, functions: Sequence[Function]) -> Captured:
         """The program with the callable targets in it; where one cannot be captured, without, and a warning says how
         much of the explained value the plain gradient through it loses.
         """
-        program = self.captured.program
+        program = self.captured.narrowest.program
         outputs: Any = program.graph.output_node().args[0]
         wanted = [each for each in outputs if isinstance(each, fx.Node)]
         values = run(program.graph, program.arguments(self.lrp.model, self.given), wanted)
@@ -201,11 +201,22 @@ class Task:
         """The explained scalars and their seeds, of flat outputs and the object that they make, if there is one yet."""
         program = self.captured.program
         outputs = program.unpack(tuple(flat)) if outputs is None else outputs
-        functions = flat[len(flat) - program.functions :]
         if self.explain is None:
             self.explain = Explained.of(self.lrp, self.given, *self.wanted, outputs, self.tokenizer)
         with torch.enable_grad():
-            return self.explain(outputs, lrp.ruleset, functions)
+            return self.explain(outputs, lrp.ruleset, self.computed(flat))
+
+    def computed(self, flat: Sequence[Any]) -> Sequence[Tensor]:
+        """The values of the callable targets at flat outputs: computed by the graph or, where it could not be followed,
+        by the function itself, which takes what the model gives.
+        """
+        program, own = self.captured.program, self.captured.narrowest.program
+        if program.functions or not self.functions:
+            return flat[len(flat) - program.functions :]
+        returned: Any = own.graph.output_node().args[0]
+        types = [getattr(tensor_value(node), "dtype", None) if isinstance(node, fx.Node) else None for node in returned]
+        given = [v if kind is None else v.to(kind) for v, kind in zip(flat, types, strict=True)]
+        return [call_target(each, program.unpack(tuple(given))) for each in self.functions]
 
     def _explained_at(self, flat: Sequence[Any], lrp: Conversion) -> Tensor:
         """The explained scalars [batch] of flat outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
 from typing import Any
 
@@ -169,6 +170,44 @@ def test_a_function_gives_one_scalar_per_sample() -> None:
         lrp.attribute(draw(), target=lambda outputs: outputs["h"])
     with pytest.raises(fxlrp.TargetError, match="computed from the outputs"):
         lrp.attribute(draw(), target=lambda outputs: outputs["h"].detach().sum(-1))
+
+
+# --- half precision ------------------------------------------------------------------------------------------------
+
+
+def against_the_reference(outputs: Any) -> Tensor:
+    assert outputs["h"].dtype is not torch.float32  # what the model gives, in whose type a function may insist
+    return outputs["h"] @ REFERENCE.to(outputs["h"].dtype)
+
+
+def unsteady(outputs: Any) -> Tensor:
+    """Not to be captured: without gradients it is another function at every call."""
+    return against_the_reference(outputs) * (1 if outputs["h"].requires_grad else next(CALLS))
+
+
+CALLS = count(1)
+
+
+@pytest.mark.parametrize("function", [cosine, squares, against_the_reference, unsteady])
+@pytest.mark.parametrize("ledger", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_outputs_are_the_models_own(dtype: torch.dtype, ledger: bool, function: Function) -> None:
+    """And relevance is that of the same weights in float32, but for the function's own rounding, some 8 eps."""
+    model, x = Encoder().to(dtype).eval(), draw().to(dtype)
+    lrp = fxlrp.convert(model, "gradient")
+    with pytest.warns(UserWarning, match="cannot be captured") if function is unsteady else nullcontext():
+        found = lrp.attribute(x, target=function, ledger=ledger)
+    assert found.outputs["h"].dtype is dtype
+    assert torch.equal(found.outputs["h"], model(x)["h"])
+    leaf = x.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(model.double()(leaf)).sum(), leaf)
+    expected = leaf.detach() * gradient
+    assert found.relevance.dtype is torch.float32
+    apart = (found.relevance.double() - expected).abs().max() / expected.abs().max()
+    assert apart <= 8 * torch.finfo(dtype).eps
+    if ledger:
+        assert found.ledger is not None
+        assert found.ledger.gap.abs().max() <= 1e-5 * found.ledger.explained.abs().max()
 
 
 # --- outputs that are exactly 0 -------------------------------------------------------------------------------------
