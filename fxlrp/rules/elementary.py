@@ -230,14 +230,25 @@ def straight_through(op: Operation, x: Tensor, *rest: Any) -> Tensor:
     """g_x = g_y: the value y that x was rounded to stands for x.  x: any shape.
 
     The derivative of y is 0 almost everywhere and says nothing. What rounding changed, (y - x) g, is the declared leak.
+    On relevance it is R_x = x / y R_y, and R_x = R_y where x was rounded to 0.
     """
     y = op(x.detach(), *rest)
     return carry(y, x, torch.ones_like(y))
 
 
+@straight_through.in_relevance
+def _(op: Operation, x: Tensor, *rest: Any) -> Tensor:
+    """R_x = x / y R_y; where y is 0, what arrives is of x all the same."""
+    with torch.no_grad():
+        y: Tensor = op(x.detach(), *rest)
+        share = torch.where(y == 0, torch.ones_like(y), ratio(x.detach(), y))
+    return carry(y, x, share)
+
+
 @straight_through.reference
 def _(op: Operation, relevance: Tensor, x: Tensor, *rest: Any) -> Tensor:
-    return x * ratio(relevance, op(x, *rest))
+    y = op(x, *rest)
+    return torch.where(y == 0, relevance, x * ratio(relevance, y))
 
 
 def _chord(y: Tensor, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ MONTAVON = "Montavon et al. 2017, Explaining nonlinear classification decisions 
     "activation",
     "softmax",
     "rectifier",
+    "rounding",
     "scale",
     "shift",
     conserves=Conserves.EXACTLY,

@@ -184,3 +184,37 @@ def test_a_rounding_can_be_held_constant(drawn: tuple[Tensor, Tensor]) -> None:
     rules = fxlrp.ruleset("conservative").override(rounding="constant")
     found = fxlrp.convert(Calls(lambda x: (x / STEP).round() * STEP @ w.T + x[:, :1]), rules).attribute(z, target=1)
     assert torch.equal(found.relevance[:, 1:], torch.zeros_like(z[:, 1:]))
+
+
+GRID = torch.tensor([[1.3, 0.2, -0.4, -1.6, 0.5001]], dtype=torch.float64)  # rounded to 1, 0, 0, -2, 1
+WEIGHTS = torch.tensor([[1.0, -2.0, 3.0, 0.5, -1.0]], dtype=torch.float64)
+
+
+def test_what_was_rounded_to_zero_keeps_its_relevance() -> None:
+    """In relevance R_x = x / y R_y, and R_y where y is 0; a layer that shares evenly gives every entry 1 / 5."""
+    result = fxlrp.convert(Calls(lambda x: x.round() @ WEIGHTS.T), "epsilon-plus-flat").attribute(GRID, ledger=True)
+    by_hand = torch.tensor([[1.3, 1.0, 1.0, 0.8, 0.5001]], dtype=torch.float64) / 5
+    assert torch.allclose(result.relevance, by_hand, rtol=1e-5)  # the rule's epsilon is 1e-6
+    assert result.ledger is not None
+    assert torch.allclose(result.ledger.by_kind()["rounding"], 1 - by_hand.sum(1), rtol=1e-4)
+    assert result.ledger.gap.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("ruleset", ["epsilon-plus", "attnlrp-relevance", "full-lrp", "excitation-backprop"])
+def test_an_activation_behind_a_rounding_hands_its_relevance_on(ruleset: str) -> None:
+    """A sigmoid is 1/2 at 0 and hands that on: what arrives at x is what arrives at the sigmoid, x / y of it at y."""
+    weights = WEIGHTS.abs()
+    model = Calls(lambda x: x.round().sigmoid() @ weights.T)
+    result = fxlrp.convert(model, ruleset).attribute(GRID, ledger=True)
+    assert result.ledger is not None
+    terms = GRID.round().sigmoid() * weights
+    arrived = terms / terms.sum() * result.ledger.explained
+    kept = torch.tensor([[1.3, 1.0, 1.0, 0.8, 0.5001]], dtype=torch.float64)
+    assert torch.allclose(result.relevance, kept * arrived, rtol=1e-4)  # stabilisers keep 1e-5 of a share at most
+    assert result.ledger.gap.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("ruleset", ["guided-backprop", "deconvnet"])
+def test_a_derivative_passes_through_rounding_as_it_is(ruleset: str) -> None:
+    found = fxlrp.convert(Calls(lambda x: x.round() @ WEIGHTS.T), ruleset).attribute(GRID)
+    assert torch.equal(found.features, WEIGHTS)
