@@ -15,7 +15,10 @@ from torch import Tensor, fx, nn
 from fxlrp.capture.program import Program, weight
 from fxlrp.errors import InputError
 from fxlrp.graph.entries import Entries, entries_of, numbers_of, sources_of
-from fxlrp.graph.operators import is_float
+from fxlrp.graph.live import dependent, reached
+from fxlrp.graph.nodes import module_path, source_line
+from fxlrp.graph.one_hot import meets_stored, written_out
+from fxlrp.graph.operators import is_float, packet
 from fxlrp.graph.uses import Use, is_mask, made_of, uses_of
 
 
@@ -44,6 +47,9 @@ def attributed_values(program: Program, model: nn.Module) -> tuple[Attributed, .
         if is_float(node) and node.users and not is_mask(uses_of(program.graph, nodes, node)):
             found.append(Attributed(name, node, lookup=False))
     lookups = [(node, behind) for node in program.graph.nodes if (behind := _looked_up(node, program)) is not None]
+    tabled = (node for node, _ in lookups if node.target is not written_out)
+    others = reached(program.graph, [*(each.node for each in found), *tabled])
+    lookups = [each for each in lookups if each[0].target is not written_out or meets_stored(each[0], others)]
     tables = _input_tables(model)
     named = [behind for node, behind in lookups if any(_reads(node, program, model, table) for table in tables)]
     found += [Attributed(behind, node, lookup=True) for node, behind in lookups if not tables or behind in named]
@@ -69,7 +75,8 @@ def _nothing(program: Program, model: nn.Module) -> str:
     for node, name in zip(nodes, program.inputs.values(), strict=True):
         uses = uses_of(program.graph, nodes, node)
         words = " and ".join(use.value for use in Use if use in uses) or "by no operator"
-        parts.append(f"'{name}' ({words})")
+        where = "" if uses <= {Use.SIZE} else _where_floats_begin(program.graph, node)
+        parts.append(f"'{name}' ({words}{where})")
     parts += [f"'{name}' (by no operator)" for name in program.input_leaves if name not in program.inputs.values()]
     kind = type(model).__name__
     said = f"Nothing to explain: {kind} computes with no float input and looks no ids up. Its inputs are used so: "
@@ -80,6 +87,16 @@ def _nothing(program: Program, model: nn.Module) -> str:
             "relevance: use torch operators, and pass a float tensor whose numbers are computed with."
         )
     return f"{said}. Pass a float tensor, or embed the ids with nn.Embedding."
+
+
+def _where_floats_begin(graph: fx.Graph, node: fx.Node) -> str:
+    """Which operation makes float values of an integer input, and on which line; nothing of a float one."""
+    made = dependent(graph, [node]) - {node}
+    first = next((n for n in graph.nodes if n in made and is_float(n)), None)
+    if first is None or is_float(node):
+        return ""
+    where = source_line(first) or f"module '{module_path(first)}'"
+    return f", by '{str(packet(first.target)).removeprefix('aten.')}' at {where}"
 
 
 def _input_tables(model: nn.Module) -> list[Tensor]:
@@ -105,7 +122,8 @@ def _looked_up(node: fx.Node, program: Program) -> str | None:
     nothing up, or what is merely counted along an input.
     """
     ids = numbers_of(node)
-    if ids is None or not is_float(node) or not _stored(node.args[0], program):
+    # The table of ids that are written out is what they are multiplied with.
+    if ids is None or not is_float(node) or not (node.target is written_out or _stored(node.args[0], program)):
         return None
     inputs = [program.placeholders[placeholder] for placeholder in program.inputs]
     behind = next(iter(sources_of(ids, inputs)), None)

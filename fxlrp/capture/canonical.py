@@ -19,6 +19,7 @@ from torch.fx.proxy import Proxy
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.builder import Builder
 from fxlrp.capture.integers import carry_through_grids
+from fxlrp.capture.one_hot import look_up_one_hot
 from fxlrp.errors import CaptureError
 from fxlrp.graph.nodes import drop_unused, module_path, source_line
 from fxlrp.graph.operators import OPERATORS, packet
@@ -94,6 +95,7 @@ def canonicalise(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, Fused]
     result = walk.copy(module, {})
     graph.output(result)
     carry_through_grids(graph, walk.builder)
+    look_up_one_hot(graph, walk.builder)
     drop_unused(graph)
     graph.lint()
     alive = set(graph.nodes)

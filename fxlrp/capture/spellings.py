@@ -16,7 +16,7 @@ from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import replaces
 from fxlrp.capture.expansions import as_rounded, size_of, value_of
 from fxlrp.errors import CaptureError
-from fxlrp.graph.operators import is_continuous, packet, parameter_names
+from fxlrp.graph.operators import is_continuous, is_movement, packet, parameter_names
 
 aten = torch.ops.aten
 
@@ -154,23 +154,72 @@ def _embedding_bag(
     last: bool = False,
     padding: int | None = None,
 ) -> Any:
-    """Sums (mode 0) or means (1) of looked-up rows; a bag begins at each offset."""
-    if mode not in (0, 1) or last or (padding is not None and padding >= 0):
+    """Sums (mode 0), means (1) or maxima (2) of looked-up rows; a bag begins at each offset. Padding is in no bag."""
+    if last:
         return NotImplemented
     rows = aten.embedding.default(table, ids)
     places = {"dtype": value_of(offsets).dtype, "device": value_of(offsets).device}
-    count = ids.tracer.create_proxy(
-        "call_function", aten.arange.default, (size_of(ids, 0),), places
-    )  # also of a number
-    bag = aten.sub.Tensor(aten.searchsorted.Tensor(offsets, count, right=True), 1)
-    rows = rows if weights is None else aten.mul.Tensor(rows, aten.unsqueeze.default(weights, 1))
+
+    def counted(number: Any) -> Any:
+        return ids.tracer.create_proxy("call_function", aten.arange.default, (number,), places)  # also of a number
+
     bags = size_of(offsets, 0)
+    bag = aten.sub.Tensor(aten.searchsorted.Tensor(offsets, counted(size_of(ids, 0)), right=True), 1)
+    inside = None if padding is None or padding < 0 else aten.ne.Scalar(ids, padding)
+    if mode == 2:
+        member = aten.eq.Tensor(aten.unsqueeze.default(counted(bags), 1), bag)
+        member = member if inside is None else aten.logical_and.default(member, inside)
+        each = aten.expand.default(aten.unsqueeze.default(rows, 0), [bags, -1, -1])
+        apart = aten.masked_fill.Scalar(
+            each, aten.unsqueeze.default(aten.logical_not.default(member), 2), float("-inf")
+        )
+        empty = aten.logical_not.default(aten.any.dim(member, 1, True))
+        return (aten.masked_fill.Scalar(aten.amax.default(apart, [1]), empty, 0), None, None, None)
+    rows = rows if weights is None else aten.mul.Tensor(rows, aten.unsqueeze.default(weights, 1))
+    ones = aten.new_ones.default(rows, [size_of(ids, 0)])
+    ones = ones if inside is None else aten._to_copy.default(inside, dtype=value_of(rows).dtype)
+    rows = rows if inside is None else aten.mul.Tensor(rows, aten.unsqueeze.default(ones, 1))
     total = aten.index_add.default(aten.new_zeros.default(rows, [bags, size_of(rows, 1)]), 0, bag, rows)
     if mode == 0:
         return (total, None, None, None)
-    ones = aten.new_ones.default(rows, [size_of(ids, 0)])
     sizes = aten.index_add.default(aten.new_zeros.default(rows, [bags]), 0, bag, ones)
     return (aten.div.Tensor(total, aten.unsqueeze.default(aten.clamp_min.default(sizes, 1), 1)), None, None, None)
+
+
+@replaces(aten.index)
+def _index(table: Any, places: Any) -> Any:
+    """Entries of a vector, or of a stored table along a later axis, are looked up as rows of a table whose first axis
+    that is.
+    """
+    chosen = [axis for axis, place in enumerate(places) if place is not None]
+    if len(chosen) != 1 or value_of(places[chosen[0]]).dtype in (torch.bool, torch.uint8):
+        return NotImplemented
+    (axis,), ndim, ids = chosen, value_of(table).ndim, places[chosen[0]]
+    if ndim == 1 and value_of(table).is_floating_point():
+        rows = aten.index.Tensor(aten.unsqueeze.default(table, 1), [ids])
+        return aten.squeeze.dim(rows, -1)
+    if axis == 0 or not _is_stored(table):
+        return NotImplemented
+    rows = aten.index.Tensor(aten.permute.default(table, [axis, *(i for i in range(ndim) if i != axis)]), [ids])
+    first = value_of(ids).ndim
+    others = list(range(first, first + ndim - 1))
+    return aten.permute.default(rows, [*others[:axis], *range(first), *others[axis:]])
+
+
+@replaces(aten.index_select)
+def _index_select(table: Any, dim: int, ids: Any) -> Any:
+    """Entries of a vector as rows of a table of one column."""
+    if value_of(table).ndim != 1 or not value_of(table).is_floating_point():
+        return NotImplemented
+    return aten.squeeze.dim(aten.index_select.default(aten.unsqueeze.default(table, 1), 0, ids), -1)
+
+
+def _is_stored(table: Any) -> bool:
+    """Whether a float value is a placeholder, or the same moved."""
+    node = table.node
+    while node.op != "placeholder" and is_movement(node) and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder" and value_of(table).is_floating_point()
 
 
 @replaces(aten.glu)

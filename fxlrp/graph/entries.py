@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from fxlrp.errors import InputError
 from fxlrp.graph.nodes import ancestors, module_path, run, source_line, tensor_value
+from fxlrp.graph.one_hot import written_out
 from fxlrp.graph.operator_classes import INDEX, MOVEMENT, PRODUCT, SUM
 from fxlrp.graph.operators import Move, nodes_in, operator_of, parameter_names
 from fxlrp.graph.uses import made_of
@@ -59,7 +60,11 @@ class Entries:
 
 
 def numbers_of(node: fx.Node) -> fx.Node | None:
-    """The integers by which a node takes whole rows along the first axis of its first argument; None if it does not."""
+    """The integers by which a node takes whole rows along the first axis of its first argument, or that it writes out
+    as rows of ones and zeros; None if it does neither.
+    """
+    if node.target is written_out:
+        return node.args[1] if isinstance(node.args[1], fx.Node) else None
     operator = operator_of(node)
     table = tensor_value(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
     if operator is None or not operator.indexed or table is None or table.ndim < 2:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fxlrp.graph import activations
 from fxlrp.graph.activations import sinc_like
+from fxlrp.graph.one_hot import written_out
 from fxlrp.graph.operator_classes import (
     ACTIVATION,
     ADD,
@@ -100,6 +101,7 @@ for _names, _move in (
 ):
     _register(_names, Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, move=_move)
 _register("gather", Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, indexed=True)
+register(written_out, Operator(Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, indexed=True))
 _register("select", Dependence.TERMS, INDEX, terms=(0,), copies=True, move=Move.ROWS)
 _register("index_select index", Dependence.TERMS, INDEX, terms=(0,), copies=True, indexed=True)
 _register("embedding", Dependence.TERMS, MOVEMENT, terms=(0,), copies=True, indexed=True, looks_up=True)

@@ -145,6 +145,121 @@ def test_a_table_is_looked_up_however_it_is_spelled(spelling: str, parts: tuple[
     assert result.ledger.gap.abs().max() < 1e-12
 
 
+#: Sums of a table's rows [10, 4] by ids that are written out as rows of ones and zeros.
+WRITTEN_OUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "one-hot": lambda w, x: (F.one_hot(x, 10).to(w) @ w).sum(1),
+    "linear": lambda w, x: F.linear(F.one_hot(x, 10).to(w), w.T).sum(1),
+    "einsum": lambda w, x: torch.einsum("bnv,vd->bd", F.one_hot(x, 10).to(w), w),
+    "identity": lambda w, x: (torch.eye(10).to(w)[x] @ w).sum(1),
+    "scattered": lambda w, x: (torch.zeros(*x.shape, 10).to(w).scatter(2, x[..., None], 1.0) @ w).sum(1),
+    "compared": lambda w, x: ((x[..., None] == torch.arange(10)).to(w) @ w).sum(1),
+    "counted": lambda w, x: F.one_hot(x, 10).to(w).sum(1) @ w,
+    "of rolled ids": lambda w, x: (F.one_hot(x.roll(2, 1).roll(-2, 1), 10).to(w) @ w).sum(1),
+    "along the last axis": lambda w, x: w.T[:, x].sum(-1).T,
+}
+
+
+@pytest.mark.parametrize("spelling", WRITTEN_OUT)
+def test_ids_written_out_are_looked_up(spelling: str, parts: tuple[nn.Embedding, nn.Linear]) -> None:
+    """R_p = w e(ids_p). Of a product a row is looked up whole, so that rules of signs say nothing of the table."""
+    table, head = parts
+    rows = WRITTEN_OUT[spelling]
+    model = Calls(lambda x: head(rows(table.weight, x)), table, head)
+    signs = () if spelling in ("compared", "counted") else ("epsilon-plus",)
+    for ruleset in (*RULESETS, *signs):
+        found = fxlrp.convert(model, ruleset).attribute(IDS, target=1, ledger=True)
+        looked_up = Calls(lambda x: head(table(x).sum(1)), table, head)
+        expected = (table(IDS) @ head.weight[1]).detach()
+        if ruleset in signs:
+            expected = fxlrp.convert(looked_up, ruleset).attribute(IDS, target=1).relevance
+        assert torch.allclose(found.relevance, expected, atol=1e-12)
+        assert found.ledger is not None
+        assert found.ledger.gap.abs().max() < 1e-12
+
+
+def test_ids_that_choose_among_inputs_are_no_look_up() -> None:
+    """One-hot rows that meet what is explained only choose: all relevance is that of the rows chosen."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2, bias=False)
+
+        def forward(self, values: Tensor, places: Tensor) -> Tensor:
+            """[batch, 2] of values [batch, 10, 4]."""
+            out: Tensor = self.head((F.one_hot(places, 10).to(values) @ values).sum(1))
+            return out
+
+    model = Chosen().double().eval()
+    values = torch.randn(2, 10, 4, generator=torch.Generator().manual_seed(0)).double()
+    found = fxlrp.convert(model).attribute({"values": values, "places": IDS}, target=1)
+    assert set(found.inputs) == {"values"}
+    counts = F.one_hot(IDS, 10).sum(1)
+    expected = counts * (values @ model.head.weight[1]).detach()
+    assert torch.allclose(found.inputs["values"].sum(-1), expected)
+
+
+#: Numbers that are looked up in a table of one axis, [10], however that is spelled.
+VECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "indexed": lambda b, x: b[x],
+    "taken": lambda b, x: b.take(x),
+    "selected": lambda b, x: b.index_select(0, x.flatten()).view(x.shape),
+    "column of a table": lambda b, x: torch.stack([b, b + 1], 1)[:, 0][x],
+    "from the end": lambda b, x: b.roll(5)[x.where(x < 5, x - 10) - 5],
+}
+
+
+@pytest.mark.parametrize("spelling", VECTORS)
+def test_a_table_of_one_axis(spelling: str) -> None:
+    """y = w . b[ids], without a bias: R_p = w_p b[ids_p]."""
+    rng = torch.Generator().manual_seed(0)
+    head, b = nn.Linear(6, 2, bias=False).double(), nn.Embedding(10, 1).double()
+    with torch.no_grad():
+        b.weight.copy_(torch.randn(10, 1, generator=rng))
+    model = Calls(lambda x: head(VECTORS[spelling](b.weight[:, 0], x)), head, b)
+    for ruleset in RULESETS:
+        found = fxlrp.convert(model, ruleset).attribute(IDS, target=1, ledger=True)
+        assert torch.allclose(found.relevance, (head.weight[1] * b(IDS)[..., 0]).detach(), atol=1e-12)
+        assert found.ledger is not None
+        assert found.ledger.gap.abs().max() < 1e-12
+
+
+def test_what_is_no_look_up_is_named_with_its_line() -> None:
+    head, b = nn.Linear(6, 2).double(), nn.Embedding(10, 1).double()
+    model = Calls(lambda x: head(b.weight.T.expand(len(x), -1).gather(1, x)), head, b)
+    with pytest.raises(fxlrp.InputError, match=r"as indices, by 'gather' at .*calls\.py:\d+"):
+        fxlrp.convert(model).attribute(IDS, target=1)
+
+
+@pytest.mark.parametrize("padding", [None, 5])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("ids", [IDS, torch.tensor([[5, 5, 5], [5, 2, 2]])])
+def test_a_bag_and_its_padding(ids: Tensor, mode: str, padding: int | None) -> None:
+    """R = w e for what a bag takes of each row, which torch's own derivative by copies of the rows tells."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        bag, head = nn.EmbeddingBag(10, 4, mode=mode, padding_idx=padding).double(), nn.Linear(4, 2).double()
+        with torch.no_grad():
+            bag.weight.copy_(torch.randn(10, 4))  # the row of padding too
+    model = nn.Sequential(bag, head).eval()
+    found = fxlrp.convert(model, "gradient").attribute(ids, target=1, ledger=True)
+    rows = bag.weight.detach()[ids].requires_grad_()
+    numbers = torch.arange(ids.numel()).view(ids.shape)
+    copies = rows.flatten(0, 1)
+    if mode == "max":  # of equal rows each has an even share, where torch's bag gives it to the first
+        kept = rows if padding is None else rows.masked_fill((ids == padding)[..., None], -torch.inf)
+        bags = kept.amax(1).masked_fill(kept.amax(1).isinf(), 0)
+    else:
+        kept = torch.ones_like(ids) if padding is None else (ids != padding).long()
+        divisor = kept.sum(1, keepdim=True).clamp(min=1) if mode == "mean" else torch.ones(len(ids), 1)
+        bags = F.embedding_bag(numbers, copies, mode="sum", per_sample_weights=(kept / divisor).double())
+    assert torch.allclose(head(bags), model(ids))
+    (gradient,) = torch.autograd.grad(head(bags)[:, 1].sum(), rows)
+    assert torch.allclose(found.relevance, (rows * gradient.nan_to_num()).sum(-1).detach(), atol=1e-12)
+    assert found.ledger is not None
+    assert found.ledger.gap.abs().max() < 1e-12
+
+
 def test_an_id_of_two_inputs_is_shared_by_both(parts: tuple[nn.Embedding, nn.Linear]) -> None:
     table, head = parts
 

@@ -149,10 +149,10 @@ def test_ids_are_explained_whatever_they_are_called() -> None:
     ("function", "a", "b", "said"),
     [
         (
-            lambda m, a, b: m.head(m.linear.bias[a].mean(1, keepdim=True).expand(-1, 8) * b.sum()),
+            lambda m, a, b: m.head(m.linear.bias.expand(len(a), -1).gather(1, a).mean(1, True).expand(-1, 8) * b.sum()),
             IDS % 5,
             torch.tensor([1, 2]),
-            "'a' (as indices), 'b' (as numbers). Pass a float tensor",
+            "'a' (as indices, by 'gather' at ",
         ),
         (
             lambda m, a, b: m.head(torch.where((a > 0)[..., None], m.linear.bias, m.linear.weight[0]).mean(1)),
