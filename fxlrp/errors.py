@@ -115,7 +115,7 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     frame, depth = inspect.currentframe(), 0
     while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in _OURS:
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(text, category, stacklevel=depth + 1)
+    warnings.warn(visible(text), category, stacklevel=depth + 1)
 
 
 #: Whose frames lie between a user's line and a warning: our own, and wrappers around them.

@@ -294,7 +294,7 @@ def _present(comparison: Comparison, title: str, out: Path | None, as_json: bool
     if out is not None:
         export(comparison, out, title)
     if as_json:
-        _print_json({**as_plain(comparison), "html": out and str(out)})
+        _print_json({**as_plain(comparison), "report": out and str(out)})
         return
     print_comparison(comparison, _stdout(), maps=maps)
     _name_report(out)
@@ -315,7 +315,7 @@ def _explain_generation(
     if out is not None:
         export(result, out, texts[0])
     if as_json:
-        _print_json({**as_plain(result), "html": out and str(out)})
+        _print_json({**as_plain(result), "report": out and str(out)})
         return
     show_generation(result, _stdout())
     _name_report(out)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from fxlrp.errors import PatternError
+from fxlrp.errors import PatternError, visible
 from fxlrp.graph.axes import (
     Layout,
 )
@@ -75,10 +75,10 @@ class NearMiss:
 
     def __str__(self) -> str:
         if self.root is None:
-            return f"{self.pattern.spelled}: {self.reason}"
+            return visible(f"{self.pattern.spelled}: {self.reason}")
         place = module_path(self.root) or "the top level"
         line = source_line(self.root)
-        return (
+        return visible(
             f"{self.pattern.spelled} matched {min(self.matched, self.size)} of {self.size} operators in {place}"
             f"{f' ({line})' if line else ''}: {self.reason}"
         )

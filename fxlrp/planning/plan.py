@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from fxlrp.capture import Program
+from fxlrp.errors import visible
 from fxlrp.graph.linear_sums import AffineSums
 from fxlrp.graph.nodes import module_path
 from fxlrp.graph.operator_classes import PRODUCT, QUOTIENT, OperatorClass
@@ -208,13 +209,15 @@ class Plan:
             "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip() for line in table
         ]
         lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join(
-            [
-                f"{self.ruleset.name}: {self.ruleset.title}",
-                "",
-                *lines,
-                *("near miss: " + m for m in self.told_misses),
-            ]
+        return visible(
+            "\n".join(
+                [
+                    f"{self.ruleset.name}: {self.ruleset.title}",
+                    "",
+                    *lines,
+                    *("near miss: " + m for m in self.told_misses),
+                ]
+            )
         )
 
 

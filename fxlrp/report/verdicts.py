@@ -20,7 +20,7 @@ WORDS = {"best": "best", "close": "≈ best", "": ""}
 def print_methods(methods: Methods, console: Console) -> None:
     """Print how far rulesets agree, then what each protocol measured, the best in bold; first, which are left out."""
     for name, reason in methods.left_out:
-        console.print(Text(f"\n{name} is left out: {reason}", "yellow"))
+        put(console, Text(f"\n{name} is left out: {reason}", "yellow"))
     if len(methods.agreement.names) > 1:
         _print(f"Do the methods agree?  {methods.agreement.samples} samples", _matrix(methods.agreement), console)
     if methods.measured:

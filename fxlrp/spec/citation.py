@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fxlrp.errors import visible
+
 
 class Citation(BaseModel):
     """A publication."""
@@ -19,7 +21,7 @@ class Citation(BaseModel):
     url: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.authors} ({self.year}). {self.title}."
+        return visible(f"{self.authors} ({self.year}). {self.title}.")
 
 
 class Switch(BaseModel):

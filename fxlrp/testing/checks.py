@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxlrp.capture import torch_private as private
 from fxlrp.engine.ledger import Ledger
 from fxlrp.engine.targets import Target
-from fxlrp.errors import FxlrpError, InputError
+from fxlrp.errors import FxlrpError, InputError, visible
 from fxlrp.explain.model import ConvertedModel, convert
 from fxlrp.graph.nodes import tensor_value
 from fxlrp.planning.plan import Plan
@@ -63,7 +63,7 @@ class ConservationReport:
             f"  {kind.ljust(width)}  " + "  ".join(f"{v:+.6e}" for v in sum_.tolist()) for kind, sum_ in sums.items()
         ]
         head = f"{verdict} under {self.ruleset}: largest relative gap {self.gap:.2e}, tolerance {self.tolerance:.0e}"
-        return "\n".join([head, f"outputs {values} to the model's (off by {self.max_value_error:.2e})", *rows])
+        return visible("\n".join([head, f"outputs {values} to the model's (off by {self.max_value_error:.2e})", *rows]))
 
 
 def check_conservation(

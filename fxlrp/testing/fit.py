@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from fxlrp.errors import visible
 from fxlrp.explain.model import ConvertedModel, convert
 from fxlrp.graph.nodes import tensor_value
 from fxlrp.planning.plan import Plan
@@ -41,7 +42,7 @@ class Fit:
         return not self.reason
 
     def __str__(self) -> str:
-        return self.reason or f"'{self.ruleset}' fits."
+        return visible(self.reason or f"'{self.ruleset}' fits.")
 
 
 def fits(

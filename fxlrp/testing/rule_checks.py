@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, visible
 from fxlrp.graph.operator_classes import ANY
 from fxlrp.rules.operation import Operation, Reference
 from fxlrp.rules.rule import Conserves, Message, Rule
@@ -42,7 +42,7 @@ class RuleReport:
     def __str__(self) -> str:
         verdict = "keeps its promises" if self.passed else "BREAKS its promises"
         head = f"rule '{self.rule}' {verdict} ({self.operations} operations tried)"
-        return "\n  ".join([head, *self.failures])
+        return visible("\n  ".join([head, *self.failures]))
 
 
 def check_rule(rule: Rule, seeds: Iterable[int] = (0, 1, 2), parameters: Mapping[str, Any] | None = None) -> RuleReport:

@@ -72,6 +72,8 @@ def test_explain_writes_the_report(classifier: Path, tmp_path: Path) -> None:
 def test_a_report_is_what_its_suffix_says(classifier: Path, tmp_path: Path) -> None:
     printed = json.loads(succeeds("explain", "-m", classifier, "-t", TEXT, "--json", "--out", tmp_path / "a.csv"))
     (shown,) = printed["attributions"][0]["samples"][0]["inputs"].values()
+    assert printed["report"] == str(tmp_path / "a.csv")
+    assert "html" not in printed
     with (tmp_path / "a.csv").open(newline="") as file:
         assert [float(row["relevance"]) for row in csv.DictReader(file)] == shown["relevance"]
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import fxlrp
-from fxlrp.errors import UNSEEN, FxlrpError, visible
+from fxlrp.errors import UNSEEN, FxlrpError, visible, warn
 from fxlrp.evaluate.representative import RepresentativeWords, Word
 from fxlrp.report import render_terminal
 from fxlrp.report.descriptions import describe
@@ -94,6 +94,36 @@ def test_a_terminal_obeys_no_text(view: str, word: str) -> None:
     assert not UNSEEN.search(text)
     dropped = {ord(each): None for each in "\x07\x08\x0b\x0c\r"}  # rich has no place for them
     assert visible(word.translate(dropped)) in text  # shown, and no part of it taken for markup
+
+
+class _Named(torch.nn.Module):
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.first, self.word = torch.nn.Linear(3, 3), word
+        self.add_module(word.replace(".", "") or "x", torch.nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 3]."""
+        found: torch.Tensor = getattr(self, self.word.replace(".", ""))(self.first(x))
+        return found
+
+
+@pytest.mark.filterwarnings("ignore")  # of names that no exporter has met
+@pytest.mark.parametrize("word", ["\x1b[2J", "\x9b31m", "\u202egnp"], ids=ascii)
+def test_what_python_prints_obeys_no_text(word: str) -> None:
+    rules = fxlrp.ruleset({"name": "a", "title": word, "extends": "attnlrp"})
+    lrp = fxlrp.convert(_Named(word).eval(), rules)
+    ledger = lrp.attribute(torch.ones(1, 3), target=0, ledger=True).ledger
+    report = fxlrp.testing.check_conservation(lrp, rules, torch.ones(1, 3))
+    assert visible(word) in str(lrp.plan)
+    for text in (str(lrp.plan), str(ledger), str(report), repr(lrp.plan), *lrp.plan.near_misses):
+        assert not UNSEEN.search(text)
+
+
+def test_warnings_obey_no_text() -> None:
+    with pytest.warns(UserWarning, match="^no \u241b") as caught:
+        warn("no \x1b[2J")
+    assert caught[0].filename == __file__
 
 
 def test_errors_obey_no_text() -> None:
