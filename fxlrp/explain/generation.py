@@ -16,6 +16,7 @@ from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.targets import logits_of
 from fxlrp.errors import InputError, RulesetError, TargetError
 from fxlrp.explain.attribute import _are_ids, _tokens
+from fxlrp.explain.selection import selected
 from fxlrp.readout import read
 from fxlrp.readout.many_targets import OneOfMany, Passes, Steps
 from fxlrp.readout.passes import Task
@@ -129,6 +130,8 @@ def attribute_generation(
     contrast: Contrast,
     tokenizer: Any,
     chunk: int | None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
 ) -> GenerationAttribution:
     """See :meth:`fxlrp.ConvertedModel.attribute_generation`."""
     _check_reading(lrp)
@@ -139,7 +142,7 @@ def attribute_generation(
     prompt = Prompt.of(lrp, inputs)
     ids = _generated(lrp, prompt, max_new_tokens, generated)
     padding = _padding(lrp.model, ids)
-    prepared = lrp.prepare(prompt.continued(lrp, ids, padding))
+    prepared = selected(lrp.prepare(prompt.continued(lrp, ids, padding)), only, exclude)
     given = prepared.given
     start, count = prompt.ids.shape[1], ids.shape[1]
     places = tuple(start - 1 + k for k in range(count))
@@ -162,7 +165,10 @@ def attribute_generation(
         columns.append(answer.summed)
         explained.append(answer.propagated.explained)
     stacked = {name: torch.stack([column[name] for column in columns], -1) for name in columns[0]}
-    _check_causal(lrp, stacked[prompt.stream], start)
+    if prompt.stream in stacked:
+        _check_causal(lrp, stacked[prompt.stream], start)
+    else:  # nothing tells of the relevance of later tokens
+        _check_alone(lrp, prompt.continued(lrp, ids[:, :1], padding[:, :1]), answer.propagated.outputs, start)
     seen = {
         name: _seen_alone(value, padding, start if name == prompt.stream else None) for name, value in stacked.items()
     }
@@ -290,10 +296,26 @@ def _check_causal(lrp: Conversion, relevance: Tensor, start: int) -> None:
     """Raise :class:`InputError` where tokens that come later have relevance: then one pass is not that of each."""
     later = relevance.masked_fill(_visible(relevance, start), 0.0).abs().amax()
     if bool(later > UNSEEN * relevance.abs().amax()):
-        raise InputError(
-            f"{type(lrp.model).__name__} lets tokens see those that come after them (relevance up to {float(later):.2g}"
-            " there), so one pass cannot stand for one pass per token. Call attribute once per token."
-        )
+        raise _sees_later(lrp, f"relevance up to {float(later):.2g} there")
+
+
+def _sees_later(lrp: Conversion, why: str) -> InputError:
+    return InputError(
+        f"{type(lrp.model).__name__} lets tokens see those that come after them ({why}), so one pass cannot stand for "
+        "one pass per token. Call attribute once per token."
+    )
+
+
+def _check_alone(lrp: Conversion, alone: Mapping[str, Any], outputs: Any, start: int) -> None:
+    """Raise :class:`InputError` where the first token is predicted otherwise than it is ``alone``, before all others.
+
+    By 1 % of the largest logit, more than rounding in half precision is.
+    """
+    with torch.no_grad():
+        first = logits_of(lrp.model(**alone))[:, start - 1].float()
+        apart = (logits_of(outputs)[:, start - 1].float() - first).abs().amax()
+    if bool(apart > 1e-2 * first.abs().amax()):
+        raise _sees_later(lrp, f"the first one's logits change by up to {float(apart):.2g} with them")
 
 
 def _visible(relevance: Tensor, start: int) -> Tensor:

@@ -189,26 +189,43 @@ class ConvertedModel(nn.Module):
 
     def attribute_generation(
         self,
-        inputs: Any,
+        given: Any = None,
+        /,
         max_new_tokens: int | None = None,
         *,
         generated: Tensor | None = None,
         contrast: Contrast = None,
         tokenizer: Any = None,
         chunk: int | None = None,
+        inputs: Any = None,
+        exclude: str | Sequence[str] = (),
     ) -> GenerationAttribution:
         """The relevance of every token before to each of the tokens that a language model generates.
 
         One forward pass over prompt and generated tokens serves them all; column k is what :meth:`attribute` gives for
-        the k-th generated token after the prompt and the generated tokens before it. inputs: the prompt (of an
-        encoder-decoder the encoder's inputs), padded on the left. max_new_tokens: how many tokens the original model
-        generates, greedily. generated: token ids [batch, tokens] to explain instead. contrast: another token whose
-        logit is subtracted, an id, ids [batch, tokens] or ``"runner-up"``, the best of the other tokens at each step.
-        chunk: how many tokens go back in one pass, at most; memory grows with it. Raises :class:`fxlrp.FxlrpError` for
-        a model that generates nothing, prompts padded on the right, and rulesets that need passes at other inputs.
+        the k-th generated token after the prompt and the generated tokens before it. given: the prompt (of an
+        encoder-decoder the encoder's inputs), padded on the left, which may also be passed by the name ``inputs``.
+        max_new_tokens: how many tokens the original model generates, greedily. generated: token ids [batch, tokens] to
+        explain instead. contrast: another token whose logit is subtracted, an id, ids [batch, tokens] or
+        ``"runner-up"``, the best of the other tokens at each step. chunk: how many tokens go back in one pass, at most;
+        memory grows with it. inputs and exclude are those of :meth:`attribute`: which inputs are explained. Raises
+        :class:`fxlrp.FxlrpError` for a model that generates nothing, prompts padded on the right, and rulesets that
+        need passes at other inputs.
         """
+        if given is None:
+            given, inputs = inputs, None
         with plainly():
-            return attribute_generation(self.conversion, inputs, max_new_tokens, generated, contrast, tokenizer, chunk)
+            return attribute_generation(
+                self.conversion,
+                given,
+                max_new_tokens,
+                generated,
+                contrast,
+                tokenizer,
+                chunk,
+                inputs,
+                exclude,
+            )
 
 
 def _in_place_of(own: Any, wide: Any) -> Any:

@@ -126,8 +126,8 @@ class GenerationAttribution(Viewed):
             given: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
             given |= {name: tensors[name] for name in _NEEDED}
             inputs = {k.removeprefix("inputs/"): v for k, v in tensors.items() if k.startswith("inputs/")}
-            if not {about.main, about.stream} <= inputs.keys():
-                raise ValueError(f"it has no relevance of '{about.main}' and '{about.stream}'")
+            if about.main not in inputs:
+                raise ValueError(f"it has no relevance of '{about.main}'")
             shape = given["generated_ids"].shape
             if len(shape) != 2 or any(given[name].shape != shape for name in ("padding", "explained")):
                 raise ValueError("its generated tokens, padding and explained outputs are not of the same samples")

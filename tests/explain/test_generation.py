@@ -205,6 +205,42 @@ def test_a_model_whose_tokens_see_later_ones_is_refused() -> None:
         fxlrp.explain.generation._check_causal(lrp, lrp_matrix(lrp, mask), 5)
 
 
+def test_later_tokens_are_noticed_where_their_relevance_is_not_asked_for() -> None:
+    lrp, ids = _lrp("llama"), _draw(1, 7, 0)
+    hidden, seen = (lrp.model(ids, attention_mask=mask) for mask in (None, torch.zeros(1, 1, 7, 7).double()))
+    fxlrp.explain.generation._check_alone(lrp.conversion, {"input_ids": ids[:, :5]}, hidden, 5)
+    with pytest.raises(InputError, match="see those that come after"):
+        fxlrp.explain.generation._check_alone(lrp.conversion, {"input_ids": ids[:, :5]}, seen, 5)
+
+
+@pytest.mark.parametrize("options", [{"exclude": "decoder_input_ids"}, {"inputs": ["decoder_input_ids"]}])
+def test_inputs_are_chosen_as_in_attribute(options: dict[str, Any], tmp_path: Path) -> None:
+    """What is left out is a constant: of products with what is explained it takes no share."""
+    lrp, ids, generated = _lrp("t5"), _draw(2, 5, 0), _draw(2, 3, 1)
+    lrp.model.generation_config.decoder_start_token_id = BEGIN  # type: ignore[union-attr]
+    result = lrp.attribute_generation({"input_ids": ids}, generated=generated, **options)
+    every = lrp.attribute_generation({"input_ids": ids}, generated=generated)
+    (name,) = result.inputs
+    assert name == ("decoder_input_ids" if "inputs" in options else "input_ids")
+    assert relative(result.inputs[name], every.inputs[name]) > 1e-3
+    for k in range(3):
+        before = torch.cat((torch.full((2, 1), BEGIN), generated[:, :k]), 1)
+        given = {"input_ids": ids, "decoder_input_ids": before}
+        alone = lrp.attribute(given, target=generated[:, k], **options)
+        assert relative(result[k].inputs[name], alone.inputs[name]) < 1e-9
+    result.save(tmp_path / "made.safetensors")
+    assert torch.equal(fxlrp.GenerationAttribution.load(tmp_path / "made.safetensors").relevance, result.relevance)
+
+
+def test_inputs_that_cannot_be_chosen_are_refused() -> None:
+    lrp, ids = _lrp("llama"), _draw(1, 4, 0)
+    for options, said in (({"exclude": "input_ids"}, "Nothing is left"), ({"inputs": "pixels"}, "no input 'pixels'")):
+        with pytest.raises(InputError, match=said):
+            lrp.attribute_generation({"input_ids": ids}, 2, **options)  # type: ignore[arg-type]
+    named, bare = lrp.attribute_generation(inputs=ids, max_new_tokens=2), lrp.attribute_generation(ids, 2)
+    assert torch.equal(named.relevance, bare.relevance)
+
+
 def lrp_matrix(lrp: fxlrp.ConvertedModel, mask: Tensor) -> Tensor:
     ids = _draw(1, 7, 0)
     columns = [lrp.attribute({"input_ids": ids, "attention_mask": mask}, target=(4 + k, 3)).relevance for k in range(3)]
