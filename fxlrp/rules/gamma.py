@@ -33,12 +33,14 @@ def _gamma_leak(
     return kept if bias is None else kept - (bias * grads[1]).sum()
 
 
-#: On random networks with inputs of both signs the largest |R| is 5e2 times the explained value at 0.5, 2e4 times at 1
-#: and 9e6 times at 10: the pole of z / z' has a residue proportional to gamma.
+#: The pole of z / z' has a residue proportional to gamma: on random networks with inputs of both signs the largest |R|
+#: is 5e2 times the explained value at 0.5, 2e4 times at 1, 9e6 times at 10. Next to it rounding is large whatever gamma
+#: is: of 32 texts each on a BERT and a Llama, relevance in float32 is off from that in float64 by at most 3 % at 0.01,
+#: but for one or two texts by 7 to 70 % at 0.02 to 0.25 though no number is large (3e-5 in the form 'generalised').
 CONDITIONED = Relation(
-    "gamma below 0.5 in the form 'ali', whose denominators vanish for some inputs of both signs (those of the form "
-    "'generalised' do not),",
-    lambda given: given["form"] is not GammaForm.ALI or given["gamma"] < 0.5,
+    "gamma of at most 0.01 in the form 'ali', whose denominators vanish for some inputs of both signs (those of the "
+    "form 'generalised' do not: take that one, or explain in float64, as float32 may be off by half),",
+    lambda given: given["form"] is not GammaForm.ALI or given["gamma"] <= 0.01,
     ("gamma", "form"),
     advised=True,
 )
@@ -71,8 +73,8 @@ def gamma(
     W+) x + b + gamma b+. ``scale_bias=False`` leaves b as it is (captum). epsilon stabilises d by sign; it has
     the unit of z. ``bridge`` (unit of x; generalised form only) is the stabiliser of the division by x with
     which zennit's hooks return from R to a gradient: R_x is multiplied by x / (x + bridge sign x). At 0 there
-    is none, as neither form needs one. In the form ``ali`` z' may vanish where z does not, for x of both signs: gamma
-    should then be below 0.5.
+    is none, as neither form needs one. In the form ``ali`` z' may vanish where z does not, for x of both signs: above
+    a gamma of 0.01 explain in float64, where relevance may still be large.
     """
     bias_gamma = gamma if scale_bias else 0.0
     up = weight + gamma * weight.clamp(min=0)
