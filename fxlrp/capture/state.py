@@ -9,25 +9,52 @@ from __future__ import annotations
 import enum
 import hashlib
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from operator import is_
 from pathlib import PurePath
-from types import CellType, CodeType, FunctionType, MethodType
+from types import (
+    CellType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxlrp.capture.calling import below
+from fxlrp.capture.reads import Reads, is_library, reads_of
 
 #: Told apart by type and text. ``repr`` tells -0.0 from 0.0.
 _VALUES = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum, PurePath),
 )
+#: What a library's code reads of its own file and may be changed from outside, such as hooks on all modules.
+_PLAIN = (*_VALUES, Tensor, list, tuple, dict, set, frozenset)
+#: What is told apart by its name and by who it is.
+_NAMED = (type, FunctionType, ModuleType)
+#: What classes have by themselves.
+_DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType)
+#: Methods that are called without being named.
+_OPERATORS = tuple(
+    f"__{name}__"
+    for name in (
+        *("call", "getattr", "getattribute", "getitem", "len", "iter", "next", "contains", "enter", "exit", "bool"),
+        *("float", "int", "index", "eq", "lt", "le", "gt", "ge", "neg", "add", "radd", "sub", "rsub", "mul", "rmul"),
+        *("truediv", "rtruediv", "matmul", "rmatmul", "pow", "get", "torch_function"),
+    )
+)
+#: What ``functools.lru_cache`` makes of a function.
+_CACHED = type(lru_cache(len))
 _WEIGHTS = ("_parameters", "_buffers")
 #: What a module keeps that its forward pass does not read.
 _NOT_READ = ("_state_dict", "_load_state_dict", "_backward", "_full_backward", "_non_persistent", "_is_full_backward")
@@ -56,6 +83,9 @@ class State:
     def __init__(self, model: nn.Module) -> None:
         walk = _Walk()
         walk.visit("", model)
+        walk.told["torch.get_default_dtype()"] = Told(str(torch.get_default_dtype()))
+        walk.held.append(_Held.of(lambda: ((), (torch.get_default_dtype(),))))
+        walk.done()
         self.told: dict[str, Told] = walk.told
         self._held = walk.held
         self._tensors = [(tensor, tensor.detach().clone()) for tensor in walk.tensors]
@@ -79,6 +109,7 @@ def described(value: Any) -> tuple[tuple[str, Told], ...]:
     """A value that is no tensor, such as an argument of a model, as something that can be compared and hashed."""
     walk = _Walk()
     walk.visit("", value)
+    walk.done()
     return tuple(walk.told.items())
 
 
@@ -102,59 +133,88 @@ class _Held:
 
 
 class _Walk:
-    """One walk over what is reached from a model, each object once."""
+    """One walk over what is reached from a model, each object once, the nearest first."""
 
     def __init__(self) -> None:
         self.told: dict[str, Told] = {}
         self.held: list[_Held] = []
         self.tensors: list[Tensor] = []
         self.seen: dict[int, tuple[str, Any]] = {}
+        self.classes: set[type] = set()
+        self.named: set[str] = {"forward", *_OPERATORS}
+        self.methods: dict[str, list[tuple[str, FunctionType]]] = {}
+        self.waiting: deque[tuple[str, str, Any]] = deque()
 
     def visit(self, path: str, value: Any) -> None:
-        """Tell ``value``, and what it holds."""
+        """Tell ``value``, and later what it holds."""
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        if isinstance(value, _VALUES):
+        if issubclass(type(value), _VALUES):
             self.told[path] = Told(f"{kind} {value!r}")
         elif id(value) in self.seen:
             self.told[path] = Told(f"is {self.seen[id(value)][0]}")
         else:
             self.seen[id(value)] = (path, value)
-            self._once(path, kind, value)
+            self.waiting.append((path, kind, value))
+
+    def done(self) -> None:
+        """Walk on until nothing waits to be told."""
+        while self.waiting or self.methods:
+            if self.waiting:
+                self._once(*self.waiting.popleft())
+                continue
+            called = self.named.intersection(self.methods)
+            for path, function in [each for name in sorted(called) for each in self.methods.pop(name)]:
+                self.visit(path, function)
+            if not called:
+                for path, function in [each for name in sorted(self.methods) for each in self.methods.pop(name)]:
+                    self.told[path] = Told(f"{function.__module__}.{function.__qualname__} {_code(function.__code__)}")
 
     def _once(self, path: str, kind: str, value: Any) -> None:
-        if isinstance(value, Tensor):
+        of = type(value)  # not isinstance, which asks objects that stand in for others what they are
+        if issubclass(of, Tensor):
             self.told[path] = Told(f"{_layout(value)} {_content(value)}")
             self.tensors.append(value)
-        elif isinstance(value, nn.Module):
-            self.told[path] = Told(kind)
-            self._class(path, type(value))
-            self._members(path, vars(value))
-        elif isinstance(value, (Mapping, Sequence, Set, deque)):
+        elif issubclass(of, nn.Module):
+            self._object(path, kind, value)
+        elif issubclass(of, dict) or (issubclass(of, (Mapping, Sequence, Set, deque)) and _is_inside(of)):
             self._container(path, kind, value)
-        elif isinstance(value, FunctionType):
+        elif of is FunctionType:
             self._function(path, value)
-        elif isinstance(value, MethodType):
+        elif of is MethodType:
             self.told[path] = Told(kind)
             self.visit(f"{path}.__self__", value.__self__)
             self.visit(f"{path}.__func__", value.__func__)
-        elif isinstance(value, partial):
+        elif issubclass(of, partial):
             self.told[path] = Told(kind)
             self._members(path, {"func": value.func, "args": value.args, "keywords": value.keywords})
-        elif isinstance(value, weakref.ref):
+        elif of is weakref.ref:
             self.visit(path, value())
-        elif isinstance(value, type):
+        elif issubclass(of, type):
             self.told[path] = Told(f"class {value.__module__}.{value.__qualname__}", value)
-        elif isinstance(vars(value) if hasattr(value, "__dict__") else None, dict) and _is_open(value):
-            self.told[path] = Told(kind)
-            self._members(path, vars(value))
+            self._class(path, value)
+        elif _is_open(value):
+            self._object(path, kind, value)
         else:
             self.told[path] = Told(f"{kind} {getattr(value, '__qualname__', '')}", value)
+            if of is _CACHED:
+                self.visit(f"{path}()", value.__wrapped__)
+
+    def _object(self, path: str, kind: str, value: Any) -> None:
+        """An object by its class and its attributes."""
+        self.told[path] = Told(kind)
+        slots = _in_slots(value)
+        self.held.append(_Held.of(lambda: ((), (type(value), *(_in_slots(value).values() if slots else ())))))
+        self._class(path, type(value))
+        self._each(path, slots.items())
+        self._members(path, getattr(value, "__dict__", {}))
 
     def _container(self, path: str, kind: str, value: Any) -> None:
         self.told[path] = Told(f"{kind} {len(value)}")
         if isinstance(value, Mapping):
             self.held.append(_Held.of(partial(_items, value)))
-            pairs = [(str(key), each) for key, each in value.items()]
+            pairs = [
+                (key if isinstance(key, str) else f"[{key!r}]", each) for key, each in zip(*_items(value), strict=True)
+            ]
         elif isinstance(value, Set):
             self.held.append(_Held.of(lambda: ((), list(value))))
             pairs = [(str(index), each) for index, each in enumerate(sorted(value, key=repr))]
@@ -162,6 +222,9 @@ class _Walk:
             self.held.append(_Held.of(lambda: ((), value)))
             pairs = [(str(index), each) for index, each in enumerate(value)]
         self._each(path, pairs)
+        if not is_library(value) and hasattr(value, "__dict__"):  # one that says more than what it contains
+            self._class(path, type(value))
+            self._members(path, vars(value))
 
     def _each(self, path: str, pairs: Iterable[tuple[Any, Any]]) -> None:
         for name, value in pairs:
@@ -171,7 +234,7 @@ class _Walk:
         """The attributes of an object, which may be a module: its weights are told without their values."""
         self.held.append(_Held.of(partial(_items, members)))
         for name, value in list(members.items()):
-            own = isinstance(value, dict) and (name in (*_WEIGHTS, "_modules") or name.startswith("_forward"))
+            own = issubclass(type(value), dict) and (name in (*_WEIGHTS, "_modules") or name.startswith("_forward"))
             if own:  # a module's own, which is told by what it holds
                 self.held.append(_Held.of(partial(_items, value)))
             if own and name in _WEIGHTS:
@@ -191,39 +254,71 @@ class _Walk:
             self.told[place] = Told(_layout(weight) if same else f"is {first}")
 
     def _class(self, path: str, kind: type) -> None:
-        """What the classes of a module say: their attributes and methods, and the globals that these read."""
+        """What classes say: their attributes and methods, and what these read. A library's are told apart by who
+        they are.
+        """
         for base in kind.__mro__:
-            if base.__module__.startswith("torch.") or base is object or id(base) in self.seen:
+            if base is object or base in self.classes:
                 continue
-            self.seen[id(base)] = (path, base)
+            self.classes.add(base)
             names = [name for name in vars(base) if not _is_of_python(name)]
             self.held.append(_Held.of(partial(_attributes, base, names)))
             for name in names:
                 value = vars(base)[name]
                 function = getattr(value, "__func__", getattr(value, "fget", value))
-                if isinstance(function, FunctionType):
-                    self._function(f"{path}:{base.__qualname__}.{name}", function)
-                elif isinstance(value, (*_VALUES, Tensor, list, tuple, dict, set)):
-                    self.visit(f"{path}:{base.__qualname__}.{name}", value)
+                place = f"{path}:{base.__qualname__}.{name}"
+                if type(function) is FunctionType and not is_library(base):
+                    self.methods.setdefault(name, []).append((place, function))
+                elif type(function) is FunctionType:
+                    self._function(place, function)
+                elif not isinstance(value, _DESCRIPTORS):
+                    self._found(place, function, is_library(base))
 
     def _function(self, path: str, function: FunctionType) -> None:
-        code, cells = function.__code__, function.__closure__ or ()
+        code, cells, reads = function.__code__, function.__closure__ or (), Reads.of(function.__code__)
         self.told[path] = Told(f"{function.__module__}.{function.__qualname__} {_code(code)}")
-        self.held.append(_Held.of(lambda: ((), (function.__code__, function.__defaults__, *map(_inside, cells)))))
-        scope = function.__globals__
-        names = [name for name in code.co_names if name in scope]
-        self.held.append(_Held.of(lambda: ((), [scope.get(name) for name in names])))
-        for name in names:
-            if isinstance(scope[name], _VALUES):
-                self.told[f"{path}:{name}"] = Told(repr(scope[name]))
-            else:
-                self.told[f"{path}:{name}"] = Told(type(scope[name]).__qualname__, scope[name])
+        about = vars(function)
+
+        def held() -> tuple[Collection[Any], Collection[Any]]:
+            given = (function.__code__, function.__defaults__, function.__kwdefaults__)
+            return (), (*given, *map(_inside, cells), *about.values(), *reads.found(function.__globals__))
+
+        self.held.append(_Held.of(held))
+        for name, value, kept in reads_of(function):
+            self._found(f"{path}:{name}", value, is_library(function), kept)
         for name, value in zip(code.co_freevars, map(_inside, cells), strict=True):
             self.visit(f"{path}:{name}", value)
         self.visit(f"{path}:defaults", function.__defaults__)
+        self.visit(f"{path}:keyword defaults", function.__kwdefaults__)
+        self._each(path, about.items())
+        self.named |= reads.names
+
+    def _found(self, path: str, value: Any, shallow: bool, kept: bool = False) -> None:
+        """What code reads from around it. A library's functions and classes are told by who they are; so are objects
+        that its modules have ``kept``, and those that its code reads, where the walk is ``shallow``.
+        """
+        kind = type(value)
+        if issubclass(kind, _NAMED):
+            known = is_library(value)
+        elif kept:
+            known = not issubclass(kind, _VALUES)
+        else:
+            known = shallow and not issubclass(kind, _PLAIN)
+        if known:
+            self._who(path, value)
+        else:
+            self.visit(path, value)
+
+    def _who(self, path: str, value: Any) -> None:
+        named = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+        self.told[path] = Told(f"{type(value).__qualname__} {named if issubclass(type(value), _NAMED) else ''}", value)
 
 
 def _items(mapping: Mapping[Any, Any]) -> tuple[Collection[Any], Collection[Any]]:
+    """Keys and values; a dict's own, since a class of its own may do anything when it is asked for them."""
+    if isinstance(mapping, dict):
+        own = OrderedDict if isinstance(mapping, OrderedDict) else dict
+        return own.keys(mapping), own.values(mapping)
     return mapping.keys(), mapping.values()
 
 
@@ -233,7 +328,7 @@ def _attributes(base: type, names: list[str]) -> tuple[Collection[Any], Collecti
 
 
 def _is_of_python(name: str) -> bool:
-    return (name.startswith("__") and name.endswith("__") and name != "__call__") or name.startswith("_abc_")
+    return (name.startswith("__") and name.endswith("__") and name not in _OPERATORS) or name.startswith("_abc_")
 
 
 def _inside(cell: CellType) -> Any:
@@ -243,14 +338,26 @@ def _inside(cell: CellType) -> Any:
         return None
 
 
+def _is_inside(kind: type) -> bool:
+    """Whether a container's items are what it holds, and not what code of its own makes when it is asked."""
+    return is_library(kind) or issubclass(kind, (list, tuple, set, frozenset, deque))
+
+
 def _is_open(value: Any) -> bool:
     """Whether an object is its attributes: not one that stands for something outside, such as a file or a lock."""
     kind = type(value)
-    return (
-        getattr(kind, "__reduce__", None) is object.__reduce__
-        and not hasattr(kind, "__del__")
-        and kind.__module__ != "threading"
-    )
+    if not isinstance(getattr(value, "__dict__", None), dict) and not _in_slots(value):
+        return False
+    if kind is SimpleNamespace or not is_library(kind):
+        return True
+    plain = getattr(kind, "__reduce__", None) is object.__reduce__ and not hasattr(kind, "__del__")
+    return plain and kind.__module__ != "threading"
+
+
+def _in_slots(value: Any) -> dict[str, Any]:
+    """The attributes of an object that its classes keep a slot for."""
+    slots = (name for base in type(value).__mro__ for name in vars(base).get("__slots__", ()))
+    return {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
 
 
 def _layout(tensor: Tensor | None) -> str:

@@ -1,0 +1,115 @@
+"""What a function's code reads from around it: globals, attributes of modules, the environment.
+
+In: a function. Out: the places that its instructions name, each of which can be read anew at any time, and who owns
+what is found there: a library, whose insides do not change, or somebody who may change them.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+#: Packages whose functions and classes are told by who they are: what they read themselves is their own affair.
+_LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "numpy", "fxlrp"})
+#: By these names code reads variables of the environment.
+_ENVIRONMENT = {"environ", "getenv"}
+_BEGINS = ("LOAD_GLOBAL", "LOAD_NAME")
+_GOES_ON = ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
+
+
+class Absent:
+    """What stands for a name that is not there."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where code reads: a dotted name, the first part of which is a global or, if ``imported``, a module."""
+
+    path: tuple[str, ...]
+    imported: bool = False
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The places that a function's code names, the variables of the environment if it asks for any, and all ``names``
+    and texts, of which some are attributes that it reads.
+    """
+
+    places: tuple[Place, ...]
+    variables: tuple[str, ...]
+    names: frozenset[str]
+
+    @staticmethod
+    @lru_cache(maxsize=8192)
+    def of(code: CodeType) -> Reads:
+        """Those of ``code`` and of the functions that are written in it."""
+        codes = list(_with_inner(code))
+        places = dict.fromkeys(place for each in codes for place in _places(each))
+        asks = any(_ENVIRONMENT.intersection(each.co_names) for each in codes)
+        texts = tuple(dict.fromkeys(text for each in codes for text in each.co_consts if isinstance(text, str)))
+        return Reads(tuple(places), texts if asks else (), frozenset(texts).union(*(each.co_names for each in codes)))
+
+    def found(self, scope: dict[str, Any]) -> list[Any]:
+        """What is at each place now, then each variable."""
+        return [_at(place, scope)[0] for place in self.places] + [os.environ.get(name) for name in self.variables]
+
+
+def reads_of(function: FunctionType) -> Iterator[tuple[str, Any, bool]]:
+    """What a function reads now: the name that it has there, the value, and whether it is kept by a library's module.
+
+    What is not there is left out.
+    """
+    reads, scope = Reads.of(function.__code__), function.__globals__
+    for place in reads.places:
+        value, holder, depth = _at(place, scope)
+        if value is not Absent:
+            yield ".".join(place.path[:depth]), value, holder is not None and is_library(holder)
+    for name in reads.variables:
+        if name in os.environ:
+            yield f"environment {name}", os.environ[name], False
+
+
+def is_library(value: Any) -> bool:
+    """Whether a function, a class, a module, or the class of an object, is a library's."""
+    named = value if isinstance(value, (type, FunctionType, ModuleType)) else type(value)
+    module = named.__name__ if isinstance(named, ModuleType) else named.__module__
+    return str(module).split(".")[0] in _LIBRARIES
+
+
+def _with_inner(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _with_inner(each)
+
+
+def _places(code: CodeType) -> Iterator[Place]:
+    """Chains of names, ``a.b.c``, from where a is loaded for as long as attributes follow; and what is imported."""
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+    attributes = [str(step.argval) for step in steps if step.opname in _GOES_ON]
+    for number, step in enumerate(steps):
+        if step.opname in _BEGINS:
+            after = takewhile(lambda other: other.opname in _GOES_ON, steps[number + 1 :])
+            yield Place((str(step.argval), *(str(other.argval) for other in after)))
+        elif step.opname == "IMPORT_NAME":
+            yield from (Place((str(step.argval), name), imported=True) for name in attributes)
+
+
+def _at(place: Place, scope: dict[str, Any]) -> tuple[Any, ModuleType | None, int]:
+    """What stands at a place, the first thing on the way that is no module; the module that holds it, None where code
+    has it in its own file; and how many names led there.
+    """
+    value: Any = sys.modules.get(place.path[0], Absent) if place.imported else scope.get(place.path[0], Absent)
+    holder, depth = None, 1
+    for name in place.path[1:]:
+        if not isinstance(value, ModuleType):
+            break
+        value, holder, depth = getattr(value, name, Absent), value, depth + 1
+    return value, holder, depth
