@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.reads import in_slots
 from fxlrp.errors import CaptureError, InputError, nearest
 
 _KINDS = inspect.Parameter
@@ -30,19 +31,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises :class:`CaptureError` for TorchScript, whose code is no longer Python's.
     """
     while True:
-        if isinstance(model, torch.jit.ScriptModule):
-            raise CaptureError(
-                f"{type(model).__name__} is TorchScript, whose operators can no longer be followed. Load the model "
-                "from its Python class and weights (model.load_state_dict(scripted.state_dict())), or as saved by "
-                "torch.export (torch.export.load(file).module())."
-            )
         if private.is_compiled(model):
             inner: Any = model._orig_mod
             model = inner
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         else:
-            return model
+            break
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f" (module '{path}')" if path else ""
+            raise CaptureError(
+                f"{type(module).__name__}{where} is TorchScript, whose operators can no longer be followed. Load the "
+                "model from its Python class and weights (model.load_state_dict(scripted.state_dict())), or as saved "
+                "by torch.export (torch.export.load(file).module())."
+            )
+    return model
 
 
 def below(path: str, name: Any) -> str:
@@ -265,7 +269,7 @@ def fields_of(value: Any) -> dict[Any, Any] | None:
     elif dataclasses.is_dataclass(value):
         held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     else:
-        held = dict(getattr(value, "__dict__", {}))
+        held = in_slots(value) | dict(getattr(value, "__dict__", {}))
     leaves = private.pytree.tree_leaves(list(held.values()))
     return held if any(isinstance(leaf, Tensor) or fields_of(leaf) is not None for leaf in leaves) else None
 

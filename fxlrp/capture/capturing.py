@@ -6,7 +6,8 @@ torch.export refuses, or follows along another branch than the model takes, is r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from fxlrp.capture.process import quiet
 from fxlrp.capture.program import Program, leaf_name, values_of
 from fxlrp.capture.record import record, replayed
 from fxlrp.capture.traced import Traced
-from fxlrp.errors import CaptureError, RetraceWarning, VersionError, warn
+from fxlrp.errors import CaptureError, FxlrpError, RetraceWarning, VersionError, warn
 
 _OTHER_BRANCH = (
     "decides by the values of its inputs, and its exported graph decides otherwise than the model does on these. It is "
@@ -66,6 +67,12 @@ def _program(model: nn.Module, traced: Traced, inputs: Mapping[str, Any], form: 
     paths = [path for path, _ in private.pytree.tree_flatten_with_path(dict(inputs))[0]]
     leaves = tuple(leaf_name(path) for path in paths)
     names = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    other = next((v for k, v in traced.constants.items() if k in names and not isinstance(v, Tensor)), None)
+    if other is not None:
+        raise CaptureError(
+            f"{type(model).__name__} uses a {type(other).__name__} on its way, which no graph can hold. Draw from "
+            "torch's own generator, for attribute(..., random_seed=0), or pass what is drawn as an input."
+        )
     used = {placeholder: leaf for placeholder, leaf in zip(traced.inputs, leaves, strict=True) if placeholder in names}
     return Program(
         graph=graph,
@@ -94,20 +101,21 @@ def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
     Raises :class:`CaptureError` with torch.export's own reason if it can be neither.
     """
     try:
-        with quiet():
+        with _refusing(model), quiet():
             exported, form = export(model, inputs)
             traced = Traced.of(exported)
             branch = next(filter(is_branch, traced.module.graph.nodes), None)
             traced = traced if branch is None else replayed(model, traced, inputs)
         if branch is not None:
             warn(f"{type(model).__name__} {_TAKEN.format(branch.target)}", RetraceWarning)
-        return _program(model, traced, inputs, form)
+        with _refusing(model):
+            return _program(model, traced, inputs, form)
     except CaptureError as refusal:
         try:
             recorded = _recorded(model, inputs)
         except VersionError:
             raise
-        except Exception:  # whatever the model's own code does under another tracer
+        except FxlrpError:
             raise refusal from None
         note = f"{refusal}\nUntil then it is recorded anew on each input, which takes its time."
         warn(note, RetraceWarning)
@@ -115,6 +123,23 @@ def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
 
 
 def _recorded(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
-    with quiet(), steady(model, inputs) as (traced, form):
-        recorded = record(traced, inputs)
-    return _program(model, recorded, inputs, form)
+    with _refusing(model):
+        with quiet(), steady(model, inputs) as (traced, form):
+            recorded = record(traced, inputs)
+        return _program(model, recorded, inputs, form)
+
+
+@contextmanager
+def _refusing(model: nn.Module) -> Iterator[None]:
+    """What torch's tracers raise of their own, on the way, is a :class:`CaptureError`: the model was run before."""
+    try:
+        yield
+    except FxlrpError:
+        raise
+    except Exception as error:  # which have no common base
+        first = next(iter(str(error).splitlines()), "")
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured: {type(error).__name__}: {first}\nIts forward pass writes to "
+            "what is not its own, or uses an operator in a form that torch's tracers do not follow: make it a function "
+            "of its inputs, in ordinary operators."
+        ) from error

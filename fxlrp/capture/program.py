@@ -15,6 +15,7 @@ from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Form
 from fxlrp.capture.canonical import Fused
 from fxlrp.capture.guards import hold
+from fxlrp.errors import InputError
 from fxlrp.graph.operators import is_random
 
 
@@ -177,5 +178,17 @@ def ordinary(value: Any) -> Any:
 
 
 def flatten(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of the (possibly nested) inputs by the names of :class:`Program`."""
-    return {leaf_name(path): leaf for path, leaf in private.pytree.tree_flatten_with_path(dict(inputs))[0]}
+    """The leaves of the (possibly nested) inputs by the names of :class:`Program`.
+
+    Raises :class:`InputError` where two have one name.
+    """
+    pairs = [(leaf_name(path), leaf) for path, leaf in private.pytree.tree_flatten_with_path(dict(inputs))[0]]
+    leaves = dict(pairs)
+    if len(leaves) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(
+            f"Two inputs are called '{twice}', so their relevance could not be told apart: rename a key of the nested "
+            "input (keys that hold a dot, or a number and its text, run into each other)."
+        )
+    return leaves

@@ -83,6 +83,12 @@ def is_library(value: Any) -> bool:
     return str(module).split(".")[0] in _LIBRARIES
 
 
+def in_slots(value: Any) -> dict[str, Any]:
+    """The attributes of an object that its classes keep a slot for."""
+    slots = (name for base in type(value).__mro__ for name in vars(base).get("__slots__", ()))
+    return {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
+
+
 def _with_inner(code: CodeType) -> Iterator[CodeType]:
     yield code
     for each in code.co_consts:
@@ -111,5 +117,5 @@ def _at(place: Place, scope: dict[str, Any]) -> tuple[Any, ModuleType | None, in
     for name in place.path[1:]:
         if not isinstance(value, ModuleType):
             break
-        value, holder, depth = getattr(value, name, Absent), value, depth + 1
+        value, holder, depth = vars(value).get(name, Absent), value, depth + 1  # what is loaded by need stays unloaded
     return value, holder, depth

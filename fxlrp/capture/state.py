@@ -7,17 +7,16 @@ at every attribute whether anything was replaced since; only then is the model d
 from __future__ import annotations
 
 import enum
-import hashlib
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from operator import is_
 from pathlib import PurePath
 from types import (
     CellType,
-    CodeType,
     FunctionType,
     GetSetDescriptorType,
     MemberDescriptorType,
@@ -31,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.capture.calling import below
-from fxlrp.capture.reads import Reads, is_library, reads_of
+from fxlrp.capture.contents import code_hash, content, equal, layout, short
+from fxlrp.capture.reads import Reads, in_slots, is_library, reads_of
 
 #: Told apart by type and text. ``repr`` tells -0.0 from 0.0.
 _VALUES = (
@@ -44,6 +44,8 @@ _PLAIN = (*_VALUES, Tensor, list, tuple, dict, set, frozenset)
 _NAMED = (type, FunctionType, ModuleType)
 #: What classes have by themselves.
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType)
+#: Containers that a forward pass may write to.
+_WRITTEN = (list, dict, set, deque, OrderedDict, defaultdict)
 #: Methods that are called without being named.
 _OPERATORS = tuple(
     f"__{name}__"
@@ -89,10 +91,27 @@ class State:
         self.told: dict[str, Told] = walk.told
         self._held = walk.held
         self._tensors = [(tensor, tensor.detach().clone()) for tensor in walk.tensors]
+        self._containers = [(each, each.copy()) for each in walk.containers]
 
     def stands(self) -> bool:
         """Whether every attribute is the very object that it was, and tensors that are no weights have their values."""
-        return all(held.stands() for held in self._held) and all(_equal(now, then) for now, then in self._tensors)
+        return all(held.stands() for held in self._held) and all(equal(now, then) for now, then in self._tensors)
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Lists, dicts, sets and tensors that are no weights are afterwards what they are now, on every way out: a
+        forward pass may write to those that it finds around it, in its file or in what it closes over.
+        """
+        try:
+            yield
+        finally:
+            for tensor, then in self._tensors:
+                if not tensor.is_meta and not equal(tensor, then):
+                    tensor.data = then.clone() if tensor.shape != then.shape else tensor.data.copy_(then)
+            for container, before in self._containers:
+                if not _same(container, before):
+                    container.clear()
+                    (container.extend if isinstance(container, (list, deque)) else container.update)(before)
 
     def difference(self, other: State) -> str | None:
         """The path of the first thing that differs, None if nothing does."""
@@ -102,7 +121,7 @@ class State:
     @property
     def digest(self) -> str:
         """A hash that is equal in every process for models that compute alike."""
-        return _short(f"{path}={told.text}".encode() for path, told in sorted(self.told.items()))
+        return short(f"{path}={told.text}".encode() for path, told in sorted(self.told.items()))
 
 
 def described(value: Any) -> tuple[tuple[str, Told], ...]:
@@ -139,6 +158,7 @@ class _Walk:
         self.told: dict[str, Told] = {}
         self.held: list[_Held] = []
         self.tensors: list[Tensor] = []
+        self.containers: list[Any] = []
         self.seen: dict[int, tuple[str, Any]] = {}
         self.classes: set[type] = set()
         self.named: set[str] = {"forward", *_OPERATORS}
@@ -167,12 +187,14 @@ class _Walk:
                 self.visit(path, function)
             if not called:
                 for path, function in [each for name in sorted(self.methods) for each in self.methods.pop(name)]:
-                    self.told[path] = Told(f"{function.__module__}.{function.__qualname__} {_code(function.__code__)}")
+                    self.told[path] = Told(
+                        f"{function.__module__}.{function.__qualname__} {code_hash(function.__code__)}"
+                    )
 
     def _once(self, path: str, kind: str, value: Any) -> None:
         of = type(value)  # not isinstance, which asks objects that stand in for others what they are
         if issubclass(of, Tensor):
-            self.told[path] = Told(f"{_layout(value)} {_content(value)}")
+            self.told[path] = Told(f"{layout(value)} {content(value)}")
             self.tensors.append(value)
         elif issubclass(of, nn.Module):
             self._object(path, kind, value)
@@ -202,14 +224,16 @@ class _Walk:
     def _object(self, path: str, kind: str, value: Any) -> None:
         """An object by its class and its attributes."""
         self.told[path] = Told(kind)
-        slots = _in_slots(value)
-        self.held.append(_Held.of(lambda: ((), (type(value), *(_in_slots(value).values() if slots else ())))))
+        slots = in_slots(value)
+        self.held.append(_Held.of(lambda: ((), (type(value), *(in_slots(value).values() if slots else ())))))
         self._class(path, type(value))
         self._each(path, slots.items())
         self._members(path, getattr(value, "__dict__", {}))
 
     def _container(self, path: str, kind: str, value: Any) -> None:
         self.told[path] = Told(f"{kind} {len(value)}")
+        if type(value) in _WRITTEN:
+            self.containers.append(value)
         if isinstance(value, Mapping):
             self.held.append(_Held.of(partial(_items, value)))
             pairs = [
@@ -251,7 +275,7 @@ class _Walk:
             place = below(path, name)
             first, _ = self.seen.setdefault(id(weight), (place, weight))
             same = weight is None or first == place
-            self.told[place] = Told(_layout(weight) if same else f"is {first}")
+            self.told[place] = Told(layout(weight) if same else f"is {first}")
 
     def _class(self, path: str, kind: type) -> None:
         """What classes say: their attributes and methods, and what these read. A library's are told apart by who
@@ -276,7 +300,7 @@ class _Walk:
 
     def _function(self, path: str, function: FunctionType) -> None:
         code, cells, reads = function.__code__, function.__closure__ or (), Reads.of(function.__code__)
-        self.told[path] = Told(f"{function.__module__}.{function.__qualname__} {_code(code)}")
+        self.told[path] = Told(f"{function.__module__}.{function.__qualname__} {code_hash(code)}")
         about = vars(function)
 
         def held() -> tuple[Collection[Any], Collection[Any]]:
@@ -310,8 +334,9 @@ class _Walk:
             self.visit(path, value)
 
     def _who(self, path: str, value: Any) -> None:
-        named = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-        self.told[path] = Told(f"{type(value).__qualname__} {named if issubclass(type(value), _NAMED) else ''}", value)
+        kind = type(value)
+        named = f" {value.__module__}.{value.__qualname__}" if issubclass(kind, (type, FunctionType)) else ""
+        self.told[path] = Told(f"{kind.__qualname__}{named}", value)
 
 
 def _items(mapping: Mapping[Any, Any]) -> tuple[Collection[Any], Collection[Any]]:
@@ -331,6 +356,15 @@ def _is_of_python(name: str) -> bool:
     return (name.startswith("__") and name.endswith("__") and name not in _OPERATORS) or name.startswith("_abc_")
 
 
+def _same(container: Any, before: Any) -> bool:
+    """Whether a container holds the very objects that it held."""
+    if isinstance(container, set):
+        return bool(container == before)
+    pairs = [(container, before)]
+    pairs += [(container.values(), before.values())] if isinstance(container, dict) else []
+    return all(len(now) == len(then) and all(map(is_, now, then)) for now, then in pairs)
+
+
 def _inside(cell: CellType) -> Any:
     try:
         return cell.cell_contents
@@ -346,52 +380,9 @@ def _is_inside(kind: type) -> bool:
 def _is_open(value: Any) -> bool:
     """Whether an object is its attributes: not one that stands for something outside, such as a file or a lock."""
     kind = type(value)
-    if not isinstance(getattr(value, "__dict__", None), dict) and not _in_slots(value):
+    if not isinstance(getattr(value, "__dict__", None), dict) and not in_slots(value):
         return False
     if kind is SimpleNamespace or not is_library(kind):
         return True
     plain = getattr(kind, "__reduce__", None) is object.__reduce__ and not hasattr(kind, "__del__")
     return plain and kind.__module__ != "threading"
-
-
-def _in_slots(value: Any) -> dict[str, Any]:
-    """The attributes of an object that its classes keep a slot for."""
-    slots = (name for base in type(value).__mro__ for name in vars(base).get("__slots__", ()))
-    return {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
-
-
-def _layout(tensor: Tensor | None) -> str:
-    if tensor is None:
-        return "None"
-    return f"{type(tensor).__qualname__} {tuple(tensor.shape)} {tensor.dtype} {tensor.device.type} {tensor.layout}"
-
-
-def _content(tensor: Tensor) -> str:
-    if tensor.is_meta or tensor.layout is not torch.strided:
-        return ""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return _short([bytes(flat.view(torch.uint8).numpy())] if flat.numel() else [])
-
-
-def _equal(now: Tensor, then: Tensor) -> bool:
-    if now.shape != then.shape or now.dtype != then.dtype or now.device != then.device:
-        return False
-    return now.is_meta or torch.equal(now, then) or bool((now != now).any() and _content(now) == _content(then))
-
-
-def _code(code: CodeType) -> str:
-    inner = (_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts)
-    return _short([code.co_code, *(text.encode() for text in (*inner, *code.co_names, *code.co_freevars))])
-
-
-def hashed(parts: Iterable[bytes]) -> bytes:
-    """A hash of parts in their order, each with its length, so that none runs into the next."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(len(part).to_bytes(8, "big"))
-        found.update(part)
-    return found.digest()
-
-
-def _short(parts: Iterable[bytes]) -> str:
-    return hashed(parts).hex()[:16]

@@ -6,6 +6,7 @@ In: a model and inputs. Out: :class:`Captured`. One cache is shared by all conve
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -175,11 +176,15 @@ class Graphs:
         if found is None or not found.is_checked(sizes):
             with at_rest(), unmoved():  # one at a time: another thread may have made the graph meanwhile
                 found = standing()
-                if found is not None and not found.is_checked(sizes) and not found.check(model, inputs, sizes):
+                if found is not None and not found.is_checked(sizes) and not self._checks(found, model, inputs, sizes):
                     found = None
                 if found is None:
                     found = self._capture(model, key, leaves, inputs, sizes)
         return self.current(model, found)
+
+    def _checks(self, found: Captured, model: nn.Module, inputs: Mapping[str, Any], sizes: Sizes) -> bool:
+        with self.version.state.put_back() if self.version.state is not None else nullcontext():
+            return found.check(model, inputs, sizes)
 
     def _follow(self, model: nn.Module) -> None:
         """Turn to the graphs of the model as it is now: what was replaced in it since may have changed what it does."""
@@ -208,11 +213,13 @@ class Graphs:
         recorded = [c for c in known if c.program.recorded is not None]
         refuted = any(c.checked.get(sizes) is False for c in known)
         refused = any(not c.program.replayed for c in recorded)
-        program = capture(model, inputs, record_only=refused or refuted)
+        state = State(model)
+        with state.put_back():
+            program = capture(model, inputs, record_only=refused or refuted)
         found = _searched(model, program, {sizes: True})
         self.traced += 1
         known[:] = [c for c in known if c not in recorded] + [found]
-        self.version.state = State(model)
+        self.version.state = state
         self._bound(model, leaves)
         return found
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.capture.state import State, hashed
+from fxlrp.capture.contents import hashed
+from fxlrp.capture.state import State
 from fxlrp.errors import FxlrpError
 from fxlrp.explain.model import ConvertedModel
 

@@ -40,7 +40,8 @@ def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> 
     values = [value.detach() for value in answers.values()]
     if not all(_is_finite(value) for value in (explained, *values)):
         raise NotFiniteError(_not_finite(task, explained))
-    by_sample = [value.reshape(len(value), -1) for value in values if value.numel() and len(value) == len(explained)]
+    several = [value for value in values if value.ndim and value.numel()]
+    by_sample = [value.reshape(len(value), -1) for value in several if len(value) == len(explained)]
     largest = [value.abs().amax(1) for value in by_sample]
     if not largest:
         return
