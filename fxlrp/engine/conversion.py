@@ -158,15 +158,15 @@ class Conversion:
         """A user's inputs by name, with the program that stands for the model on them."""
         given = self.given(inputs)
         captured = self.captured(given)
-        self._check_random(captured.program)
+        self.check_random(captured.program)
         return Prepared(given, captured)
 
-    def _check_random(self, program: Program) -> None:
+    def check_random(self, program: Program) -> None:
         """Raise :class:`InputError` where each pass would draw numbers of its own, and explain another value."""
         drawn = program.random
         if not drawn:
             return
-        where = f"'{drawn[0].target}' in module '{module_path(drawn[0])}' ({source_line(drawn[0])})"
+        where = f"'{drawn[0].target}' in module '{module_path(drawn[0]) or 'the top level'}' ({source_line(drawn[0])})"
         if self.random_seed is None:
             raise InputError(
                 f"{type(self.model).__name__} draws random numbers by {where}, in eval mode too: its passes would "

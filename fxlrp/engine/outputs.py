@@ -117,6 +117,8 @@ def named_output(outputs: Any, name: str | None = None) -> tuple[str, Tensor]:
             f"The model's output ({kind}) holds no logits. Pass target=callable, a function of the output that returns "
             "one scalar per sample."
         )
+    if name is not None and found.keys() == {""}:
+        raise TargetError(f"The model's output is one tensor, which has no name: leave '{name}' out of the target.")
     if name is not None:
         raise TargetError(f"The model's output ({kind}) has no scores '{name}'.{nearest(name, found)}")
     only = next(iter(found.items()))
@@ -140,10 +142,15 @@ def _floats(path: str, outputs: Any) -> Iterator[tuple[str, Tensor]]:
         if outputs.is_floating_point():
             yield path, outputs
         return
-    held = dict(enumerate(outputs)) if isinstance(outputs, (tuple, list)) else outputs
+    held = dict(zip(_places(outputs), outputs, strict=True)) if isinstance(outputs, (tuple, list)) else outputs
     held = held if isinstance(held, Mapping) else fields_of(held) or {}
     for name, value in held.items():
         yield from _floats(below(path, name), value)
+
+
+def _places(outputs: tuple[Any, ...] | list[Any]) -> Sequence[Any]:
+    """What the entries of a sequence are called: a named tuple's by its names."""
+    return getattr(outputs, "_fields", range(len(outputs)))
 
 
 def _kind(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.engine.outputs import Kind, Scored, named_output
-from fxlrp.errors import TargetError
+from fxlrp.errors import FxlrpError, TargetError
 
 Target = int | Sequence[Any] | Tensor | Callable[[Any], Tensor] | None
 
@@ -166,7 +166,15 @@ def call_target(function: Callable[[Any], Tensor], outputs: Any) -> Tensor:
 
     Raises :class:`TargetError` unless it gives one differentiable scalar per sample.
     """
-    value = function(outputs)
+    try:
+        value = function(outputs)
+    except FxlrpError:
+        raise
+    except Exception as error:  # whatever the user's own code does
+        raise TargetError(
+            f"The callable target itself fails on the model's output ({type(outputs).__name__}): "
+            f"{type(error).__name__}: {error}. It must be a function of it that writes to nothing."
+        ) from error
     if not isinstance(value, Tensor) or value.ndim != 1 or not value.requires_grad:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TargetError(
@@ -187,6 +195,8 @@ class Handed:
     def __call__(self, outputs: Any) -> Tensor:
         """The sums [batch]. Raises :class:`TargetError` for another shape, and for relevance of an output of 0."""
         logits = logits_of(outputs)
+        if not isinstance(self.relevance, Tensor):
+            raise TargetError(f"relevance= is a {type(self.relevance).__name__}: pass a tensor of the logits' shape.")
         given = self.relevance.detach().to(logits)
         if given.shape != logits.shape:
             raise TargetError(

@@ -121,7 +121,8 @@ def tensor_value(node: fx.Node) -> torch.Tensor | None:
 def module_outputs(graph: fx.Graph, among: Container[fx.Node]) -> dict[str, tuple[fx.Node, ...]]:
     """The float values that leave each module, in order, by module path: its outputs; those ``among`` given nodes.
 
-    What only leaves the model as well, such as a cache of keys, is no output of a module that has others.
+    What only leaves the model as well, such as a cache of keys, is no output of a module that has others, unless it is
+    made of these: by a later call.
     """
     outputs: dict[str, tuple[fx.Node, ...]] = {}
     inside: dict[str, list[fx.Node]] = {}
@@ -132,8 +133,9 @@ def module_outputs(graph: fx.Graph, among: Container[fx.Node]) -> dict[str, tupl
     for path, nodes in inside.items():
         members = set(nodes)
         users = {n: [u for u in n.users if u not in members] for n in nodes if n in among and _is_of_floats(n)}
-        used = [n for n, outside in users.items() if any(user.op != "output" for user in outside)]
-        leaving = used or [n for n, outside in users.items() if outside]
+        used = {n for n, outside in users.items() if any(user.op != "output" for user in outside)}
+        last = {n for n in users if users[n] and n not in used and not (used and used.isdisjoint(ancestors(n)))}
+        leaving = [n for n in nodes if n in used or n in last]
         if leaving:
             outputs[path] = tuple(leaving)
     return outputs

@@ -101,7 +101,9 @@ class Task:
         with torch.enable_grad():
             scalars = [call_target(each, program.unpack(flat)) for each in functions]
         try:
-            return with_functions(self.captured, functions, flat)
+            joined = with_functions(self.captured, functions, flat)
+            self.lrp.check_random(joined.program)
+            return joined
         except CaptureError as error:
             lost = max(_not_handed_on(scalar, flat) for scalar in scalars)
             warn(
