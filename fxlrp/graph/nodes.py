@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,17 +76,19 @@ def run(
     wanted: Iterable[fx.Node] | None = None,
     each: Callable[[fx.Node, Any], Any] = _as_it_is,
     recorded: bool = False,
+    known: Mapping[fx.Node, Any] = MappingProxyType({}),
 ) -> dict[fx.Node, Any]:
     """The values of the nodes ``wanted`` (None: of all), without gradients unless they are to be ``recorded``.
 
     Only what they are computed from is run, and a value is let go once nothing needs it any more. ``arguments`` are the
-    values of placeholders by name; ``each`` makes of a node's value what other nodes, and the answer, get in its place.
+    values of placeholders by name, ``known`` those of nodes that are not run; ``each`` makes of a node's value what
+    other nodes, and the answer, get in its place.
     """
     kept = {*graph.nodes} if wanted is None else {*wanted}
     needed = {*kept}
     users: dict[fx.Node, fx.Node] = {}  # by node the last one that takes its value
     for node in reversed(graph.nodes):
-        if node in needed and node.op != "output":
+        if node in needed and node not in known and node.op != "output":
             needed.update(node.all_input_nodes)
             for source in node.all_input_nodes:
                 users.setdefault(source, node)
@@ -94,7 +97,9 @@ def run(
         for node in graph.nodes:
             if node not in needed or node.op == "output":
                 continue
-            if node.op == "placeholder":
+            if node in known:
+                value = known[node]
+            elif node.op == "placeholder":
                 value = arguments[str(node.target)]
             else:
                 function: Any = node.target
@@ -102,7 +107,7 @@ def run(
                 value = function(*args, **kwargs)
             values[node] = each(node, value)
             for source in node.all_input_nodes:
-                if users[source] is node and source not in kept:
+                if users.get(source) is node and source not in kept:
                     del values[source]
     return values
 

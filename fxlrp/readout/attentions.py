@@ -15,8 +15,9 @@ from torch import Tensor, fx
 from fxlrp.capture.program import widened
 from fxlrp.errors import InputError, ReadingError
 from fxlrp.graph.axes import axis_of_features
+from fxlrp.graph.live import between
 from fxlrp.graph.nodes import module_path, run, source_line
-from fxlrp.graph.operators import nodes_in, operator_of
+from fxlrp.graph.operators import is_movement, nodes_in, operator_of
 from fxlrp.patterns import Match
 from fxlrp.patterns.structure import Structure
 from fxlrp.readout.passes import Propagated, Task
@@ -26,7 +27,10 @@ ATTENTION = "attention"
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """Where a graph has attention: its weights A, the queries whose tokens are the rows of A, and the product A v."""
+    """Where a graph has attention: its weights A, the queries whose tokens are the rows of A, and the product A v.
+
+    A is what v is multiplied with: the softmax, or what masks and divisions behind it leave.
+    """
 
     scores: fx.Node
     weights: fx.Node
@@ -41,6 +45,11 @@ class AttentionSite:
     def place(self) -> str:
         """The module that the attention is in."""
         return module_path(self.weights)
+
+    @property
+    def mixed(self) -> fx.Node:
+        """The first factor of the output: the weights, moved as the product takes them."""
+        return _factors(self.output)[0]
 
     @property
     def values(self) -> fx.Node:
@@ -85,9 +94,7 @@ def sites(task: Task) -> list[AttentionSite]:
     matches = [m for m in task.captured.structure.matches if m.pattern.name == ATTENTION]
     for match in matches:
         _check_layout(match)
-    found = {
-        m.parts["weights"]: AttentionSite(*(m.parts[part] for part in ("scores", "weights", "output"))) for m in matches
-    }
+    found = {site.weights: site for site in map(_site, matches)}
     if not found:
         near = nearest_attention(task.captured.structure)
         raise ReadingError(
@@ -96,6 +103,13 @@ def sites(task: Task) -> list[AttentionSite]:
             "inputs, such as 'attnlrp'."
         )
     return [found[node] for node in task.captured.program.graph.nodes if node in found]
+
+
+def _site(match: Match) -> AttentionSite:
+    scores, weights, output = (match.parts[part] for part in ("scores", "weights", "output"))
+    mixed = _factors(output)[0]
+    moved = all(map(is_movement, between(weights, mixed)))
+    return AttentionSite(scores, weights if moved else mixed, output)
 
 
 def nearest_attention(structure: Structure) -> str:
@@ -145,18 +159,18 @@ def attention_maps(
     seen = carried or plain or task.observe(nodes)
     batch = len(seen.explained)
 
-    def by_head(x: Tensor, site: AttentionSite) -> Tensor:
+    def own_heads(x: Tensor, site: AttentionSite) -> Tensor:
         # Half precision, and a softmax in less precision than the model's, are no reason to multiply maps in it.
         x = widened(x)
-        return _by_head(x.to(torch.promote_types(x.dtype, task.lrp.dtype)), batch, module_path(site.weights))
+        return by_head(x.to(torch.promote_types(x.dtype, task.lrp.dtype)), batch, site.place)
 
     own = seen.taps[len(seen.taps) - len(nodes) :] if carried else seen.taps
     maps = [
         Map(
             site,
-            by_head(own[i].value, site),
-            by_head(carried.taps[i - len(nodes)].relevance, site) if carried else None,
-            by_head(plain.taps[i].message, site) if plain and (gradient or i == len(found) - 1) else None,
+            own_heads(own[i].value, site),
+            own_heads(carried.taps[i - len(nodes)].relevance, site) if carried else None,
+            own_heads(plain.taps[i].message, site) if plain and (gradient or i == len(found) - 1) else None,
         )
         for i, site in enumerate(found)
     ]
@@ -175,7 +189,7 @@ def _last_reached(task: Task, nodes: Sequence[fx.Node]) -> Propagated | None:
     return next((found for found in passes if found is not None), None)
 
 
-def _by_head(x: Tensor, batch: int, place: str) -> Tensor:
+def by_head(x: Tensor, batch: int, place: str) -> Tensor:
     """[batch, heads, queries, keys] from that, from [batch x heads, ...] or from heads in groups."""
     if len(x) % batch or (x.ndim > 3 and len(x) != batch):
         raise ReadingError(
@@ -221,9 +235,3 @@ def rows_read(found: Map, row: int | str) -> Tensor:
     assert found.gradient is not None
     reached = (found.gradient != 0).any(-1).any(1).to(found.weights.dtype)
     return reached / reached.sum(-1, keepdim=True).clamp(min=1)
-
-
-def real_tokens(task: Task, count: int) -> Tensor | None:
-    """Which tokens are no padding, bool [batch, tokens], where an attention mask of that many tokens says so."""
-    masks = task.lrp.conventions.masks(task.given)
-    return next((m.bool() for m in masks if m is not None and m.ndim == 2 and m.shape[1] == count), None)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import InputError, ReadingError, warn
-from fxlrp.readout.attentions import Map, attention_maps, given_tokens, made_of, real_tokens, rows_read
+from fxlrp.readout.attentions import Map, attention_maps, given_tokens, made_of, rows_read
 from fxlrp.readout.passes import Task
 from fxlrp.readout.readers import Answer, reader
 from fxlrp.readout.streams import steps
+from fxlrp.readout.visible import visible
 from fxlrp.rules.primitives import ratio
 from fxlrp.spec.readings import AttentionReading
 
@@ -31,12 +32,12 @@ def by_attention(task: Task, reading: AttentionReading) -> Answer:
     kept = torch.ones_like(start[0], dtype=torch.bool)
     if reading.tokens == "input":
         kept = made_of(task, task.nodes_of(name), maps[0].site)
-    real = real_tokens(task, len(kept))
-    real = torch.ones_like(start, dtype=torch.bool) if real is None else real
-    counted = kept & real if reading.heads == "gradient_row" else real
     rows = start[:, None] if reading.row_token == "keep" else _apart(start)
-    row = _own_entries(_product(chosen, reading, rows, counted), reading, rows, real).sum(1)
-    row = _rescaled(row, kept & real) if reading.rescale else row
+    seen = _visible(task, chosen, reading)
+    reached = _reached(rows, seen, reading)
+    weights = [_of_heads(m, reading, rows.sum(1), v, reached.any(1), kept) for m, v in zip(chosen, seen, strict=True)]
+    row = _own_entries(_product(chosen, reading, rows, weights), reading, rows, reached).sum(1)
+    row = _rescaled(row, kept & reached.any(1)) if reading.rescale else row
     row = given_tokens(task, name, row, kept)
     return Answer({name: row}, {name: row}, propagated)
 
@@ -111,13 +112,29 @@ def layer_matrix(found: Map, reading: AttentionReading, weights: Tensor | None =
     return score / score.sum(-1, keepdim=True) if reading.normalise else score
 
 
-def _product(maps: Sequence[Map], reading: AttentionReading, rows: Tensor, counted: Tensor) -> Tensor:
-    """``rows`` [batch, rows, tokens] times the product of the layers' matrices; heads are weighed by tokens
-    ``counted``.
+def _visible(task: Task, maps: Sequence[Map], reading: AttentionReading) -> list[Tensor]:
+    """What the rows of every layer see, [batch, queries, keys]; everything, where the reading does not ask."""
+    if reading.heads.startswith("gradient") or reading.row_token == "minimum" or reading.rescale:
+        return visible(task, maps)
+    return [torch.ones_like(found.weights[:, 0], dtype=torch.bool) for found in maps]
+
+
+def _reached(rows: Tensor, seen: Sequence[Tensor], reading: AttentionReading) -> Tensor:
+    """Which tokens each of the ``rows`` [batch, rows, tokens] sees through all layers, its own among them: bool, of the
+    same shape.
     """
+    found = rows > 0
+    for each in reversed(seen):
+        own = torch.eye(each.shape[-1], dtype=torch.bool, device=each.device) & reading.identity
+        found = found.float() @ (each | own).float() > 0
+    return found | (rows > 0)
+
+
+def _product(maps: Sequence[Map], reading: AttentionReading, rows: Tensor, weights: Sequence[Tensor | None]) -> Tensor:
+    """``rows`` [batch, rows, tokens] times the product of the layers' matrices, ``weights`` being those of heads."""
     product = rows[:, None]
-    for found in reversed(maps):
-        product = product @ layer_matrix(found, reading, _of_heads(found, reading, rows.sum(1), counted))
+    for found, of_heads in zip(reversed(maps), reversed(weights), strict=True):
+        product = product @ layer_matrix(found, reading, of_heads)
     return product.sum(1)
 
 
@@ -127,23 +144,29 @@ def _apart(start: Tensor) -> Tensor:
     return torch.diag_embed(start).gather(1, places[..., None].expand(-1, -1, start.shape[-1]))
 
 
-def _of_heads(found: Map, reading: AttentionReading, start: Tensor, counted: Tensor) -> Tensor | None:
-    """One weight a head, the mean of its gradient over tokens that count: those of the row that is read, or those of
-    all rows.
+def _of_heads(
+    found: Map, reading: AttentionReading, start: Tensor, seen: Tensor, tokens: Tensor, kept: Tensor
+) -> Tensor | None:
+    """One weight a head, the mean of its gradient over what is seen (``seen`` [batch, queries, keys]): by the rows that
+    are read (``start``) of the tokens ``kept``, or by all rows of ``tokens``.
     """
     if not reading.heads.startswith("gradient"):
         return None
     assert found.gradient is not None
-    columns = counted.to(start) / counted.sum(-1, keepdim=True)
-    rows = start if reading.heads == "gradient_row" else columns
-    return torch.einsum("bq,bhqk,bk->bh", rows, found.gradient, columns)[..., None, None]
+    if reading.heads == "gradient_row":
+        entries = (seen & kept).to(start)
+        shares = start[..., None] * entries / entries.sum(-1, keepdim=True).clamp(min=1)
+    else:
+        entries = (seen & tokens[..., None]).to(start)
+        shares = entries / entries.sum((-1, -2), keepdim=True).clamp(min=1)
+    return torch.einsum("bhqk,bqk->bh", found.gradient, shares)[..., None, None]
 
 
-def _own_entries(product: Tensor, reading: AttentionReading, rows: Tensor, real: Tensor) -> Tensor:
-    """Rows [batch, rows, tokens] with 0, or their smallest entry that is no padding, in place of their own tokens'."""
+def _own_entries(product: Tensor, reading: AttentionReading, rows: Tensor, reached: Tensor) -> Tensor:
+    """Rows [batch, rows, tokens] with 0, or the smallest entry of what they reach, in place of their own tokens'."""
     if reading.row_token == "keep":
         return product
-    least = product.masked_fill(~real[:, None], torch.inf).amin(-1, keepdim=True)
+    least = product.masked_fill(~reached, torch.inf).amin(-1, keepdim=True)
     return torch.where(rows > 0, least if reading.row_token == "minimum" else torch.zeros_like(least), product)
 
 

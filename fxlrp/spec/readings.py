@@ -137,8 +137,9 @@ class AttentionReading(Reading):
     ``input`` is made into, so that class tokens and registers beside the patches of an image are left out.
     ``row_token``: what the entry of the row's own token becomes: ``keep``, ``zero`` or the ``minimum`` of its row, in
     each of several rows before these are averaged.
-    ``rescale`` maps the smallest entry to 0, the largest to 1. Padding, where an attention mask tells it, counts for
-    neither minimum nor maximum.
+    ``rescale`` maps the smallest entry to 0, the largest to 1. What the row that is read does not see, through all
+    layers, counts for neither minimum, maximum nor mean: padding, and what comes behind the position of a causal model.
+    It is found by the weights that the graph makes of equal scores; a mask that the scores decide is refused.
     """
 
     of_attention: ClassVar[bool] = True
