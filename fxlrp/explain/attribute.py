@@ -125,7 +125,7 @@ def _ledger(task: Task, explain: Explained) -> Ledger:
 
     with lrp.drawing():
         made = compute_ledger(plan, accounted, arguments, relevance)
-    check_ledger(lrp.ruleset.name, made)
+    check_ledger(task, made)
     return made
 
 
