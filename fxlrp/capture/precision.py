@@ -48,7 +48,10 @@ def in_float32(program: Program) -> Program:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
     moved = {old: kept[new] for old, new in values.items()}
-    fused = {moved[end]: _wide_region(region.moved(moved)) for end, region in program.fused.items()}
+    fused = {
+        moved[end]: _wide_region(region.moved(moved), [n for old in region.members if kept[n := values[old]] is n])
+        for end, region in program.fused.items()
+    }
     return replace(program, graph=graph, fused=fused, wide=True)
 
 
@@ -64,9 +67,10 @@ def _cast_to_its_own(node: fx.Node) -> fx.Node | None:
     return source if same and set(node.kwargs) <= {"dtype"} else None
 
 
-def _wide_region(region: Any) -> Any:
+def _wide_region(region: Any, members: list[fx.Node]) -> Any:
+    """The region of ``members`` alone: what stood before a cast at its beginning is none of it."""
     args, kwargs = private.pytree.tree_map(_wider, (region.args, dict(region.kwargs)))
-    return replace(region, args=args, kwargs=kwargs, members=tuple(dict.fromkeys(region.members)))
+    return replace(region, args=args, kwargs=kwargs, members=tuple(members))
 
 
 def _wider(value: Any) -> Any:

@@ -200,3 +200,23 @@ def test_half_precision_is_planned_as_float32_is() -> None:
         assert str(found[0].plan) == str(found[1].plan)
         results = [lrp.attribute(given, target=1).relevance for lrp in found]
         assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_is_added_before_a_norm_is_the_same_in_half_precision(dtype: torch.dtype) -> None:
+    """A position embedding, which a norm follows, stays one where the norm's casts are gone."""
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        narrow = transformers.BertForSequenceClassification(config).eval().to(dtype)
+    given, wide = {"input_ids": torch.tensor([[3, 7, 5, 9]])}, copy.deepcopy(narrow).double()
+    for rules, ledger in (("pa-lrp", False), ("attnlrp", True)):
+        found, exact = (fxlrp.convert(m, rules).attribute(given, target=1, ledger=ledger) for m in (narrow, wide))
+        assert torch.allclose(found.relevance.double(), exact.relevance, atol=1e-4 * float(exact.relevance.abs().max()))
+        if found.ledger is not None and exact.ledger is not None:
+            kinds = found.ledger.by_kind()
+            assert "position embedding" in kinds
+            for kind, amount in exact.ledger.by_kind().items():
+                assert torch.allclose(kinds[kind], amount, atol=1e-4 * float(exact.explained.abs().max() + 1))
