@@ -25,6 +25,7 @@ from fxlrp.capture.program import device_of, flatten, ordinary
 from fxlrp.capture.torch_private import LOCK, outside_compiler
 from fxlrp.engine.conventions import Conventions
 from fxlrp.engine.graphs import Captured, Graphs
+from fxlrp.engine.passing import Passing
 from fxlrp.errors import InputError, TrainingModeError, nearest
 from fxlrp.graph.nodes import module_outputs, module_path, source_line
 from fxlrp.planning.decide import make_plan
@@ -55,10 +56,10 @@ class Conversion:
         rules: Ruleset,
         strict: bool = True,
         graphs: Graphs | None = None,
-        random_seed: int | None = None,
+        passing: Passing | None = None,
     ) -> None:
         self.model = model
-        self.random_seed = random_seed
+        self.passing = passing or Passing()
         self.ruleset = rules
         self.strict = strict
         self.graphs = graphs or Graphs()
@@ -70,7 +71,7 @@ class Conversion:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or what a file brings back, captures anew: graphs hold values of the tracer that cannot be copied.
-        kept = {name: getattr(self, name) for name in ("model", "ruleset", "strict", "random_seed")}
+        kept = {name: getattr(self, name) for name in ("model", "ruleset", "strict", "passing")}
         return {
             **kept,
             "graphs": Graphs(),
@@ -118,15 +119,15 @@ class Conversion:
 
     def with_ruleset(self, rules: str | Path | Mapping[str, Any] | Ruleset) -> Conversion:
         """The same model under another ruleset, without capturing it again."""
-        other = Conversion(self.model, ruleset(rules), self.strict, self.graphs, self.random_seed)
+        other = Conversion(self.model, ruleset(rules), self.strict, self.graphs, self.passing)
         other.last = self.last
         return other
 
-    def seeded(self, random_seed: int | None) -> Conversion:
-        """This conversion, every run of which draws the same random numbers; without a seed as it is."""
-        if random_seed is None:
+    def running(self, passing: Passing) -> Conversion:
+        """This conversion, whose passes run in another way."""
+        if passing == self.passing:
             return self
-        other = Conversion(self.model, self.ruleset, self.strict, self.graphs, random_seed)
+        other = Conversion(self.model, self.ruleset, self.strict, self.graphs, passing)
         other._rules, other._rewrites = self._rules, self._rewrites
         return other
 
@@ -167,7 +168,7 @@ class Conversion:
         if not drawn:
             return
         where = f"'{drawn[0].target}' in module '{module_path(drawn[0]) or 'the top level'}' ({source_line(drawn[0])})"
-        if self.random_seed is None:
+        if self.passing.random_seed is None:
             raise InputError(
                 f"{type(self.model).__name__} draws random numbers by {where}, in eval mode too: its passes would "
                 "explain different values. Switch that off (F.dropout(x, p, training=self.training)), or explain one "
@@ -310,18 +311,18 @@ class Conversion:
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """For the time of one run: what is drawn is drawn from the seed, and the caller's random states do not move."""
-        if self.random_seed is None:
+        if self.passing.random_seed is None:
             yield
             return
         with unmoved():
-            torch.manual_seed(self.random_seed)
+            torch.manual_seed(self.passing.random_seed)
             yield
 
     def run(self, rewritten: Rewritten, arguments: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
         """Call the rewritten module; where it fails because the model would, say so in the model's own words."""
         try:
             with self.drawing():
-                return rewritten.module(*arguments)
+                return self.passing.module(rewritten, arguments, self.device)(*arguments)
         except (RuntimeError, IndexError, ValueError, TypeError):
             check_runs(self.model, inputs)
             raise

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fxlrp.capture.calling import check_weights, unwrapped
 from fxlrp.capture.process import plainly
 from fxlrp.engine.conversion import Conversion
+from fxlrp.engine.passing import Checkpoint, Passing
 from fxlrp.engine.targets import Target
 from fxlrp.errors import InputError, TrainingModeError
 from fxlrp.explain.attribute import attribute
@@ -128,6 +129,7 @@ class ConvertedModel(nn.Module):
         relevance: Tensor | None = None,
         inputs: Any = None,
         exclude: str | Sequence[str] = (),
+        checkpoint: Checkpoint = None,
     ) -> Attribution:
         """The relevance of every input to one output per sample.
 
@@ -158,6 +160,10 @@ class ConvertedModel(nn.Module):
             inputs: the name of the input to explain, or several; None: all that can carry relevance.
             exclude: the name of an input to leave out, or several: an adjacency matrix, say. Inputs that are left out
                 count as constants.
+            checkpoint: what is kept from the forward to the backward pass. ``None``: every value that it needs;
+                ``"blocks"``: what enters each block (a sub-layer of a transformer), which is computed again on the way
+                back, for about a third more time; ``"auto"``: blocks where the values would take more than half of
+                the free memory. Relevance is the same, bit for bit; a ledger keeps every value all the same.
 
         Returns:
             Relevance by input, with the unit of the explained output, in the input's shape: [batch, tokens] for ids,
@@ -174,7 +180,7 @@ class ConvertedModel(nn.Module):
         globs = (at,) if isinstance(at, str) else tuple(at)
         with plainly():
             return attribute(
-                self.conversion.seeded(random_seed),
+                self.conversion.running(Passing(random_seed, checkpoint)),
                 given,
                 target,
                 contrast,

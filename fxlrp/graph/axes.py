@@ -129,10 +129,10 @@ def before_movement(node: fx.Node) -> dict[int, int]:
 
 def _sizes(value: Any) -> list[int | None]:
     found = tensor_value(value) if isinstance(value, fx.Node) else None
-    return [] if found is None else [_size(size) for size in found.shape]
+    return [] if found is None else [known_size(size) for size in found.shape]
 
 
-def _size(size: Any) -> int | None:
+def known_size(size: Any) -> int | None:
     """A size, of a free one that at which the model was traced."""
     hint = size if isinstance(size, int) else getattr(size.node, "hint", None)
     return None if hint is None else int(hint)

@@ -274,7 +274,8 @@ class Task:
 
     def watched(self, module: Callable[[Rewritten], Rewritten]) -> Propagated:
         """The same for the rewritten module in a form in which its values and messages are seen."""
-        return Task._passed(self, self.lrp, (), None, module)
+        kept = replace(self.lrp.passing, checkpoint=None)
+        return Task._passed(self, self.lrp.running(kept), (), None, module)
 
     def _passed(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from fxlrp.graph.nodes import drop_unused
 from fxlrp.graph.operators import is_float, operands_of, operator_of, packet
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rewrite import kernels
+from fxlrp.rewrite.blocks import in_blocks
 from fxlrp.rewrite.call import RuleCall, SumCall, source_leaf
 from fxlrp.rewrite.composite import site_of
 from fxlrp.rewrite.linear_sums import Layers
+from fxlrp.rewrite.memory import Kept, kept_by
 from fxlrp.rules import find_rule
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import as_relevance
@@ -66,6 +69,15 @@ class Rewritten:
     leaks: tuple[Leak, ...] = ()
     entered: Mapping[str, fx.Node] = field(default_factory=dict)
     references: Mapping[str, fx.Node] = field(default_factory=dict)
+
+    @cached_property
+    def blocks(self) -> fx.GraphModule:
+        """The module in blocks, of which the backward pass keeps no more than what enters them."""
+        return in_blocks(self.module)
+
+    def kept(self, arguments: Sequence[Any]) -> Kept | None:
+        """How much memory its values take on these arguments, of which it reads the shapes alone; None: unknown."""
+        return kept_by(self.blocks, arguments)
 
 
 def rewrite(

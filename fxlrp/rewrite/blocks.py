@@ -1,0 +1,159 @@
+"""Blocks of a rewritten graph that keep nothing for the backward pass but what enters them, and run again there.
+
+A block ends where one value alone leads on: the residual stream between two sub-layers, a dominator of what follows.
+What does not depend on the explained values (masks, tables of angles) may cross a border as well, since nothing is
+kept for it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import checkpoint
+
+from fxlrp.graph.axes import known_size
+from fxlrp.graph.nodes import tensor_value
+from fxlrp.graph.operators import Move, operator_of
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A part of a rewritten graph as one call, which the backward pass repeats with the same random numbers."""
+
+    module: fx.GraphModule
+
+    __name__ = "block"
+
+    def __call__(self, *values: Any) -> Any:
+        """The values that leave the block."""
+        if not torch.is_grad_enabled():
+            return self.module(*values)
+        return checkpoint(self.module, *values, use_reentrant=False)
+
+
+def in_blocks(module: fx.GraphModule) -> fx.GraphModule:
+    """A rewritten module with every stretch between two borders as a :class:`Block`; itself where there is no border.
+
+    What lies before the first border and behind the last stays as it is: the end of a graph is needed first in the
+    backward pass.
+    """
+    graph = module.graph
+    nodes = _in_order(graph)
+    last = dict(_stretches(graph, nodes))
+    if not last:
+        return module
+    made = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {node: made.node_copy(node) for node in graph.nodes if node.op == "placeholder"}
+    index = 0
+    while index < len(nodes):
+        if index in last:
+            _emit(made, values, nodes[index : last[index]])
+        else:
+            values[nodes[index]] = made.node_copy(nodes[index], values.__getitem__)
+        index = last.get(index, index + 1)
+    made.output(fx.map_arg(graph.output_node().args[0], values.__getitem__))
+    made.lint()
+    return fx.GraphModule({}, made)
+
+
+def _emit(graph: fx.Graph, values: dict[fx.Node, fx.Node], members: Sequence[fx.Node]) -> None:
+    """Put ``members`` into ``graph`` as one block; the values that others use are taken out of it again."""
+    inside = {*members}
+    entering = list(dict.fromkeys(n for m in members for n in m.all_input_nodes if n not in inside))
+    leaving = [node for node in members if not inside.issuperset(node.users)]
+    own = fx.Graph()
+    inner = {node: own.placeholder(node.name) for node in entering}
+    for node in members:
+        inner[node] = own.node_copy(node, inner.__getitem__)
+    own.output(tuple(inner[node] for node in leaving))
+    block = graph.call_function(Block(fx.GraphModule({}, own)), tuple(values[node] for node in entering))
+    for place, node in enumerate(leaving):
+        values[node] = graph.call_function(getitem, (block, place))
+
+
+def _in_order(graph: fx.Graph) -> list[fx.Node]:
+    """The operations of a graph, those that only the output uses straight behind what they are made of."""
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    place: dict[fx.Node, float] = {node: i for i, node in enumerate(nodes)}
+    for node in nodes:
+        if all(user.op == "output" for user in node.users):
+            place[node] = max((place.get(source, -1.0) for source in node.all_input_nodes), default=-1.0)
+    return sorted(nodes, key=lambda node: place[node])  # a stable sort: what is made stands before its conversion
+
+
+def _stretches(graph: fx.Graph, nodes: Sequence[fx.Node]) -> list[tuple[int, int]]:
+    """Where blocks begin and end: ranges of ``nodes`` between two places that one carrying value alone crosses.
+
+    Of all borders those are chosen between which the blocks hold the least at once: the values at the borders, kept
+    throughout, and the largest block, alive when it runs again.
+    """
+    found = _carrying(graph)
+    borders = list(_borders(nodes, found))
+    sizes = [_bytes(node) if node in found else 0 for node in nodes]
+    limits = {sum(sizes[first:last]) for first, last in pairwise(borders)}
+    packings = [_packed(borders, sizes, limit * 2**k) for limit in ([max(limits)] if limits else []) for k in range(8)]
+    return min(packings, key=lambda blocks: _held(blocks, sizes), default=[])
+
+
+def _borders(nodes: Sequence[fx.Node], carrying: set[fx.Node]) -> Iterator[int]:
+    """The places behind which only what one value carries leads on."""
+    place = {node: i for i, node in enumerate(nodes)}
+    last = {node: max((place[user] for user in node.users if user in place), default=-1) for node in carrying}
+    ends: dict[int, list[fx.Node]] = {}
+    for node, index in last.items():
+        ends.setdefault(index, []).append(node)
+    crossing = {node for node in carrying if node.op == "placeholder" and last[node] >= 0}
+    for index, node in enumerate(nodes):
+        if node in carrying and last[node] > index:
+            crossing.add(node)
+        crossing.difference_update(ends.get(index, ()))
+        if crossing == {node}:
+            yield index + 1
+
+
+def _packed(borders: Sequence[int], sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
+    """Blocks from border to border, each as long as it holds no more than ``limit`` bytes, or one stretch."""
+    blocks: list[tuple[int, int]] = []
+    held = 0
+    for first, last in pairwise(borders):
+        size = sum(sizes[first:last])
+        if blocks and held + size <= limit:
+            blocks[-1], held = (blocks[-1][0], last), held + size
+        else:
+            blocks.append((first, last))
+            held = size
+    return blocks
+
+
+def _held(blocks: Sequence[tuple[int, int]], sizes: Sequence[int]) -> int:
+    """The bytes alive at once: what enters every block, and what the largest one holds."""
+    return sum(sizes[first - 1] for first, _ in blocks) + max(sum(sizes[first:last]) for first, last in blocks)
+
+
+def _bytes(node: fx.Node) -> int:
+    """The bytes of a value on the inputs that the graph was captured with; 0 of a view of another value."""
+    value, operator = tensor_value(node), operator_of(node)
+    if value is None or (operator is not None and operator.move in _VIEWS):
+        return 0
+    return prod(known_size(size) or 1 for size in value.shape) * value.element_size()
+
+
+_VIEWS = {Move.STAYS, Move.ITEM, Move.CUTS, Move.EXCHANGES}
+
+
+def _carrying(graph: fx.Graph) -> set[fx.Node]:
+    """The values through which messages go back to what is attributed."""
+    outputs: Any = graph.output_node().args[0]
+    found = {node for node in outputs[1] if isinstance(node, fx.Node)}
+    for node in graph.nodes:
+        passes = node.op == "call_function" and node.target is not torch.detach
+        if passes and any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
