@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -98,6 +99,19 @@ class Explained:
         """Whether relevance is an amount of its own and a scalar exactly 0, of which no share can be it."""
         own = rules.seed.amount is not None and not isinstance(self.terms[0][1], Handed)
         return own and any(bool((scalar == 0).any()) for scalar in scalars)
+
+    @property
+    def positions(self) -> list[list[int]]:
+        """The position of each sample's entry [position, class], by term."""
+        return [[place[0] for place in chosen.index] for _, chosen in self.terms]
+
+    def at_rows(self, outputs: Any, rules: Ruleset) -> tuple[list[Tensor], list[Tensor]]:
+        """The same of outputs that hold one row a term: that of its :attr:`positions`."""
+        terms = [
+            (sign, replace(chosen, index=tuple((row, *place[1:]) for place in chosen.index)))
+            for row, (sign, chosen) in enumerate(self.terms)
+        ]
+        return Explained(self.lrp, terms, self.scores, at_zero=self.at_zero)(outputs, rules)
 
     @property
     def resolved(self) -> Any:

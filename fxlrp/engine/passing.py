@@ -22,10 +22,13 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Passing:
-    """``random_seed``: which draw of a model that draws random numbers; ``checkpoint``: what is kept."""
+    """``random_seed``: which draw of a model that draws random numbers; ``checkpoint``: what is kept; ``outputs``:
+    whether the caller wants the outputs, or explained rows of them are enough.
+    """
 
     random_seed: int | None = None
     checkpoint: Checkpoint = None
+    outputs: bool = True
 
     def __post_init__(self) -> None:
         known = get_args(Literal["blocks", "auto"])

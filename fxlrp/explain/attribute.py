@@ -52,7 +52,8 @@ def attribute(
     value = task.values[main]
     assert task.explain is not None
     check(task, propagated, answer.summed)
-    own = lrp.own_outputs(task.captured, given)
+    wanted = lrp.passing.outputs
+    own = lrp.own_outputs(task.captured, given) if wanted else None
     mask, _ = lrp.conventions.masks(given)
     tokens = _tokens(inputs, value, tokenizer)
     tapped = zip(task.tapped, propagated.taps, strict=False)
@@ -60,7 +61,9 @@ def attribute(
         relevance=answer.summed[main],
         inputs=dict(answer.summed),
         features=answer.features[main],
-        outputs=_detached(propagated.outputs if own is None else task.captured.narrowest.program.unpack(own)),
+        outputs=_detached(propagated.outputs if own is None else task.captured.narrowest.program.unpack(own))
+        if wanted
+        else None,
         target=task.explain.resolved,
         explained=propagated.explained,
         ruleset=lrp.ruleset.info,

@@ -129,6 +129,7 @@ class ConvertedModel(nn.Module):
         relevance: Tensor | None = None,
         inputs: Any = None,
         exclude: str | Sequence[str] = (),
+        outputs: bool = True,
         checkpoint: Checkpoint = None,
     ) -> Attribution:
         """The relevance of every input to one output per sample.
@@ -160,6 +161,8 @@ class ConvertedModel(nn.Module):
             inputs: the name of the input to explain, or several; None: all that can carry relevance.
             exclude: the name of an input to leave out, or several: an adjacency matrix, say. Inputs that are left out
                 count as constants.
+            outputs: whether the model's outputs are wanted in the result. Without, of scores over a large vocabulary
+                [batch, positions, classes] only the explained positions are computed.
             checkpoint: what is kept from the forward to the backward pass. ``None``: every value that it needs;
                 ``"blocks"``: what enters each block (a sub-layer of a transformer), which is computed again on the way
                 back, for about a third more time; ``"auto"``: blocks where the values would take more than half of
@@ -180,7 +183,7 @@ class ConvertedModel(nn.Module):
         globs = (at,) if isinstance(at, str) else tuple(at)
         with plainly():
             return attribute(
-                self.conversion.running(Passing(random_seed, checkpoint)),
+                self.conversion.running(Passing(random_seed, checkpoint, outputs)),
                 given,
                 target,
                 contrast,

@@ -17,13 +17,12 @@ from torch import Tensor, fx
 from fxlrp.capture.process import attention_spelled_out
 from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.engine.explained import Explained
-from fxlrp.engine.targets import Selection, logits_of
+from fxlrp.engine.targets import Selection
 from fxlrp.errors import InputError
-from fxlrp.graph.nodes import ancestors
-from fxlrp.graph.rowwise import last_mixed
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs_at import Point
 from fxlrp.readout.passes import Propagated, Task
+from fxlrp.readout.rows import last_mixed_value
 
 #: Rows [target, sample, position] that go back together unless the caller says how many targets do.
 ROWS = 1024
@@ -100,7 +99,8 @@ class Passes:
     def _run(self, lrp: Conversion, taps: tuple[fx.Node, ...]) -> Forward:
         task = self.task
         plan = lrp.rewritten(task.captured)[0]
-        cut = _cut(plan, taps)
+        mixed = last_mixed_value(plan, taps)
+        cut = () if mixed is None else (mixed.node,)
         _, rewritten = lrp.rewritten(task.captured, (*taps, *cut))
         # Attention spelled out: products of matrices, which are batched over targets, and weights that are kept.
         with torch.enable_grad(), attention_spelled_out():
@@ -121,19 +121,6 @@ class Passes:
                 starts, seeder = by_row
         watched = (*values, *tapped[: len(taps)])
         return Forward(plan, taps, outputs, tuple(flat), explained, tuple(values), watched, starts, seeder)
-
-
-def _cut(plan: Plan, taps: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-    """The value behind which no row of the logits is mixed with others, if everything that is watched lies before."""
-    nodes: Any = plan.program.graph.output_node().args[0]
-    values = [node.meta.get("val") if isinstance(node, fx.Node) else node for node in nodes]
-    logits = logits_of(plan.program.unpack(tuple(values)))
-    node = next((n for n, value in zip(nodes, values, strict=True) if value is logits), None)
-    if not isinstance(node, fx.Node):
-        return ()
-    comparing = {n for n, decision in (*plan.decisions.items(), *plan.forks.items()) if decision.post}
-    cut = last_mixed(node, plan.carrying, comparing)
-    return () if cut is None or not set(taps) <= set(ancestors(cut)) else (cut,)
 
 
 def _from_scalars(

@@ -23,6 +23,7 @@ from fxlrp.graph.nodes import module_path, run, tensor_value
 from fxlrp.graph.operators import is_continuous
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs_at import Point, point_of, reference_point
+from fxlrp.readout.rows import Ran, by_rows
 from fxlrp.rewrite import Rewritten
 from fxlrp.rules.primitives import ratio, received
 from fxlrp.rules.rule import Message
@@ -285,13 +286,15 @@ class Task:
         module: Callable[[Rewritten], Rewritten] | None = None,
     ) -> Propagated:
         plan, rewritten = lrp.rewritten(self.captured, taps, entered=at is not None)
-        rewritten = rewritten if module is None else module(rewritten)
         program = self.captured.program
         with torch.enable_grad():
-            flat, values, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten, at), self.given)
-            outputs = program.unpack(flat)
-            scalars, seeds = self._explained(flat, lrp, outputs)
-            explained = sum(scalars, torch.zeros(()))
+            ran = by_rows(self, lrp, taps, at) if module is None else None
+            if ran is None:
+                rewritten = rewritten if module is None else module(rewritten)
+                flat, values, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten, at), self.given)
+                ran = Ran(flat, values, tapped, *self._explained(flat, lrp, program.unpack(flat)))
+            flat, values, tapped, scalars, seeds = ran.flat, ran.values, ran.tapped, ran.scalars, ran.seeds
+            outputs, explained = program.unpack(flat), sum(scalars, torch.zeros(()))
         amounts = [(s.detach() * seed).abs() for s, seed in zip(scalars, seeds, strict=True)]
         if self.explain is not None and self.explain.begins_at_zero(scalars, lrp.ruleset):
             returned = self._given_relevance(plan)
