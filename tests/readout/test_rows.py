@@ -51,10 +51,13 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("asked", TARGETS)
-@pytest.mark.parametrize(
-    "rules", ["attnlrp", "attnlrp-relevance", "epsilon", "chefer2021-bert", "cp-lrp", "deeplift-rescale", "clrp"]
-)
+#: Every target under two rulesets, one in gradients and one in relevance; every ruleset with one target.
+TRIED = [(rules, asked) for rules in ("attnlrp", "epsilon") for asked in TARGETS] + [
+    (rules, "contrast") for rules in ("attnlrp-relevance", "chefer2021-bert", "cp-lrp", "deeplift-rescale", "clrp")
+]
+
+
+@pytest.mark.parametrize(("rules", "asked"), TRIED)
 @pytest.mark.parametrize("model", ["llama", "gemma2", "bert"])
 def test_rows_give_the_same_relevance(model: str, rules: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if model == "bert" and asked == "token":
