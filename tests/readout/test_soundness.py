@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -155,24 +156,34 @@ def test_a_blow_up_is_said() -> None:
         lrp.attribute(x, target=1)
 
 
+@cache
+def held_in(dtype: torch.dtype, computed: torch.dtype) -> tuple[fxlrp.ConvertedModel, Tensor]:
+    """A model and an input whose numbers ``dtype`` holds, in the type in which they are computed; converted once for
+    all rulesets.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8), nn.LayerNorm(8))
+        model = nn.Sequential(model, nn.GELU(), nn.Linear(8, 2)).eval().to(dtype).to(computed)
+        return fxlrp.convert(model, "gradient"), torch.randn(1, 1, 5, 5).to(dtype).to(computed)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rules", fxlrp.rulesets())
 def test_half_precision_gives_the_numbers_of_the_same_weights_in_float32(rules: str, dtype: torch.dtype) -> None:
     """Convolution, norm and head: messages and denominators are float32's, whatever the weights are held in."""
     if fxlrp.ruleset(rules).readout.of_attention or fxlrp.ruleset(rules).readout.of_tokens or rules == "relp":
         pytest.skip("reads what this model does not have")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8), nn.LayerNorm(8))
-        model = nn.Sequential(model, nn.GELU(), nn.Linear(8, 2)).eval().to(dtype)
-        x = torch.randn(1, 1, 5, 5).to(dtype)
-    found = fxlrp.convert(model, rules).attribute(x, target=1)
+    lrp, x = held_in(dtype, dtype)
+    found = lrp.with_ruleset(rules).attribute(x, target=1)
     assert found.outputs.dtype is dtype
-    assert torch.equal(found.outputs, model(x).detach())
-    wide = fxlrp.convert(model.float(), rules).attribute(x.float(), target=1).relevance
+    assert torch.equal(found.outputs, lrp.model(x).detach())
+    lrp, x = held_in(dtype, torch.float32)
+    wide = lrp.with_ruleset(rules).attribute(x, target=1).relevance
     assert torch.allclose(found.relevance, wide, rtol=1e-5, atol=1e-6 * float(wide.abs().max()))
     if not rules.startswith("wu-ong2020"):  # whose denominators are signed sums: not even float32 gives its numbers
-        exact = fxlrp.convert(model.double(), rules).attribute(x.double(), target=1).relevance
+        lrp, x = held_in(dtype, torch.float64)
+        exact = lrp.with_ruleset(rules).attribute(x, target=1).relevance
         assert (wide.double() - exact).abs().max() < 1e-4 * exact.abs().max()
 
 
@@ -195,8 +206,9 @@ def test_half_precision_is_planned_as_float32_is() -> None:
     )
     model = transformers.BertForSequenceClassification(config).eval().half()
     given = {"input_ids": torch.tensor([[3, 7, 5]])}
+    both = [fxlrp.convert(m, "gradient", example_inputs=given) for m in (model, copy.deepcopy(model).float())]
     for rules in ("wu-ong2020", "attnlrp"):
-        found = [fxlrp.convert(m, rules, example_inputs=given) for m in (model, copy.deepcopy(model).float())]
+        found = [lrp.with_ruleset(rules) for lrp in both]
         assert str(found[0].plan) == str(found[1].plan)
         results = [lrp.attribute(given, target=1).relevance for lrp in found]
         assert torch.equal(*results)
