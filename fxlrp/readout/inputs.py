@@ -9,6 +9,7 @@ from fxlrp.errors import RulesetError
 from fxlrp.graph.embedding import embedding_module
 from fxlrp.readout.passes import Carried, Propagated, Task
 from fxlrp.readout.readers import Answer, reader
+from fxlrp.readout.soundness import check_sums
 from fxlrp.rules.rule import Message
 from fxlrp.spec.readings import FeatureReading, InputReading
 
@@ -56,6 +57,8 @@ def by_input(task: Task, reading: FeatureReading, propagated: Propagated, scores
             features[name] = _together(features[name], score) if name in features else score
             lookups[name] = each.lookup
     summed = {name: _reduced(score, reading, lookups[name]) for name, score in features.items()}
+    for name in (each for each, lookup in lookups.items() if lookup and reading.reduce == "sum"):
+        check_sums(task, features[name], summed[name])
     return Answer(summed, features, propagated)
 
 

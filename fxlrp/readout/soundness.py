@@ -29,6 +29,8 @@ from fxlrp.spec.readings import DifferenceReading, FeatureReading
 BLOWN_UP = 1000.0
 #: How many times its size rounding may be: three times is five times what was met over all rulesets and families.
 ROUNDINGS = 3.0
+#: How many eps of what it is the sum of a sum may be and yet be rounding: an error of a fraction of it, after a pass.
+CANCELLED = 100.0
 #: The relative error at which half of the digits of float32 are right, in which models of any type may compute a part.
 HALF_THE_DIGITS = torch.finfo(torch.float32).eps ** 0.5
 
@@ -61,6 +63,19 @@ def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> 
     times = torch.where(begun > 0, most / begun, 0.0)
     if bool((times > BLOWN_UP).any()):
         warn(_blown_up(task, float(times.max())), RelevanceWarning)
+
+
+def check_sums(task: Task, features: Tensor, summed: Tensor) -> None:
+    """Warn where scores of features [..., features] cancel in their sums to what rounding leaves, in every token."""
+    size = float(features.detach().abs().sum(-1).max()) if features.numel() else 0.0
+    left = float(summed.detach().abs().max()) if size else 0.0
+    if 0 < left < CANCELLED * _coarsest(task) * size:
+        warn(
+            f"The scores under '{task.lrp.ruleset.name}' are rounding alone: those of a token's features, which are up "
+            f"to {size:.2g} together, cancel to {left:.2g} in their sum, as behind a norm. Read their length, "
+            "override(readout={'reduce': 'norm'}), or take another ruleset.",
+            RelevanceWarning,
+        )
 
 
 def check_ledger(task: Task, ledger: Ledger) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
 from types import ModuleType
 
 import pytest
+import torch
 
 import fxlrp
+from benchmarks import precision
 from fxlrp.report.descriptions import describe
 from tests.docs import pages
 
@@ -87,3 +91,25 @@ def test_stale_pages_are_rewritten_and_those_of_gone_rulesets_removed(
     (tmp_path / "gone.md").write_text("old")
     assert writer.write() == ["gone.md", "gradient.md"]
     assert {path.name for path in tmp_path.glob("*")} == {*made}
+
+
+def test_every_page_states_its_error_by_type_and_none_is_of_more_than_a_twentieth(writer: ModuleType) -> None:
+    """Above that a call in that type would have to warn, or to be computed in float32."""
+    stated = json.loads(writer.PRECISION.read_text(encoding="utf-8"))
+    assert {*stated} == {*fxlrp.rulesets()}
+    for errors in stated.values():
+        assert {*errors} == {"float32", "float16", "bfloat16"}
+        found = [error for by_model in errors.values() for error in by_model.values() if error is not None]
+        assert found
+        assert max(found) < 0.05
+
+
+@pytest.mark.parametrize("name", ["deconvnet", "guided-backprop", "smoothgrad", "pa-lrp", "full-lrp"])
+def test_a_page_states_the_error_of_a_run(writer: ModuleType, name: str) -> None:
+    """Rounding differs from machine to machine, by less than a factor of 30."""
+    stated = json.loads(writer.PRECISION.read_text(encoding="utf-8"))[name]["bfloat16"]["BERT"]
+    with torch.random.fork_rng(devices=[]):
+        narrow = precision.bert().to(torch.bfloat16)
+    error = precision.error(name, fxlrp.convert(narrow), fxlrp.convert(copy.deepcopy(narrow).double()))
+    assert error is not None
+    assert stated / 30 < error < 30 * stated

@@ -232,3 +232,33 @@ def test_what_is_added_before_a_norm_is_the_same_in_half_precision(dtype: torch.
             assert "position embedding" in kinds
             for kind, amount in exact.ledger.by_kind().items():
                 assert torch.allclose(kinds[kind], amount, atol=1e-4 * float(exact.explained.abs().max() + 1))
+
+
+class Normalised(nn.Module):
+    """Logits of the mean over tokens of a function of their normalised embeddings: sum_d x_d dy/dx_d is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm, self.head = nn.Embedding(9, 16), nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.norm(self.embed(ids))).mean(1))  # type: ignore[no-any-return]
+
+
+SUMMED = fxlrp.ruleset("smoothgrad").override(readout={"reduce": "sum", "samples": 2})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sums_that_cancel_to_rounding_are_said_and_lengths_are_not(dtype: torch.dtype) -> None:
+    """A derivative behind a LayerNorm sums to zero over the features that are normalised: what is left is noise."""
+    with torch.random.fork_rng(devices=[]):
+        model = Normalised().eval().to(dtype)
+    ids = torch.tensor([[3, 7, 5], [1, 2, 8]])
+    for rules in (SUMMED, fxlrp.ruleset("guided-backprop").override(readout={"kind": "input", "reduce": "sum"})):
+        with pytest.warns(RelevanceWarning, match="rounding alone.*'reduce': 'norm'"):
+            fxlrp.convert(model, rules).attribute(ids, target=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("smoothgrad", "guided-backprop", "deconvnet"):
+            fxlrp.convert(model, name).attribute(ids, target=1)
