@@ -46,6 +46,8 @@ class Captured:
     #: Sizes of inputs on which the program was compared with its model, and whether it gave the same.
     checked: dict[Sizes, bool] = field(default_factory=dict, repr=False)
     own: Captured | None = field(default=None, repr=False)
+    #: What came out of the comparisons since the first.
+    compared: list[bool] = field(default_factory=list, repr=False)
 
     @property
     def narrowest(self) -> Captured:
@@ -57,15 +59,17 @@ class Captured:
         return self.checked.get(sizes, True) and self.program.accepts(model, inputs)
 
     def is_checked(self, sizes: Sizes) -> bool:
-        """Whether the program was compared on inputs of such sizes, or on as many as are looked at: a batch of one,
-        which models tell from others most, is among them.
+        """Whether the program was compared on inputs of such sizes, and on several of them, or on as many sizes as are
+        looked at: a batch of one, which models tell from others most, is among them.
         """
         enough = len(self.checked) >= CHECKS and (not _of_one(sizes) or any(map(_of_one, self.checked)))
-        return self.program.recorded is not None or sizes in self.checked or enough
+        known = sizes in self.checked and len(self.compared) >= CHECKS - 1
+        return self.program.recorded is not None or known or enough
 
     def check(self, model: nn.Module, inputs: Mapping[str, Any], sizes: Sizes) -> bool:
         """Compare the program, in the model's own precision, with its model on these inputs; remember what came out."""
         agrees = self.checked[sizes] = agree(model, self.narrowest.program, inputs)
+        self.compared.append(agrees)
         return agrees
 
     @outside_compiler
@@ -124,7 +128,7 @@ def _searched(model: nn.Module, origin: Program, checked: dict[Sizes, bool]) -> 
 KEPT = 48
 #: How many states of one model, such as adapters that are switched, are held with their graphs.
 VERSIONS = 4
-#: On how many sizes of inputs a graph is compared with its model.
+#: On how many inputs, and sizes of inputs, a graph is compared with its model.
 CHECKS = 3
 
 

@@ -204,3 +204,17 @@ def test_the_line_that_draws_is_named() -> None:
 
     with pytest.raises(fxlrp.InputError, match=r"test_graphs\.py:\d+"):
         attributed(Drawing().eval())
+
+
+@pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
+def test_a_branch_on_values_that_tracers_are_kept_from_is_found_on_later_inputs_of_one_size() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or float(x.detach().sum()) < 0:
+            return self.net(x)  # type: ignore[no-any-return]
+        return self.net(x) * 1.05  # type: ignore[no-any-return]
+
+    x = torch.rand(2, 4) + 0.1
+    model = with_forward(nn.Linear(4, 2), forward)
+    lrp = fxlrp.convert(model, "epsilon")
+    for inputs in (-x, x, -2 * x, 2 * x):
+        assert torch.allclose(lrp.attribute(inputs, target=1).outputs, model(inputs), rtol=1e-5)
