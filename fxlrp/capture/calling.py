@@ -82,6 +82,8 @@ class Signature:
     open_ended: bool
     declared: tuple[str, ...]
     """Names that ``**others`` of a library's model takes; of any other module it takes all."""
+    none: tuple[str, ...] = ()
+    """Parameters of which None is said by leaving them out."""
 
     @staticmethod
     def of(model: nn.Module) -> Signature:
@@ -94,10 +96,11 @@ class Signature:
             star=next((p.name for p in parameters if p.kind is _KINDS.VAR_POSITIONAL), None),
             open_ended=any(p.kind is _KINDS.VAR_KEYWORD for p in parameters),
             declared=_EXTRAS if private.is_pretrained(model) else (),
+            none=tuple(p.name for p in parameters if p.default is None),
         )
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments by name, without those that are None; those of ``*args`` as a tuple under that name.
+        """Arguments by name, without those that are None by default too; those of ``*args`` as a tuple under that name.
 
         Raises :class:`InputError` if they do not fit.
         """
@@ -116,7 +119,8 @@ class Signature:
                 raise InputError(f"{self.owner} has no input '{name}'.{nearest(str(name), known)}{whole}")
             given[str(name)] = tuple(value) if name == self.star and isinstance(value, (list, tuple)) else value
         in_order = {name: given[name] for name in self.names if name in given}
-        return {name: value for name, value in (in_order | given).items() if value is not None}
+        kept = {*self.names}.difference(self.none)
+        return {name: value for name, value in (in_order | given).items() if value is not None or name in kept}
 
     def takes(self, name: str) -> bool:
         """Whether there is an input of this name."""

@@ -233,3 +233,16 @@ def test_weights_without_numbers_are_told_with_a_remedy(name: str) -> None:
     model, remedy = UNLOADED[name]
     with pytest.raises(fxlrp.FxlrpError, match=remedy):
         relevance(model())
+
+
+def test_none_that_is_not_the_default_is_handed_on() -> None:
+    def forward(self: Any, x: Tensor, scale: float | None = 2.0, mask: Tensor | None = None) -> Tensor:
+        return self.net(x) * (5.0 if scale is None else scale)  # type: ignore[no-any-return]
+
+    model, x = with_forward(nn.Linear(4, 2), forward), torch.randn(2, 4)
+    lrp = fxlrp.convert(model, "epsilon")
+    for scale in (None, 2.0, None, 3.0):
+        found = lrp.attribute({"x": x, "scale": scale, "mask": None}, target=1)
+        assert torch.equal(found.outputs, model(x, scale))
+        own = x * model.net.weight[1] * (5.0 if scale is None else scale)
+        assert torch.allclose(found.relevance, own, rtol=1e-5)
