@@ -83,6 +83,15 @@ def is_library(value: Any) -> bool:
     return str(module).split(".")[0] in _LIBRARIES
 
 
+def attributes(value: Any) -> dict[str, Any]:
+    """An object's own attributes, without asking it: one that loads or warns when it is looked at does not notice."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def in_slots(value: Any) -> dict[str, Any]:
     """The attributes of an object that its classes keep a slot for."""
     slots = (name for base in type(value).__mro__ for name in vars(base).get("__slots__", ()))

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fxlrp.capture.calling import below
 from fxlrp.capture.contents import code_hash, content, equal, layout, short
-from fxlrp.capture.reads import Reads, in_slots, is_library, reads_of
+from fxlrp.capture.reads import Reads, attributes, in_slots, is_library, reads_of
 
 #: Told apart by type and text. ``repr`` tells -0.0 from 0.0.
 _VALUES = (
@@ -228,7 +228,7 @@ class _Walk:
         self.held.append(_Held.of(lambda: ((), (type(value), *(in_slots(value).values() if slots else ())))))
         self._class(path, type(value))
         self._each(path, slots.items())
-        self._members(path, getattr(value, "__dict__", {}))
+        self._members(path, attributes(value))
 
     def _container(self, path: str, kind: str, value: Any) -> None:
         self.told[path] = Told(f"{kind} {len(value)}")
@@ -380,7 +380,7 @@ def _is_inside(kind: type) -> bool:
 def _is_open(value: Any) -> bool:
     """Whether an object is its attributes: not one that stands for something outside, such as a file or a lock."""
     kind = type(value)
-    if not isinstance(getattr(value, "__dict__", None), dict) and not in_slots(value):
+    if not (kind.__dictoffset__ or in_slots(value)):
         return False
     if kind is SimpleNamespace or not is_library(kind):
         return True

@@ -224,3 +224,16 @@ def test_a_state_stands_after_it_was_looked_at() -> None:
     model(torch.randn(2, 3, 8))
     assert state.stands()
     assert state.difference(State(model)) is None
+
+
+class Asked:
+    """Stands in for something that is loaded when it is asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"asked for {name}")
+
+
+def test_objects_are_looked_at_without_being_asked() -> None:
+    model = nn.Linear(4, 2).eval()
+    vars(model)["other"] = Asked()
+    assert State(model).stands()
