@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -22,12 +23,15 @@ FAMILIES = ["mlp", "cnn", "bert", "llama", "vit", "mamba", "mixtral", "t5", "gem
 PLAIN = {("cnn", "epsilon-plus"), ("bert", "attnlrp"), ("bert", "arras2019-prop"), ("llama", "libragrad")}
 
 
+@functools.cache
+def narrow(name: str) -> fxlrp.ConvertedModel:
+    return fxlrp.convert(copy.deepcopy(ZOO[name].build()).float())
+
+
 def explained(name: str, rules: fxlrp.Ruleset, dtype: torch.dtype) -> fxlrp.Attribution:
     inputs: dict[str, Any] = ZOO[name].inputs()
-    if dtype is torch.float64:
-        lrp = converted(name)
-    else:
-        lrp = fxlrp.convert(copy.deepcopy(ZOO[name].build()).to(dtype))
+    lrp = converted(name) if dtype is torch.float64 else narrow(name)
+    if dtype is not torch.float64:
         inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     target = (3, 1) if name in ("t5", "bart") else 1
     return lrp.with_ruleset(rules).attribute(inputs, target=target, ledger=True)
