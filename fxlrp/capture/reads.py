@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -56,9 +56,10 @@ class Reads:
         texts = tuple(dict.fromkeys(text for each in codes for text in each.co_consts if isinstance(text, str)))
         return Reads(tuple(places), texts if asks else (), frozenset(texts).union(*(each.co_names for each in codes)))
 
-    def found(self, scope: dict[str, Any]) -> list[Any]:
-        """What is at each place now, then each variable."""
-        return [_at(place, scope)[0] for place in self.places] + [os.environ.get(name) for name in self.variables]
+
+def found(places: Iterable[Place], variables: Iterable[str], scope: dict[str, Any]) -> list[Any]:
+    """What is at each place now, then each variable of the environment."""
+    return [_at(place, scope)[0] for place in places] + [os.environ.get(name) for name in variables]
 
 
 def reads_of(function: FunctionType) -> Iterator[tuple[str, Any, bool]]:

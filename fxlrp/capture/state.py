@@ -9,14 +9,13 @@ from __future__ import annotations
 import enum
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from operator import is_
 from pathlib import PurePath
 from types import (
-    CellType,
     FunctionType,
     GetSetDescriptorType,
     MemberDescriptorType,
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from fxlrp.capture.calling import below
 from fxlrp.capture.contents import code_hash, content, equal, layout, short
+from fxlrp.capture.held import Code, Held, Scope, inside_of, items_of
 from fxlrp.capture.reads import Reads, attributes, in_slots, is_library, reads_of
 
 #: Told apart by type and text. ``repr`` tells -0.0 from 0.0.
@@ -86,7 +86,7 @@ class State:
         walk = _Walk()
         walk.visit("", model)
         walk.told["torch.get_default_dtype()"] = Told(str(torch.get_default_dtype()))
-        walk.held.append(_Held.of(lambda: ((), (torch.get_default_dtype(),))))
+        walk.held.append(Held.of(lambda: ((), (torch.get_default_dtype(),))))
         walk.done()
         self.told: dict[str, Told] = walk.told
         self._held = walk.held
@@ -132,31 +132,12 @@ def described(value: Any) -> tuple[tuple[str, Told], ...]:
     return tuple(walk.told.items())
 
 
-@dataclass(frozen=True)
-class _Held:
-    """A container, how to read it, and the very objects that it held."""
-
-    read: Callable[[], tuple[Collection[Any], Collection[Any]]]
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
-
-    @staticmethod
-    def of(read: Callable[[], tuple[Collection[Any], Collection[Any]]]) -> _Held:
-        keys, values = read()
-        return _Held(read, tuple(keys), tuple(values))
-
-    def stands(self) -> bool:
-        keys, values = self.read()
-        same = len(values) == len(self.values) and all(map(is_, values, self.values))
-        return same and tuple(keys) == self.keys
-
-
 class _Walk:
     """One walk over what is reached from a model, each object once, the nearest first."""
 
     def __init__(self) -> None:
         self.told: dict[str, Told] = {}
-        self.held: list[_Held] = []
+        self.held: list[Held | Code] = []
         self.tensors: list[Tensor] = []
         self.containers: list[Any] = []
         self.seen: dict[int, tuple[str, Any]] = {}
@@ -164,6 +145,7 @@ class _Walk:
         self.named: set[str] = {"forward", *_OPERATORS}
         self.methods: dict[str, list[tuple[str, FunctionType]]] = {}
         self.waiting: deque[tuple[str, str, Any]] = deque()
+        self.scopes: dict[int, Scope] = {}
 
     def visit(self, path: str, value: Any) -> None:
         """Tell ``value``, and later what it holds."""
@@ -190,6 +172,8 @@ class _Walk:
                     self.told[path] = Told(
                         f"{function.__module__}.{function.__qualname__} {code_hash(function.__code__)}"
                     )
+        self.held.extend(Held.of(scope.read) for scope in self.scopes.values())
+        self.scopes = {}
 
     def _once(self, path: str, kind: str, value: Any) -> None:
         of = type(value)  # not isinstance, which asks objects that stand in for others what they are
@@ -225,7 +209,7 @@ class _Walk:
         """An object by its class and its attributes."""
         self.told[path] = Told(kind)
         slots = in_slots(value)
-        self.held.append(_Held.of(lambda: ((), (type(value), *(in_slots(value).values() if slots else ())))))
+        self.held.append(Held.of(lambda: ((), (type(value), *(in_slots(value).values() if slots else ())))))
         self._class(path, type(value))
         self._each(path, slots.items())
         self._members(path, attributes(value))
@@ -235,15 +219,16 @@ class _Walk:
         if type(value) in _WRITTEN:
             self.containers.append(value)
         if isinstance(value, Mapping):
-            self.held.append(_Held.of(partial(_items, value)))
+            self.held.append(Held.of(partial(items_of, value)))
             pairs = [
-                (key if isinstance(key, str) else f"[{key!r}]", each) for key, each in zip(*_items(value), strict=True)
+                (key if isinstance(key, str) else f"[{key!r}]", each)
+                for key, each in zip(*items_of(value), strict=True)
             ]
         elif isinstance(value, Set):
-            self.held.append(_Held.of(lambda: ((), list(value))))
+            self.held.append(Held.of(lambda: ((), list(value))))
             pairs = [(str(index), each) for index, each in enumerate(sorted(value, key=repr))]
         else:
-            self.held.append(_Held.of(lambda: ((), value)))
+            self.held.append(Held.of(lambda: ((), value)))
             pairs = [(str(index), each) for index, each in enumerate(value)]
         self._each(path, pairs)
         if not is_library(value) and hasattr(value, "__dict__"):  # one that says more than what it contains
@@ -256,11 +241,11 @@ class _Walk:
 
     def _members(self, path: str, members: dict[str, Any]) -> None:
         """The attributes of an object, which may be a module: its weights are told without their values."""
-        self.held.append(_Held.of(partial(_items, members)))
+        self.held.append(Held.of(partial(items_of, members)))
         for name, value in list(members.items()):
             own = issubclass(type(value), dict) and (name in (*_WEIGHTS, "_modules") or name.startswith("_forward"))
             if own:  # a module's own, which is told by what it holds
-                self.held.append(_Held.of(partial(_items, value)))
+                self.held.append(Held.of(partial(items_of, value)))
             if own and name in _WEIGHTS:
                 self._weights(path, value)
             elif own and name == "_modules":
@@ -286,7 +271,7 @@ class _Walk:
                 continue
             self.classes.add(base)
             names = [name for name in vars(base) if not _is_of_python(name)]
-            self.held.append(_Held.of(partial(_attributes, base, names)))
+            self.held.append(Held.of(partial(_attributes, base, names)))
             for name in names:
                 value = vars(base)[name]
                 function = getattr(value, "__func__", getattr(value, "fget", value))
@@ -302,15 +287,12 @@ class _Walk:
         code, cells, reads = function.__code__, function.__closure__ or (), Reads.of(function.__code__)
         self.told[path] = Told(f"{function.__module__}.{function.__qualname__} {code_hash(code)}")
         about = vars(function)
-
-        def held() -> tuple[Collection[Any], Collection[Any]]:
-            given = (function.__code__, function.__defaults__, function.__kwdefaults__)
-            return (), (*given, *map(_inside, cells), *about.values(), *reads.found(function.__globals__))
-
-        self.held.append(_Held.of(held))
+        given = (code, function.__defaults__, function.__kwdefaults__)
+        self.held.append(Code(function, given, cells, tuple(map(inside_of, cells)), tuple(about.values())))
+        self.scopes.setdefault(id(function.__globals__), Scope(function.__globals__)).add(reads)
         for name, value, kept in reads_of(function):
             self._found(f"{path}:{name}", value, is_library(function), kept)
-        for name, value in zip(code.co_freevars, map(_inside, cells), strict=True):
+        for name, value in zip(code.co_freevars, map(inside_of, cells), strict=True):
             self.visit(f"{path}:{name}", value)
         self.visit(f"{path}:defaults", function.__defaults__)
         self.visit(f"{path}:keyword defaults", function.__kwdefaults__)
@@ -339,14 +321,6 @@ class _Walk:
         self.told[path] = Told(f"{kind.__qualname__}{named}", value)
 
 
-def _items(mapping: Mapping[Any, Any]) -> tuple[Collection[Any], Collection[Any]]:
-    """Keys and values; a dict's own, since a class of its own may do anything when it is asked for them."""
-    if isinstance(mapping, dict):
-        own = OrderedDict if isinstance(mapping, OrderedDict) else dict
-        return own.keys(mapping), own.values(mapping)
-    return mapping.keys(), mapping.values()
-
-
 def _attributes(base: type, names: list[str]) -> tuple[Collection[Any], Collection[Any]]:
     held = vars(base)
     return held.keys(), [held.get(name) for name in names]
@@ -363,13 +337,6 @@ def _same(container: Any, before: Any) -> bool:
     pairs = [(container, before)]
     pairs += [(container.values(), before.values())] if isinstance(container, dict) else []
     return all(len(now) == len(then) and all(map(is_, now, then)) for now, then in pairs)
-
-
-def _inside(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # assigned later
-        return None
 
 
 def _is_inside(kind: type) -> bool:

@@ -86,7 +86,7 @@ class PlanRow:
     message: str = "g"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Rules by node, and the values that carry relevance. ``print(plan)`` shows it as a table.
 

@@ -6,28 +6,45 @@ gives, from the mixed value's explained rows: no message, and no rule, meets the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
 
+from fxlrp.engine.conversion import Conversion
 from fxlrp.engine.explained import Explained
+from fxlrp.engine.graphs import Captured
 from fxlrp.engine.outputs import Kind, Scored
 from fxlrp.engine.targets import Target, last_position, logits_of, named
 from fxlrp.graph.nodes import ancestors
 from fxlrp.graph.rowwise import last_mixed
 from fxlrp.planning.plan import Plan
+from fxlrp.readout.inputs_at import Point
+from fxlrp.rewrite import Rewritten
 from fxlrp.rewrite.head import Halves, halves
-
-if TYPE_CHECKING:
-    from fxlrp.engine.conversion import Conversion
-    from fxlrp.readout.inputs_at import Point
-    from fxlrp.readout.passes import Task
 
 #: The number of classes from which on scores are made for explained rows alone.
 MANY = 4096
+
+
+class Asked(Protocol):
+    """What is asked: a conversion, inputs as they were ``given`` and ``captured``, the ``wanted`` target and contrast;
+    what they ``explain`` is kept here once it is known.
+    """
+
+    lrp: Conversion
+    given: Mapping[str, Any]
+    captured: Captured
+    wanted: tuple[Target, Target]
+    tokenizer: Any
+    explain: Explained | None
+
+    def arguments(self, lrp: Conversion, rewritten: Rewritten, at: Point | None = None) -> list[Any]:
+        """The arguments of a rewritten module."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,17 @@ class Mixed:
 
 def last_mixed_value(plan: Plan, taps: Sequence[fx.Node]) -> Mixed | None:
     """The value behind which no row of the logits is mixed with others, if everything that is watched lies before."""
+    if plan not in _MIXED:
+        _MIXED[plan] = _last_mixed(plan)
+    mixed = _MIXED[plan]
+    before = mixed is not None and (not taps or set(taps) <= set(ancestors(mixed.node)))
+    return mixed if before else None
+
+
+_MIXED: WeakKeyDictionary[Plan, Mixed | None] = WeakKeyDictionary()
+
+
+def _last_mixed(plan: Plan) -> Mixed | None:
     nodes: Any = plan.program.graph.output_node().args[0]
     values = [node.meta.get("val") if isinstance(node, fx.Node) else node for node in nodes]
     logits = logits_of(plan.program.unpack(tuple(values)))
@@ -62,13 +90,11 @@ def last_mixed_value(plan: Plan, taps: Sequence[fx.Node]) -> Mixed | None:
         return None
     comparing = {n for n, decision in (*plan.decisions.items(), *plan.forks.items()) if decision.post}
     cut = last_mixed(nodes[place], plan.carrying, comparing)
-    if cut is None or not set(taps) <= set(ancestors(cut)):
-        return None
-    classes = logits.shape[-1]
-    return Mixed(cut, place, classes if isinstance(classes, int) else None)
+    classes = logits.shape[-1] if logits.ndim else None
+    return None if cut is None else Mixed(cut, place, classes if isinstance(classes, int) else None)
 
 
-def by_rows(task: Task, lrp: Conversion, taps: tuple[fx.Node, ...], at: Point | None) -> Ran | None:
+def by_rows(task: Asked, lrp: Conversion, taps: tuple[fx.Node, ...], at: Point | None) -> Ran | None:
     """One forward pass for the explained rows; None where the scores are few, or are not explained one by one."""
     if any(callable(wanted) or named(wanted)[0] is not None for wanted in task.wanted):
         return None
@@ -81,7 +107,7 @@ def by_rows(task: Task, lrp: Conversion, taps: tuple[fx.Node, ...], at: Point | 
     return None if parts is None else _run(task, lrp, parts, mixed, task.arguments(lrp, parts.body, at))
 
 
-def _run(task: Task, lrp: Conversion, parts: Halves, mixed: Mixed, arguments: Sequence[Any]) -> Ran:
+def _run(task: Asked, lrp: Conversion, parts: Halves, mixed: Mixed, arguments: Sequence[Any]) -> Ran:
     flat, values, tapped, (value, *others) = lrp.run(parts.body, arguments, task.given)
     outputs = list(flat)
     outputs[mixed.place] = value.new_zeros(()).expand(*value.shape[:2], mixed.classes)
@@ -100,7 +126,7 @@ def _run(task: Task, lrp: Conversion, parts: Halves, mixed: Mixed, arguments: Se
     return Ran(tuple(outputs), tuple(values), tuple(tapped), scalars, seeds)
 
 
-def _scores(task: Task, parts: Halves, mixed: Mixed, arguments: Sequence[Tensor]) -> Tensor:
+def _scores(task: Asked, parts: Halves, mixed: Mixed, arguments: Sequence[Tensor]) -> Tensor:
     """The scores of all rows for the caller: as the model computes them, without what rules would add."""
     lrp = task.lrp.plain
     plain = halves(lrp.rewritten(task.captured, (mixed.node,))[1], mixed.place)
@@ -110,7 +136,7 @@ def _scores(task: Task, parts: Halves, mixed: Mixed, arguments: Sequence[Tensor]
     return plain.scores((arguments[0], *(held[name] for name in plain.weights)))
 
 
-def _asked(task: Task, parts: Halves, mixed: Sequence[Tensor], flat: Sequence[Any]) -> tuple[Target, Target] | None:
+def _asked(task: Asked, parts: Halves, mixed: Sequence[Tensor], flat: Sequence[Any]) -> tuple[Target, Target] | None:
     """Target and contrast with positions and classes, where they follow from few rows: the scores of others, zeros
     without memory in ``flat``, are not looked at. None where the target is the largest score of all.
     """

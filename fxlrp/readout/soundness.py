@@ -33,6 +33,8 @@ ROUNDINGS = 3.0
 CANCELLED = 100.0
 #: The relative error at which half of the digits of float32 are right, in which models of any type may compute a part.
 HALF_THE_DIGITS = torch.finfo(torch.float32).eps ** 0.5
+#: The eps of float32, the coarsest type that anything is computed in.
+EPS = torch.finfo(torch.float32).eps
 
 
 def check(task: Task, propagated: Propagated, answers: Mapping[str, Tensor]) -> None:
@@ -69,7 +71,7 @@ def check_sums(task: Task, features: Tensor, summed: Tensor) -> None:
     """Warn where scores of features [..., features] cancel in their sums to what rounding leaves, in every token."""
     size = float(features.detach().abs().sum(-1).max()) if features.numel() else 0.0
     left = float(summed.detach().abs().max()) if size else 0.0
-    if 0 < left < CANCELLED * _coarsest(task) * size:
+    if 0 < left < CANCELLED * EPS * size and left < CANCELLED * _coarsest(task) * size:
         warn(
             f"The scores under '{task.lrp.ruleset.name}' are rounding alone: those of a token's features, which are up "
             f"to {size:.2g} together, cancel to {left:.2g} in their sum, as behind a norm. Read their length, "
@@ -129,7 +131,7 @@ def _unit(value: Tensor) -> float:
 def _coarsest(task: Task) -> float:
     """The eps of the coarsest type that any value of the graph is computed in."""
     types = (value.dtype for node in _carrying(task) if (value := tensor_value(node)) is not None)
-    return max((torch.finfo(_computed_in(dtype)).eps for dtype in types), default=torch.finfo(torch.float32).eps)
+    return max((torch.finfo(_computed_in(dtype)).eps for dtype in types), default=EPS)
 
 
 def _computed_in(dtype: torch.dtype) -> torch.dtype:

@@ -65,6 +65,6 @@ def _alike(site: AttentionSite, equal: Tensor, unequal: Tensor, own: Tensor) -> 
         raise ReadingError(
             f"Which tokens the attention of '{site.place}' ({source_line(site.weights)}) hides depends on its scores: "
             "padding cannot be told from what it does not choose, and the reading takes a mean, a minimum or a maximum "
-            "over the tokens that count. Take a reading that does not, such as that of 'chefer2021-vit'."
+            "over the tokens that count."
         )
     return seen

@@ -82,8 +82,9 @@ def test_memory_without_outputs_does_not_hold_the_vocabulary() -> None:
     given = {"input_ids": torch.randint(0, WORDS, (1, 64))}
     run = {wanted: (lambda wanted=wanted: lrp.attribute(given, outputs=wanted)) for wanted in (True, False)}
     scores = 64 * WORDS * 8  # bytes in float64
-    for each in run.values():
-        each()
+    for _ in range(4):  # a graph is compared with its model on the first inputs, which takes memory of its own
+        for each in run.values():
+            each()
     assert scores < peak(run[True]) < 2 * scores
     assert peak(run[False]) < 0.5 * scores
 
