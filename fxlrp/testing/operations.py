@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from fxlrp.capture.code import capture_code
@@ -46,7 +47,7 @@ class Sample:
         values = values if self.signed else [value.abs() + 0.5 for value in values]
         if self.name == FORK:  # no operator: the value itself
             return IDENTITY, (values[0].requires_grad_(),)
-        graph = capture_code(lambda **given: self.code(*given.values()), {f"x{i}": x for i, x in enumerate(values)})
+        graph = _traced(self)
         holders = [node for node in graph.nodes if node.op == "placeholder"]
         given = dict(zip(holders, values, strict=True))
         root = graph.output_node().args[0]
@@ -56,6 +57,13 @@ class Sample:
             if live:
                 operand.requires_grad_()
         return site.operation.bind([given[extra] for extra in site.extras]), operands
+
+
+@cache
+def _traced(sample: Sample) -> fx.Graph:
+    """The graph of a sample's code, which its shapes alone decide: traced once for all rules, messages and seeds."""
+    examples = {f"x{i}": torch.ones(shape, dtype=torch.float64) for i, shape in enumerate(sample.shapes)}
+    return capture_code(lambda **given: sample.code(*given.values()), examples)
 
 
 def _hidden(x: Tensor) -> Tensor:
