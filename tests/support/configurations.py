@@ -347,7 +347,6 @@ def _vit(rng: Random, seed: int) -> Drawn:
     return Drawn("vit", seed, "vision", config, _implementation(rng), ())
 
 
-#: Those that take longest to capture come last: the first are drawn once more.
 FAMILIES: dict[str, Draw] = {
     "bert": _bert,
     "vit": _vit,
@@ -372,3 +371,21 @@ FAMILIES: dict[str, Draw] = {
 def draw(family: str, seed: int) -> Drawn:
     """The configuration of this family and number."""
     return FAMILIES[family](Random(f"{family} {seed}"), seed)
+
+
+def covering(count: int, seeds: int) -> list[tuple[str, int]]:
+    """``count`` of the first configurations of each family that differ most: one of each family, then any.
+
+    Each is the one that adds most switches, in units of its layers, to those before it. Rotations that are scaled by
+    the length at hand are none of them, since they are captured anew on each input.
+    """
+    switches = {(family, seed): draw(family, seed).switches for family in FAMILIES for seed in range(seeds)}
+    pool = {key: found for key, found in switches.items() if ("rope_type", "dynamic") not in found}
+    chosen: list[tuple[str, int]] = []
+    seen: set[tuple[str, object]] = set()
+    for family in [*FAMILIES, *[None] * (count - len(FAMILIES))]:
+        left = [key for key in pool if key not in chosen and family in (key[0], None)]
+        best = max(left, key=lambda key: len(pool[key] - seen) / draw(*key).config.get("num_hidden_layers", 1))
+        chosen.append(best)
+        seen |= pool[best]
+    return chosen

@@ -47,6 +47,13 @@ class Drawn:
         """Whether the model sees pixels."""
         return self.head == "vision"
 
+    @property
+    def switches(self) -> set[tuple[str, object]]:
+        """What the configuration chooses, not how large it is: its texts and its yes and no, with their names."""
+        given = self.config | self.config.get("rope_parameters", {}) | {"head": self.head, "attention": self.attention}
+        entries = [(name, e) for name, value in given.items() for e in (value if isinstance(value, list) else [value])]
+        return {(name, entry) for name, entry in entries if isinstance(entry, bool | str)}
+
     def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         """The model in eval mode, weights at a trained model's scale: neither attention nor gates are uniform."""
         config = transformers.AutoConfig.for_model(self.family, **self.config)
