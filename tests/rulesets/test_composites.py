@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -84,6 +85,12 @@ def built(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return realistic(make(), seed).double().eval()
 
 
+@cache
+def converted(model: str) -> fxlrp.ConvertedModel:
+    """One capture for all rulesets."""
+    return fxlrp.convert(built(MODELS[model]), "gradient")
+
+
 def image(seed: int = 0) -> Tensor:
     return torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
@@ -102,7 +109,7 @@ def rules_of(lrp: fxlrp.ConvertedModel, category: str) -> list[str]:
 @pytest.mark.parametrize("ruleset", COMPOSITES)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_ledger_closes(model: str, ruleset: str) -> None:
-    check_conservation(built(MODELS[model]), ruleset, image(), target=1).raise_if_failed()
+    check_conservation(converted(model), ruleset, image(), target=1).raise_if_failed()
 
 
 @pytest.mark.parametrize("code", ["v1 = cross_attention(x, y)", "v1 = recurrence(x)"])
