@@ -107,7 +107,7 @@ def choose(plan: Plan, fused: Fused) -> Callable[..., Any] | None:
 
 def _trusted(fused: Fused) -> bool:
     """Whether a fused operator may run whole: torch's own backward of norms over a batch and of single instances is
-    wrong where gradients lie channels-last (tests/kinds/test_derivatives.py tries all operators).
+    wrong where gradients lie channels-last (tests/kinds/test_kinds.py tries all operators).
     """
     target = packet(fused.target)
     return target is not INSTANCE_NORM and (target is not BATCH_NORM or fused.args[3] is not None)

@@ -1,13 +1,14 @@
 """What must hold for every kind of operator, all of it checked on one capture of each kind.
 
-The ledger closes, the naive oracle agrees, relevance is conserved over every cut, fused kernels are what they stand
-for, the graph serves other batches.
+The ledger closes, the naive oracle agrees, the gradient is the derivative, also in every layout that values have in
+memory, relevance is conserved over every cut, fused kernels are what they stand for, the graph serves other batches.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,14 @@ import fxlrp
 from benchmarks.examine import operators
 from fxlrp.capture import Program
 from fxlrp.graph.nodes import tensor_value
-from fxlrp.testing import KINDS, RandomGraph, check_conservation, largest_difference, propagate
+from fxlrp.testing import KINDS, RandomGraph, check_conservation, check_derivative, largest_difference, propagate
 from fxlrp.testing.checks import at_inputs
 from fxlrp.testing.oracle import AGREEMENT
 from tests.support import kinds
 from tests.support.cuts import worst_cut
 from tests.support.kernels import by_both
 from tests.support.kinds import BOUND, FUSED, LONG, converted, graph_of
+from tests.support.layouts import calls_of, faults
 
 RESIDUAL = at_inputs("conservative-residual")
 IN_RELEVANCE = at_inputs("conservative").override(message="relevance", seed="logit")
@@ -66,6 +68,30 @@ def test_the_oracle_agrees(kind: str) -> None:
             returned = sum(relevance.flatten(1).sum(1) for relevance in result.inputs.values())
             difference = float((returned - result.ledger.by_kind()["input"]).abs().max())
             assert difference < 1e-6, rules.name  # its stabiliser counts where a sum is below 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_the_derivative_for_one_sample(kind: str) -> None:
+    sample = converted(kind)
+    one = {name: value[:1] for name, value in sample.inputs.items()}
+    check_derivative(sample.lrp, one, target=1, directions=1).raise_if_failed()
+
+
+def _a_third(kinds: list[str]) -> list[Any]:
+    """Every third in a plain run, the others by ``make slow``."""
+    return [kind if i % 3 == 0 else pytest.param(kind, marks=pytest.mark.slow) for i, kind in enumerate(kinds)]
+
+
+@pytest.mark.parametrize("kind", _a_third([name for name in KINDS if name not in (*BOUND, *LONG)]))
+def test_the_gradient_of_every_operator_is_the_same_in_every_layout(kind: str) -> None:
+    """Of the operators that run under the ruleset `gradient`, among them fused ones and kernels of fxlrp."""
+    sample = converted(kind)
+    lrp = sample.lrp.with_ruleset("gradient").conversion
+    one = {name: value[:1].clone().requires_grad_() for name, value in sample.inputs.items()}
+    captured = lrp.captured(one)
+    _, rewritten = lrp.rewritten(captured)
+    for call in calls_of(rewritten.module, lrp.arguments(captured.program, rewritten, one)):
+        assert not faults(call)
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.exact and name not in LONG])
