@@ -9,7 +9,8 @@ from __future__ import annotations
 import dis
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -22,6 +23,10 @@ _LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "numpy", "fxlrp"})
 _ENVIRONMENT = {"environ", "getenv"}
 _BEGINS = ("LOAD_GLOBAL", "LOAD_NAME")
 _GOES_ON = ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
+
+
+#: Where packages are installed.
+_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
 
 
 class Absent:
@@ -62,8 +67,9 @@ def found(places: Iterable[Place], variables: Iterable[str], scope: dict[str, An
     return [_at(place, scope)[0] for place in places] + [os.environ.get(name) for name in variables]
 
 
-def reads_of(function: FunctionType) -> Iterator[tuple[str, Any, bool]]:
-    """What a function reads now: the name that it has there, the value, and whether it is kept by a library's module.
+def reads_of(function: FunctionType, own: Set[str] = frozenset()) -> Iterator[tuple[str, Any, bool]]:
+    """What a function reads now: the name that it has there, the value, and whether a module that is foreign to the
+    packages ``own`` keeps it.
 
     What is not there is left out.
     """
@@ -71,17 +77,37 @@ def reads_of(function: FunctionType) -> Iterator[tuple[str, Any, bool]]:
     for place in reads.places:
         value, holder, depth = _at(place, scope)
         if value is not Absent:
-            yield ".".join(place.path[:depth]), value, holder is not None and is_library(holder)
+            yield ".".join(place.path[:depth]), value, holder is not None and is_foreign(holder, own)
     for name in reads.variables:
         if name in os.environ:
             yield f"environment {name}", os.environ[name], False
 
 
-def is_library(value: Any) -> bool:
-    """Whether a function, a class, a module, or the class of an object, is a library's."""
+def package_of(value: Any) -> str:
+    """The package of a function, a class, a module, or of the class of an object."""
     named = value if isinstance(value, (type, FunctionType, ModuleType)) else type(value)
     module = named.__name__ if isinstance(named, ModuleType) else named.__module__
-    return str(module).split(".")[0] in _LIBRARIES
+    return str(module).split(".")[0]
+
+
+def is_library(value: Any) -> bool:
+    """Whether a function, a class, a module, or the class of an object, is Python's, torch's, numpy's or fxlrp's."""
+    return package_of(value) in _LIBRARIES
+
+
+def is_foreign(value: Any, own: Set[str]) -> bool:
+    """Whether it is a library's, or that of another installed package than those that are the model's ``own``: what
+    such code reads itself is not followed, or the walk would go through all that is installed.
+    """
+    package = package_of(value)
+    return package in _LIBRARIES or (package not in own and _is_installed(package))
+
+
+@lru_cache(maxsize=1024)
+def _is_installed(package: str) -> bool:
+    module = sys.modules.get(package)
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(str(place).startswith(_INSTALLED) for place in places if place)
 
 
 def attributes(value: Any) -> dict[str, Any]:

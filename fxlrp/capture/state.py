@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from fxlrp.capture.calling import below
 from fxlrp.capture.contents import code_hash, content, equal, layout, short
 from fxlrp.capture.held import Code, Held, Scope, inside_of, items_of
-from fxlrp.capture.reads import Reads, attributes, in_slots, is_library, reads_of
+from fxlrp.capture.reads import Reads, attributes, in_slots, is_foreign, is_library, package_of, reads_of
 
 #: Told apart by type and text. ``repr`` tells -0.0 from 0.0.
 _VALUES = (
@@ -83,7 +83,7 @@ class State:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        walk = _Walk()
+        walk = _Walk({package_of(base) for each in model.modules() for base in type(each).__mro__})
         walk.visit("", model)
         walk.told["torch.get_default_dtype()"] = Told(str(torch.get_default_dtype()))
         walk.held.append(Held.of(lambda: ((), (torch.get_default_dtype(),))))
@@ -135,7 +135,8 @@ def described(value: Any) -> tuple[tuple[str, Told], ...]:
 class _Walk:
     """One walk over what is reached from a model, each object once, the nearest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Set[str] = frozenset()) -> None:
+        self.own = own
         self.told: dict[str, Told] = {}
         self.held: list[Held | Code] = []
         self.tensors: list[Tensor] = []
@@ -267,7 +268,7 @@ class _Walk:
         they are.
         """
         for base in kind.__mro__:
-            if base is object or base in self.classes:
+            if base is object or base in self.classes or (is_foreign(base, self.own) and not is_library(base)):
                 continue
             self.classes.add(base)
             names = [name for name in vars(base) if not _is_of_python(name)]
@@ -290,8 +291,8 @@ class _Walk:
         given = (code, function.__defaults__, function.__kwdefaults__)
         self.held.append(Code(function, given, cells, tuple(map(inside_of, cells)), tuple(about.values())))
         self.scopes.setdefault(id(function.__globals__), Scope(function.__globals__)).add(reads)
-        for name, value, kept in reads_of(function):
-            self._found(f"{path}:{name}", value, is_library(function), kept)
+        for name, value, kept in reads_of(function, self.own):
+            self._found(f"{path}:{name}", value, is_foreign(function, self.own), kept)
         for name, value in zip(code.co_freevars, map(inside_of, cells), strict=True):
             self.visit(f"{path}:{name}", value)
         self.visit(f"{path}:defaults", function.__defaults__)
@@ -305,7 +306,7 @@ class _Walk:
         """
         kind = type(value)
         if issubclass(kind, _NAMED):
-            known = is_library(value)
+            known = is_foreign(value, self.own)
         elif kept:
             known = not issubclass(kind, _VALUES)
         else:
