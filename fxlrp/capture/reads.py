@@ -23,8 +23,6 @@ _LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "numpy", "fxlrp"})
 _ENVIRONMENT = {"environ", "getenv"}
 _BEGINS = ("LOAD_GLOBAL", "LOAD_NAME")
 _GOES_ON = ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
-
-
 #: Where packages are installed.
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
 
@@ -95,12 +93,17 @@ def is_library(value: Any) -> bool:
     return package_of(value) in _LIBRARIES
 
 
-def is_foreign(value: Any, own: Set[str]) -> bool:
-    """Whether it is a library's, or that of another installed package than those that are the model's ``own``: what
-    such code reads itself is not followed, or the walk would go through all that is installed.
-    """
+def is_beside(value: Any, own: Set[str]) -> bool:
+    """Whether it is that of another installed package than libraries and those that are the model's ``own``."""
     package = package_of(value)
-    return package in _LIBRARIES or (package not in own and _is_installed(package))
+    return package not in _LIBRARIES and package not in own and _is_installed(package)
+
+
+def is_foreign(value: Any, own: Set[str]) -> bool:
+    """Whether what it reads itself is not followed, or the walk would go through all that is installed: a library's,
+    or what is beside the model.
+    """
+    return is_library(value) or is_beside(value, own)
 
 
 @lru_cache(maxsize=1024)

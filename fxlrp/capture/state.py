@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from fxlrp.capture.calling import below
 from fxlrp.capture.contents import code_hash, content, equal, layout, short
 from fxlrp.capture.held import Code, Held, Scope, inside_of, items_of
-from fxlrp.capture.reads import Reads, attributes, in_slots, is_foreign, is_library, package_of, reads_of
+from fxlrp.capture.reads import Reads, attributes, in_slots, is_beside, is_foreign, is_library, package_of, reads_of
 
 #: Told apart by type and text. ``repr`` tells -0.0 from 0.0.
 _VALUES = (
@@ -268,7 +268,7 @@ class _Walk:
         they are.
         """
         for base in kind.__mro__:
-            if base is object or base in self.classes or (is_foreign(base, self.own) and not is_library(base)):
+            if base is object or base in self.classes or is_beside(base, self.own):
                 continue
             self.classes.add(base)
             names = [name for name in vars(base) if not _is_of_python(name)]

@@ -14,8 +14,9 @@ from torch import fx
 from fxlrp.errors import InputError
 from fxlrp.rewrite import Rewritten
 
+Again = Literal["blocks", "auto"]
 #: Whether values are kept for the backward pass (None), computed again block by block, or what memory allows.
-Checkpoint = Literal["blocks", "auto"] | None
+Checkpoint = Again | None
 #: The share of free memory that values may take before ``auto`` computes them again.
 SHARE = 0.5
 
@@ -31,8 +32,7 @@ class Passing:
     outputs: bool = True
 
     def __post_init__(self) -> None:
-        known = get_args(Literal["blocks", "auto"])
-        if self.checkpoint is not None and self.checkpoint not in known:
+        if self.checkpoint is not None and self.checkpoint not in get_args(Again):
             raise InputError(f"checkpoint={self.checkpoint!r} is none of None, 'blocks' and 'auto'.")
 
     def module(self, rewritten: Rewritten, arguments: Sequence[Any], device: torch.device) -> fx.GraphModule:

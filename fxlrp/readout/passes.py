@@ -286,15 +286,15 @@ class Task:
         module: Callable[[Rewritten], Rewritten] | None = None,
     ) -> Propagated:
         plan, rewritten = lrp.rewritten(self.captured, taps, entered=at is not None)
-        program = self.captured.program
         with torch.enable_grad():
             ran = by_rows(self, lrp, taps, at) if module is None else None
             if ran is None:
                 rewritten = rewritten if module is None else module(rewritten)
                 flat, values, tapped = lrp.run(rewritten, self.arguments(lrp, rewritten, at), self.given)
-                ran = Ran(flat, values, tapped, *self._explained(flat, lrp, program.unpack(flat)))
+                outputs = self.captured.program.unpack(flat)
+                ran = Ran(flat, outputs, values, tapped, *self._explained(flat, lrp, outputs))
             flat, values, tapped, scalars, seeds = ran.flat, ran.values, ran.tapped, ran.scalars, ran.seeds
-            outputs, explained = program.unpack(flat), sum(scalars, torch.zeros(()))
+            explained = sum(scalars, torch.zeros(()))
         amounts = [(s.detach() * seed).abs() for s, seed in zip(scalars, seeds, strict=True)]
         if self.explain is not None and self.explain.begins_at_zero(scalars, lrp.ruleset):
             returned = self._given_relevance(plan)
@@ -314,7 +314,7 @@ class Task:
         )
         carried = self.carried(plan, taps, kept, messages)
         begun, count = sum(amounts, torch.zeros(())), len(values)
-        return Propagated(outputs, explained.detach(), carried[:count], carried[count:], tuple(flat), begun)
+        return Propagated(ran.outputs, explained.detach(), carried[:count], carried[count:], tuple(flat), begun)
 
     def _given_relevance(self, plan: Plan) -> list[fx.Node]:
         """The outputs at which relevance itself arrives."""

@@ -49,9 +49,12 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Ran:
-    """What a forward pass gave: flat outputs, attributed and tapped values, the explained scalars and their seeds."""
+    """What a forward pass gave: flat outputs and the object that they make, attributed and tapped values, the explained
+    scalars and their seeds.
+    """
 
     flat: tuple[Any, ...]
+    outputs: Any
     values: tuple[Tensor, ...]
     tapped: tuple[Tensor, ...]
     scalars: list[Tensor]
@@ -123,7 +126,7 @@ def _run(task: Asked, lrp: Conversion, parts: Halves, mixed: Mixed, arguments: S
     few = list(outputs)
     few[mixed.place] = parts.scores((value, *others), value[samples, positions])
     scalars, seeds = task.explain.at_rows(task.captured.program.unpack(tuple(few)), lrp.ruleset)
-    return Ran(tuple(outputs), tuple(values), tuple(tapped), scalars, seeds)
+    return Ran(tuple(outputs), whole, tuple(values), tuple(tapped), scalars, seeds)
 
 
 def _scores(task: Asked, parts: Halves, mixed: Mixed, arguments: Sequence[Tensor]) -> Tensor:

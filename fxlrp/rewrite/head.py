@@ -21,14 +21,13 @@ from fxlrp.rules.primitives import as_relevance
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """``body`` returns what the module does, but for the scores (None, at ``place`` among the flat outputs) and the
+    """``body`` returns what the module does, but for the scores (None among the flat outputs) and the
     last tap; and the arguments of ``head``: the mixed value, and whatever else the scores are made of. Where all of
     the latter is handed to the module, ``weights`` names it.
     """
 
     body: Rewritten
     head: fx.GraphModule
-    place: int
     weights: tuple[str, ...] | None
 
     def scores(self, arguments: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
@@ -50,7 +49,7 @@ def halves(rewritten: Rewritten, place: int) -> Halves | None:
         else:
             body, head, others = parts
             named = tuple(str(n.target) for n in others) if all(n.op == "placeholder" for n in others) else None
-            _MADE[module] = Halves(replace(rewritten, module=body), head, place, named)
+            _MADE[module] = Halves(replace(rewritten, module=body), head, named)
     return _MADE[module]
 
 

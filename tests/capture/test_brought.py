@@ -9,18 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxlrp
-from tests.support.calls import with_forward
-
-LINEAR = nn.Linear(4, 2)
-X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-
-
-def _attribute(forward: Any, x: Any = X, net: nn.Module = LINEAR, **options: Any) -> fxlrp.Attribution:
-    return fxlrp.convert(with_forward(net, forward), "epsilon").attribute(x, **{"target": 1, **options})
-
-
-def _expected() -> Tensor:
-    return X * LINEAR.weight[1].detach()
+from tests.support.calls import LINEAR, X, attributed, of_linear, with_forward
 
 
 @pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
@@ -47,15 +36,15 @@ def test_what_is_written_to_around_a_forward_pass_is_put_back(sizes: tuple[int, 
 @pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
 def test_an_input_that_is_turned_in_place_stays_as_it_was() -> None:
     x = X.clone()
-    found = _attribute(lambda self, x: self.net(x.t_().t()), x)
+    found = attributed(lambda self, x: self.net(x.t_().t()), x)
     assert x.shape == X.shape
-    assert torch.allclose(found.relevance, _expected(), atol=1e-6)
+    assert torch.allclose(found.relevance, of_linear(), atol=1e-6)
 
 
 def test_what_tracers_raise_of_their_own_is_a_sentence() -> None:
     out = torch.zeros(2, 4)
     with pytest.raises(fxlrp.CaptureError, match="cannot be captured"):
-        _attribute(lambda self, x: self.net(torch.mul(x, 2, out=out)))
+        attributed(lambda self, x: self.net(torch.mul(x, 2, out=out)))
 
 
 def test_a_generator_of_its_own_is_refused_with_a_remedy() -> None:
@@ -63,7 +52,7 @@ def test_a_generator_of_its_own_is_refused_with_a_remedy() -> None:
         return self.net(x + torch.randn(4, generator=torch.Generator().manual_seed(0)))  # type: ignore[no-any-return]
 
     with pytest.raises(fxlrp.CaptureError, match="random_seed"):
-        _attribute(forward)
+        attributed(forward)
 
 
 def test_torchscript_inside_a_model_is_named() -> None:
@@ -78,10 +67,10 @@ def test_inputs_of_one_name_are_told_apart_or_refused(given: dict[Any, Any]) -> 
         return self.net(next(iter(batch.values())))  # type: ignore[no-any-return]
 
     with pytest.raises(fxlrp.InputError, match="Two inputs are called 'batch"):
-        _attribute(forward, {"batch": given})
+        attributed(forward, {"batch": given})
 
 
 def test_a_single_number_is_an_input() -> None:
     x = torch.tensor(1.5)
-    found = _attribute(lambda self, x: self.net(x.expand(1, 4)), x)
+    found = attributed(lambda self, x: self.net(x.expand(1, 4)), x)
     assert torch.allclose(found.relevance, x * LINEAR.weight[1].detach().sum(), atol=1e-6)

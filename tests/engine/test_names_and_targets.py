@@ -10,18 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxlrp
-from tests.support.calls import with_forward
-
-LINEAR = nn.Linear(4, 2)
-X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-
-
-def _attribute(forward: Any, x: Any = X, net: nn.Module = LINEAR, **options: Any) -> fxlrp.Attribution:
-    return fxlrp.convert(with_forward(net, forward), "epsilon").attribute(x, **{"target": 1, **options})
-
-
-def _expected() -> Tensor:
-    return X * LINEAR.weight[1].detach()
+from tests.support.calls import LINEAR, X, attributed, of_linear
 
 
 class Slotted:
@@ -38,15 +27,15 @@ Named = namedtuple("Named", ["hidden", "logits"])
 
 @pytest.mark.parametrize("kind", [Slotted, Named])
 def test_outputs_by_the_names_that_their_class_gives_them(kind: Any) -> None:
-    found = _attribute(lambda self, x: kind(x.tanh(), self.net(x)))
+    found = attributed(lambda self, x: kind(x.tanh(), self.net(x)))
     assert type(found.outputs) is kind
     assert torch.allclose(found.outputs.logits, LINEAR(X), atol=1e-6)
-    assert torch.allclose(found.relevance, _expected(), atol=1e-6)
+    assert torch.allclose(found.relevance, of_linear(), atol=1e-6)
 
 
 def test_a_bare_tensor_has_no_name() -> None:
     with pytest.raises(fxlrp.TargetError, match="one tensor, which has no name"):
-        _attribute(lambda self, x: self.net(x), target=("logits", 1))
+        attributed(lambda self, x: self.net(x), target=("logits", 1))
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["the output itself", "something behind it"])
@@ -57,7 +46,7 @@ def test_a_module_that_is_called_twice_has_two_outputs(last: bool) -> None:
         twice: Tensor = self.net(self.net(x).tanh())
         return twice if last else twice * 2
 
-    found = _attribute(forward, net=net, at="net")
+    found = attributed(forward, net=net, at="net")
     logits = net(net(X).tanh()).detach() * (1 if last else 2)
     assert list(found.at) == ["net[0]", "net[1]"]
     assert torch.allclose(found.at["net[1]"], torch.eye(4)[1] * logits, atol=1e-6)
@@ -72,7 +61,7 @@ def test_a_module_that_is_called_twice_has_two_outputs(last: bool) -> None:
 )
 def test_a_callable_target_that_fails_is_told(target: Any, said: str) -> None:
     with pytest.raises(fxlrp.TargetError, match=said):
-        _attribute(lambda self, x: self.net(x), target=target)
+        attributed(lambda self, x: self.net(x), target=target)
 
 
 def test_a_callable_target_that_draws_is_refused_unless_one_draw_is_asked_for() -> None:
@@ -80,9 +69,9 @@ def test_a_callable_target_that_draws_is_refused_unless_one_draw_is_asked_for() 
         return out[:, 1] * torch.rand(2)
 
     with pytest.raises(fxlrp.InputError, match="draws random numbers"):
-        _attribute(lambda self, x: self.net(x), target=target)
+        attributed(lambda self, x: self.net(x), target=target)
 
 
 def test_relevance_that_is_no_tensor_is_told() -> None:
     with pytest.raises(fxlrp.TargetError, match="relevance= is a list"):
-        _attribute(lambda self, x: self.net(x), target=None, relevance=[[1.0, 1.0], [1.0, 1.0]])
+        attributed(lambda self, x: self.net(x), target=None, relevance=[[1.0, 1.0], [1.0, 1.0]])
