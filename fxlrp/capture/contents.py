@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from types import CodeType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def layout(tensor: Tensor | None) -> str:
@@ -20,9 +20,14 @@ def layout(tensor: Tensor | None) -> str:
     return f"{type(tensor).__qualname__} {tuple(tensor.shape)} {tensor.dtype} {tensor.device.type} {tensor.layout}"
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers can be looked at: those of a subclass, such as a fake tensor, are its own affair."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.layout is torch.strided
+
+
 def content(tensor: Tensor) -> str:
     """A hash of a tensor's values."""
-    if tensor.is_meta or tensor.layout is not torch.strided:
+    if not has_values(tensor):
         return ""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return short([bytes(flat.view(torch.uint8).numpy())] if flat.numel() else [])
@@ -32,7 +37,7 @@ def equal(now: Tensor, then: Tensor) -> bool:
     """Whether two tensors have the same type, shape, place and values, NaN among them."""
     if now.shape != then.shape or now.dtype != then.dtype or now.device != then.device:
         return False
-    return now.is_meta or torch.equal(now, then) or bool((now != now).any() and content(now) == content(then))
+    return not has_values(now) or torch.equal(now, then) or bool((now != now).any() and content(now) == content(then))
 
 
 def code_hash(code: CodeType) -> str:

@@ -106,6 +106,11 @@ def is_foreign(value: Any, own: Set[str]) -> bool:
     return is_library(value) or is_beside(value, own)
 
 
+def is_installed(value: Any) -> bool:
+    """Whether it is a library's or another installed package's, the model's own among them."""
+    return is_library(value) or _is_installed(package_of(value))
+
+
 @lru_cache(maxsize=1024)
 def _is_installed(package: str) -> bool:
     module = sys.modules.get(package)

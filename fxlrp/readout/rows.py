@@ -19,6 +19,7 @@ from fxlrp.engine.explained import Explained
 from fxlrp.engine.graphs import Captured
 from fxlrp.engine.outputs import Kind, Scored
 from fxlrp.engine.targets import Target, last_position, logits_of, named
+from fxlrp.errors import TargetError
 from fxlrp.graph.nodes import ancestors
 from fxlrp.graph.rowwise import last_mixed
 from fxlrp.planning.plan import Plan
@@ -87,7 +88,10 @@ _MIXED: WeakKeyDictionary[Plan, Mixed | None] = WeakKeyDictionary()
 def _last_mixed(plan: Plan) -> Mixed | None:
     nodes: Any = plan.program.graph.output_node().args[0]
     values = [node.meta.get("val") if isinstance(node, fx.Node) else node for node in nodes]
-    logits = logits_of(plan.program.unpack(tuple(values)))
+    try:
+        logits = logits_of(plan.program.unpack(tuple(values)))
+    except TargetError:  # there is none by itself: said where the outputs are known
+        return None
     place = next((i for i, value in enumerate(values) if value is logits), None)
     if place is None or not isinstance(nodes[place], fx.Node):
         return None
