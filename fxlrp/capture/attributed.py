@@ -21,6 +21,9 @@ from fxlrp.graph.one_hot import meets_stored, written_out
 from fxlrp.graph.operators import is_float, packet
 from fxlrp.graph.uses import Use, is_mask, made_of, uses_of
 
+#: Uses of a float input that leave nothing of it to be explained at the input itself.
+_UNUSED = frozenset({Use.IDS, Use.SIZE})
+
 
 @dataclass(frozen=True)
 class Attributed:
@@ -44,7 +47,8 @@ def attributed_values(program: Program, model: nn.Module) -> tuple[Attributed, .
     nodes = [program.placeholders[placeholder] for placeholder in program.inputs]
     for placeholder, name in program.inputs.items():
         node = program.placeholders[placeholder]
-        if is_float(node) and node.users and not is_mask(uses_of(program.graph, nodes, node)):
+        uses = uses_of(program.graph, nodes, node) if is_float(node) and node.users else _UNUSED
+        if not (uses <= _UNUSED or is_mask(uses)):
             found.append(Attributed(name, node, lookup=False))
     lookups = [(node, behind) for node in program.graph.nodes if (behind := _looked_up(node, program)) is not None]
     tabled = (node for node, _ in lookups if node.target is not written_out)

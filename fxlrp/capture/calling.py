@@ -63,7 +63,8 @@ def called_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.M
     elif type(model).__module__.startswith(("torch.export", "torch.fx")):  # what checks the inputs of a graph
         return
     else:
-        yield path, model
+        if type(model).forward is not nn.Module.forward:  # a list of modules is never run itself
+            yield path, model
         inner = list(model.named_children())
     for name, child in inner:
         yield from called_modules(child, below(path, name))

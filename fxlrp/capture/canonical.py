@@ -69,6 +69,8 @@ _DROPPED = {
 }
 #: Wrappers whose inner graph takes their place, by which of their arguments that is.
 INLINED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+#: How often what an operator is taken apart into is taken apart itself: a cross entropy needs four.
+DEPTH = 8
 _AUTOCAST = "wrap_with_autocast"
 
 
@@ -77,7 +79,7 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
     into ones that it does.
     """
     known = torch.export.default_decompositions()
-    for _ in range(3):  # what an operator is taken apart into may be strange as well
+    for _ in range(DEPTH):
         strange = {node.target for node in exported.graph.nodes if unknown(node.target)}
         table = {target: known[target] for target in strange if target in known}
         if not table and not mutates(exported.graph) and not any(map(_casts, exported.graph.nodes)):

@@ -37,8 +37,8 @@ _TAKEN = (
 
 _NOT_FOLLOWED = (
     "gives other values than the graph that was made of it, also where its operators were recorded as they ran. It may "
-    "keep state from one call to the next, or change tensors in a way that leaves no trace: make its forward a "
-    "function of its inputs."
+    "keep state from one call to the next, draw random numbers from Python or numpy, or change tensors in a way that "
+    "leaves no trace: make its forward a function of its inputs."
 )
 
 

@@ -136,6 +136,12 @@ def steady(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[tuple[nn.Mod
 
 def _explain(model: nn.Module, failure: Exception) -> FxlrpError:
     text = str(failure)
+    returned = re.search(r"Found <class '([^']+)'> in output", text)
+    if returned is not None:
+        return CaptureError(
+            f"{type(model).__name__} returns a {returned[1]}, whose values have no name or order: return tensors, or "
+            "tuples, lists, dicts or dataclasses of tensors."
+        )
     places = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
     own = [place for place in places if "/torch/" not in place[0]]
     where = "".join(f" at {file}:{line} (in {function})" for file, line, function in own[-1:])

@@ -203,6 +203,11 @@ class Conversion:
                     f"Input '{name}' is a {'nested' if value.is_nested else 'sparse'} tensor, whose entries have no "
                     "relevance of their own here: pass it as a dense one (.to_dense(), with a mask where it is padded)."
                 )
+            if value.is_floating_point() and value.dtype.itemsize == 1:
+                raise InputError(
+                    f"Input '{name}' is of {value.dtype}, which nothing is computed in: pass it as the model computes "
+                    "with it (.to(torch.float16), times its scale)."
+                )
             if value.ndim and len(value) == 0:
                 raise InputError(f"Input '{name}' of shape {tuple(value.shape)} holds no sample.")
             if value.is_floating_point() and not value.is_meta and value.numel():

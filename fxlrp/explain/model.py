@@ -258,7 +258,8 @@ def convert(
     exported, an uncovered operation.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"convert takes a torch.nn.Module, not {type(model).__name__}; load the model first.")
+        remedy = "pass program.module()" if isinstance(model, torch.export.ExportedProgram) else "load the model first"
+        raise InputError(f"convert takes a torch.nn.Module, not {type(model).__name__}: {remedy}.")
     if isinstance(model, ConvertedModel):
         raise InputError("This model is converted already: use model.with_ruleset(...) for another ruleset.")
     conversion = Conversion(unwrapped(model), load(ruleset), strict)

@@ -81,9 +81,8 @@ def numbers_of(node: fx.Node) -> fx.Node | None:
 
 
 def sources_of(ids: fx.Node, inputs: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-    """The integer inputs that the numbers of a look-up are made of, nearest first."""
-    made = (node for node in made_of(ids) if node in inputs)
-    return tuple(node for node in made if (v := tensor_value(node)) is not None and not v.is_floating_point())
+    """The inputs that the numbers of a look-up are made of, nearest first: integers, or what is cut to integers."""
+    return tuple(node for node in made_of(ids) if node in inputs)
 
 
 def in_place(ids: fx.Node, source: fx.Node) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx
 
 from fxlrp.capture import Program
-from fxlrp.errors import visible
+from fxlrp.errors import InputError, visible
 from fxlrp.graph.linear_sums import AffineSums
 from fxlrp.graph.nodes import module_path
 from fxlrp.graph.operator_classes import PRODUCT, QUOTIENT, OperatorClass
@@ -114,6 +114,15 @@ class Plan:
     def states(self) -> frozenset[fx.Node]:
         """Initial states, which under a rule for sums of linear maps are units that receive relevance."""
         return self.structure.states & self.carrying
+
+    def __deepcopy__(self, memo: Any) -> Plan:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> str:
+        raise InputError(
+            "A plan belongs to the graph that was captured in this process, and cannot be pickled: keep its text, "
+            "str(plan), or pickle the converted model."
+        )
 
     def takes(self, node: fx.Node) -> Message:
         """What arrives at the value of ``node``: its gradient message, or its relevance (``relevant``)."""

@@ -54,8 +54,12 @@ def by_input(task: Task, reading: FeatureReading, propagated: Propagated, scores
     lookups: dict[str, bool] = {}
     for each, own in zip(task.captured.structure.attributed, scores, strict=True):
         for name, score in task.by_entry(each, own):
-            features[name] = _together(features[name], score) if name in features else score
-            lookups[name] = each.lookup
+            if name not in features:
+                features[name], lookups[name] = score, each.lookup
+            elif each.lookup and not lookups[name]:  # ids among numbers
+                features[name] = features[name] + score.sum(-1)
+            else:
+                features[name] = _together(features[name], score)
     summed = {name: _reduced(score, reading, lookups[name]) for name, score in features.items()}
     for name in (each for each, lookup in lookups.items() if lookup and reading.reduce == "sum"):
         check_sums(task, features[name], summed[name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -74,3 +76,41 @@ def test_a_single_number_is_an_input() -> None:
     x = torch.tensor(1.5)
     found = attributed(lambda self, x: self.net(x.expand(1, 4)), x)
     assert torch.allclose(found.relevance, x * LINEAR.weight[1].detach().sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize("returned", [lambda y: {y}, lambda y: iter([y]), lambda y: (y, {1})])
+def test_outputs_without_order_are_named(returned: Any) -> None:
+    with pytest.raises(fxlrp.CaptureError, match=r"returns a \w+, whose values have no name or order: return tensors"):
+        attributed(lambda self, x: returned(self.net(x)))
+
+
+def test_a_list_of_modules_has_no_mode() -> None:
+    """A slice of a list of layers is a new list, which is in training mode whatever its layers are in."""
+    model = with_forward(LINEAR, lambda self, x: self.some[0](x))
+    model.some = nn.ModuleList([LINEAR, LINEAR])[:1]
+    assert model.some.training
+    torch.testing.assert_close(fxlrp.convert(model, "epsilon").attribute(X, target=1).relevance, of_linear())
+    model.some = nn.ModuleList([nn.Dropout()])
+    with pytest.raises(fxlrp.TrainingModeError, match=r"some\.0"):
+        fxlrp.convert(model, "epsilon")
+
+
+def test_eight_bit_floats_are_named() -> None:
+    with pytest.raises(fxlrp.InputError, match=r"float8_e4m3fn, which nothing is computed in"):
+        attributed(lambda self, x: self.net(x), X.to(torch.float8_e4m3fn))
+
+
+def test_an_exported_program_is_taken_by_its_module() -> None:
+    program: Any = torch.export.export(LINEAR, (X,))
+    with pytest.raises(fxlrp.InputError, match=r"pass program\.module\(\)"):
+        fxlrp.convert(program)
+    found = fxlrp.convert(program.module(), "epsilon").attribute(X, target=1).relevance
+    torch.testing.assert_close(found, of_linear())
+
+
+def test_a_plan_is_copied_as_itself_and_its_text_is_what_can_be_kept() -> None:
+    lrp = fxlrp.convert(LINEAR.eval(), "epsilon")
+    lrp.attribute(X, target=1)
+    assert copy.deepcopy(lrp.plan) is lrp.plan
+    with pytest.raises(fxlrp.InputError, match=r"keep its text, str\(plan\)"):
+        pickle.dumps(lrp.plan)

@@ -94,6 +94,20 @@ def test_a_similarity_by_hand() -> None:
     torch.testing.assert_close(found.relevance, (x * gradient).detach())
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weight": torch.arange(1.0, 7).double()}])
+def test_a_loss_is_a_function_as_any_other(options: dict[str, Any]) -> None:
+    model, x = Encoder().double().eval(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 5, 2])
+
+    def loss(outputs: Any) -> Tensor:
+        return -F.cross_entropy(outputs["h"], labels, reduction="none", **options)
+
+    (gradient,) = torch.autograd.grad(loss(model(x)).sum(), x)
+    for ruleset in ("gradient", "epsilon"):  # biases apart
+        found = fxlrp.convert(model, ruleset).attribute(x.detach(), target=loss)
+        torch.testing.assert_close(found.relevance, gradient * x.detach(), atol=1e-8, rtol=1e-6)
+
+
 def test_guided_backpropagation_begins_with_the_derivative() -> None:
     model, x = Encoder().double().eval(), draw()
     h = model(x)["h"].detach().requires_grad_()
