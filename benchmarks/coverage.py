@@ -10,7 +10,7 @@ import transformers
 from rich.table import Table
 
 from benchmarks.architectures import CORE, TASKS
-from benchmarks.examine import GAPS, RULESETS, STEPS, VALUES, Record
+from benchmarks.examine import GAPS, OTHERS, RULESETS, STEPS, VALUES, Record
 
 COLUMNS = ("listed", *STEPS)
 
@@ -54,7 +54,7 @@ def page(records: list[Record]) -> str:
     parts = [_intro(records), _table(("task", *COLUMNS, "of those that run"), _counted(records))]
     parts += ["## What runs and does not pass", _reasons([r for r in records if r.runs and not r.passes])]
     recorded = [r for r in passing if r.captured == "recorded"]
-    parts += ["## What torch.export refuses", _RECORDED, _names(recorded)]
+    parts += ["## What torch.export refuses", recordings(recorded)]
     parts += ["## What could not be built or run", _NOT_RUN, _reasons([r for r in records if not r.runs])]
     parts += ["## Each architecture", _EACH, _table(("architecture", *_HEAD), _architectures(passing))]
     parts += ["## Operators", _OPERATORS, ", ".join(f"`{name}`" for name in _operators(passing))]
@@ -63,9 +63,13 @@ def page(records: list[Record]) -> str:
 
 _RECORDED = (
     "Their control flow or their sizes depend on values (loops over the experts that some token chose, chunks around\n"
-    "global tokens). fxlrp then records the operators that run on the given inputs. The recording is good for these\n"
-    "inputs only, each new input is recorded anew, and a `RetraceWarning` names the line of the model that is why."
+    "global tokens, grids of pictures). fxlrp then records the operators that run on the given inputs, and with them\n"
+    "what was *decided* by values: each number, branch or size that the model made of a tensor. The recording serves\n"
+    "all inputs of these sizes on which the same is decided. *By*: whether integers alone decide, which costs next to\n"
+    "nothing to look at; where floats do, a look takes a part of a forward pass. *Anew*: how many of two more inputs\n"
+    "of the same structure (other words, other pictures) were captured anew. *Where*: the lines of the model."
 )
+SHOWN = 3
 _NOT_RUN = "Not counted: a library is missing here, or the generic shrinking and inputs do not suit the model."
 _EACH = (
     "Those that pass. *precision*: float32 where the model itself computes some of its values so. *convert/export*:\n"
@@ -125,8 +129,18 @@ def _reasons(records: list[Record]) -> str:
     return _table(("architecture", "tasks", "why"), lines) if rows else "Nothing."
 
 
-def _names(records: list[Record]) -> str:
-    return ", ".join(f"`{name}`" for name in sorted({r.model_type for r in records})) + "." if records else "Nothing."
+def recordings(records: list[Record]) -> str:
+    """What decides in each architecture that is recorded, and how often others of its inputs are captured anew."""
+    rows = []
+    for name in sorted({r.model_type for r in records}):
+        found = [r for r in records if r.model_type == name]
+        where = list(dict.fromkeys(each for r in found for each in r.decided))
+        shown = ", ".join(f"`{each}`" for each in where[:SHOWN]) + (" ..." if len(where) > SHOWN else "")
+        by = "integers" if all(r.by_integers for r in found) else "floats"
+        rows.append((f"`{name}`", by, f"{max(r.anew for r in found)} of {OTHERS}", str(len(where)), shown))
+    once = sum(row[2].startswith("0") for row in rows)
+    counted = f"{once} of {len(rows)} serve the other inputs without a new capture."
+    return "\n\n".join((_RECORDED, counted, _table(("architecture", "by", "anew", "decisions", "where"), rows)))
 
 
 def _architectures(records: list[Record]) -> Iterator[tuple[str, ...]]:

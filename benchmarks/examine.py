@@ -31,6 +31,7 @@ RULESETS = ("conservative", "attnlrp", "ali2022")
 GAPS = {torch.float64: 1e-6, torch.float32: 1e-4}
 VALUES = {torch.float64: 1e-9, torch.float32: 1e-4}
 SEED = 0  # a model that draws random numbers in eval mode (hashes) draws the same ones on both sides
+OTHERS = 2
 STEPS = ("builds", "runs", "exports", "converts", "values", "ledger")
 
 
@@ -51,6 +52,9 @@ class Record:
     values: float = float("nan")
     gaps: dict[str, float] = field(default_factory=dict)
     captured: str = ""
+    decided: list[str] = field(default_factory=list)  # what decides in a recording, and where
+    by_integers: bool = True  # that no float does
+    anew: int = 0  # captures that OTHERS more inputs of the same structure took
     operators: list[str] = field(default_factory=list)
 
     @property
@@ -114,6 +118,10 @@ def _steps(record: Record) -> Iterator[str]:
         _ = conversion.plan
     record.convert_s += time.perf_counter() - start
     record.operators = operators(conversions[RULESETS[0]].plan)
+    if captured.program.decisions is not None:
+        record.decided = [_short(each) for each in captured.program.decisions.said]
+        record.by_integers = captured.program.decisions.by_integers
+        record.anew = _anew(lrp, model, record.variant)
     yield "converts"
     record.values = _compare(conversions[RULESETS[0]], inputs, expected)
     # A model's constants may be made in float32 on the way, and rounded otherwise by the exporter.
@@ -130,6 +138,25 @@ def _steps(record: Record) -> Iterator[str]:
     if open_:
         raise ValueError("ledger open: " + ", ".join(f"{name} {gap:.1e}" for name, gap in open_.items()))
     yield "ledger"
+
+
+def _anew(lrp: fxlrp.ConvertedModel, model: nn.Module, variant: int) -> int:
+    """How often the model is captured anew for other words, pictures and sounds of the same sizes and structure."""
+    before = lrp.captures
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxlrp.RetraceWarning)
+        for seed in range(1, 1 + OTHERS):
+            with quiet():
+                inputs = example(model, seed, variant)
+            torch.manual_seed(SEED)
+            lrp.conversion.captured(inputs)
+    return lrp.captures - before
+
+
+def _short(decision: str) -> str:
+    """What decides, and the file without its folders."""
+    what, _, where = decision.rpartition(" at ")
+    return f"{what}, {where.rsplit('/', 1)[-1]}"
 
 
 def operators(plan: Plan) -> list[str]:

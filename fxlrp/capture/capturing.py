@@ -20,20 +20,19 @@ from fxlrp.capture.calling import Form
 from fxlrp.capture.canonical import canonicalise, is_branch
 from fxlrp.capture.export import export, steady
 from fxlrp.capture.process import quiet
-from fxlrp.capture.program import Program, leaf_name, values_of
+from fxlrp.capture.program import Program, leaf_name
 from fxlrp.capture.record import record, replayed
 from fxlrp.capture.traced import Traced
 from fxlrp.errors import CaptureError, FxlrpError, RetraceWarning, VersionError, warn
 
+_ANEW = "anew where what it decides by values comes out otherwise, which takes its time."
+
 _OTHER_BRANCH = (
     "decides by the values of its inputs, and its exported graph decides otherwise than the model does on these. It is "
-    "recorded as it runs, anew on each input, which takes its time."
+    f"recorded as it runs, {_ANEW}"
 )
 
-_TAKEN = (
-    "decides by the values of its inputs ({}). What it decides on these is followed, and others are captured anew, "
-    "which takes its time."
-)
+_TAKEN = "decides by the values of its inputs ({}). What it decides on these is followed, " + _ANEW
 
 _NOT_FOLLOWED = (
     "gives other values than the graph that was made of it, also where its operators were recorded as they ran. It may "
@@ -45,7 +44,8 @@ _NOT_FOLLOWED = (
 def capture(model: nn.Module, inputs: Mapping[str, Any], *, record_only: bool = False) -> Program:
     """The program that stands for ``model`` on ``inputs``. The model is left as it was.
 
-    What torch.export refuses is recorded as it runs on these very inputs; the program then stands for no others.
+    What torch.export refuses is recorded as it runs on these inputs; the program then stands for those on which the
+    model decides the same.
     ``record_only`` does so at once, for a model known to be refused. Raises :class:`CaptureError` for a model that
     gives other values than any graph that was made of it.
     """
@@ -91,7 +91,7 @@ def _program(model: nn.Module, traced: Traced, inputs: Mapping[str, Any], form: 
         },
         recorded=None if traced.recorded is None else dict(zip(leaves, traced.recorded, strict=True)),
         replayed=traced.replayed,
-        decided_by=() if traced.recorded is None else values_of(model),
+        decisions=traced.decisions,
     )
 
 
@@ -117,7 +117,7 @@ def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
             raise
         except FxlrpError:
             raise refusal from None
-        note = f"{refusal}\nUntil then it is recorded anew on each input, which takes its time."
+        note = f"{refusal}\nUntil then it is recorded, {_ANEW}"
         warn(note, RetraceWarning)
         return recorded
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Form
 from fxlrp.capture.canonical import Fused
+from fxlrp.capture.decisions import Decisions
 from fxlrp.capture.guards import hold
 from fxlrp.errors import InputError
 from fxlrp.graph.operators import is_random
@@ -26,7 +27,8 @@ class Program:
 
     ``fused`` tells, for the exit node of each expanded operator, which operator it was. ``guards`` are the
     conditions on input shapes under which the graph stands for the model; :meth:`accepts` evaluates them. A
-    model that decides by values was ``recorded``: its graph stands for these inputs alone. The last ``functions`` of
+    model that decides by values was ``recorded`` on these leaves: its graph stands for inputs of these sizes on which
+    it decides the same. The last ``functions`` of
     the graph's outputs are values of functions of the model's output, and no part of it. A ``wide`` graph takes what is
     in half precision in float32 (see :mod:`fxlrp.capture.precision`).
     """
@@ -42,8 +44,8 @@ class Program:
     guards: tuple[str, ...]
     shapes: Mapping[str, tuple[int | None, ...]]
     recorded: Mapping[str, Any] | None = None
-    decided_by: tuple[Any, ...] = ()
-    """Sums over the weights that a recorded model may have decided by."""
+    decisions: Decisions | None = None
+    """What a recorded model decided by values."""
     replayed: bool = False
     """Whether torch.export follows the model, but for the branches that are taken on the recorded inputs."""
     functions: int = 0
@@ -56,9 +58,11 @@ class Program:
     def accepts(self, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
         """Whether the graph stands for the model on these inputs."""
         leaves = flatten(inputs)
-        if self.recorded is not None:
-            same = all(_same(leaves[name], leaf) for name, leaf in self.recorded.items())
-            return same and self.decided_by == values_of(model)
+        if self.recorded is not None and self.decisions is not None:
+            if not all(_is_alike(leaves[name], leaf) for name, leaf in self.recorded.items()):
+                return False
+            weights = {name: weight(model, target) for name, target in self.decisions.weights.items()}
+            return self.decisions.hold(weights, [leaves[name] for name in self.input_leaves], device_of(model))
         for name, shape in self.shapes.items():
             # An axis that was free and long may not be assumed to mean the same at length one; only the batch axis may.
             for axis, (traced, size) in enumerate(zip(shape, leaves[name].shape, strict=True)):
@@ -130,9 +134,10 @@ def _cut_to_window(layer: Any) -> None:
         layer.keys, layer.values = layer.keys[..., kept, :], layer.values[..., kept, :]
 
 
-def _same(given: Any, recorded: Any) -> bool:
+def _is_alike(given: Any, recorded: Any) -> bool:
+    """Whether a leaf has the sizes and the type of another; what is no tensor, its value."""
     if isinstance(given, Tensor) and isinstance(recorded, Tensor):
-        return torch.equal(given, recorded)
+        return given.shape == recorded.shape and given.dtype == recorded.dtype
     return bool(given == recorded)
 
 
@@ -153,16 +158,6 @@ def widened(x: Any) -> Any:
 def device_of(model: nn.Module) -> torch.device:
     """Where the weights of ``model`` are; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def values_of(model: nn.Module) -> tuple[Any, ...]:
-    """A sum and a hash of each parameter and buffer, of which one differs where a value does."""
-    held = [(name, w.detach()) for name, w in (*model.named_parameters(), *model.named_buffers()) if w.numel()]
-    return tuple(
-        (name, float(w.double().sum()), int(torch.hash_tensor(w).view(torch.int64)))
-        for name, w in held
-        if not w.is_meta
-    )
 
 
 def weight(model: nn.Module, target: str) -> Tensor:

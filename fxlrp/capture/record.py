@@ -1,7 +1,7 @@
 """Records a model that torch.export refuses: the operators that run on the given inputs, in the order they run.
 
 Whatever the model decides from values (branches, loops, sizes) is decided as on these inputs, so that the
-recording stands for the model on exactly these inputs and no others.
+recording stands for the model where these decisions come out the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.fx import traceback as fx_traceback
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Signature
 from fxlrp.capture.canonical import INLINED, mutates, unknown
+from fxlrp.capture.decisions import Decisions, Watched
 from fxlrp.capture.export import copied
 from fxlrp.capture.foreign import introduce
 from fxlrp.capture.process import attention_spelled_out
@@ -39,7 +40,8 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
         return held | {name: buffer.clone() for name, buffer in model.named_buffers()}, list(map(copied, given))
 
     def run(weights: dict[str, Tensor], leaves: list[Any]) -> list[Any]:
-        result = functional_call(model, weights, *signature.split(private.pytree.tree_unflatten(leaves, spec)))
+        with Watched():
+            result = functional_call(model, weights, *signature.split(private.pytree.tree_unflatten(leaves, spec)))
         flat, form = private.pytree.tree_flatten(result)
         outputs.append(form)
         return flat
@@ -56,13 +58,17 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Traced:
     holders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
     constants = _lifted(module)
     with_values(module.graph)
+    weights, places = dict(zip(holders, held, strict=False)), tuple(holders[len(held) :])
+    values = [*(each.detach() for each in held.values()), *map(copied, given)]
+    recorded = constants | dict(zip(holders, values, strict=True))
     return Traced(
         module=module,
-        weights=dict(zip(holders, held, strict=False)),
+        weights=weights,
         constants=constants,
-        inputs=tuple(holders[len(held) :]),
+        inputs=places,
         output_spec=outputs[-1],
         recorded=tuple(map(copied, given)),
+        decisions=Decisions.of(module, recorded, weights, places),
     )
 
 
@@ -86,14 +92,18 @@ def replayed(model: nn.Module, traced: Traced, inputs: Mapping[str, Any]) -> Tra
     renamed = dict(zip(names, made, strict=True))
     constants = {renamed[name]: value for name, value in traced.constants.items()} | _lifted(module)
     with_values(module.graph)
+    weights = {renamed[name]: target for name, target in traced.weights.items()}
+    places = tuple(renamed[name] for name in traced.inputs)
+    arguments = constants | {renamed[name]: value for name, value in held.items()}
     return Traced(
         module=module,
-        weights={renamed[name]: target for name, target in traced.weights.items()},
+        weights=weights,
         constants=constants,
-        inputs=tuple(renamed[name] for name in traced.inputs),
+        inputs=places,
         output_spec=traced.output_spec,
         recorded=tuple(leaves),
         replayed=True,
+        decisions=Decisions.of(module, arguments, weights, places),
     )
 
 

@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import decomposed
+from fxlrp.capture.decisions import Decisions
 from fxlrp.capture.foreign import introduce
 from fxlrp.errors import CaptureError
 from fxlrp.graph.nodes import source_line
@@ -24,7 +25,7 @@ class Traced:
 
     ``weights`` and ``constants`` are by placeholder, ``inputs`` are the placeholders of the leaves in order.
     ``guards`` are conditions on the inputs' sizes; ``recorded``, where the model decided by values, are the very
-    leaves that the graph stands for.
+    leaves that the graph was made on, and ``decisions`` what was decided on them.
     """
 
     module: fx.GraphModule
@@ -35,6 +36,7 @@ class Traced:
     guards: tuple[str, ...] = ()
     recorded: tuple[Any, ...] | None = None
     replayed: bool = False
+    decisions: Decisions | None = None
 
     @staticmethod
     def of(exported: ExportedProgram) -> Traced:

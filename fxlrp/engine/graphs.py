@@ -64,7 +64,7 @@ class Captured:
         """
         enough = len(self.checked) >= CHECKS and (not _of_one(sizes) or any(map(_of_one, self.checked)))
         known = sizes in self.checked and len(self.compared) >= CHECKS - 1
-        return self.program.recorded is not None or known or enough
+        return known or enough
 
     def check(self, model: nn.Module, inputs: Mapping[str, Any], sizes: Sizes) -> bool:
         """Compare the program, in the model's own precision, with its model on these inputs; remember what came out."""
@@ -126,6 +126,8 @@ def _searched(model: nn.Module, origin: Program, checked: dict[Sizes, bool]) -> 
 
 #: How many graphs of one model are held, over all that it has been.
 KEPT = 48
+#: How many recordings are held of inputs of one signature, of a model that decides by values.
+RECORDINGS = 8
 #: How many states of one model, such as adapters that are switched, are held with their graphs.
 VERSIONS = 4
 #: On how many inputs, and sizes of inputs, a graph is compared with its model.
@@ -141,7 +143,7 @@ class Version:
 
 
 class Graphs:
-    """Programs by input signature, for the model as it is now. Of those good for one input each, the last is kept.
+    """Programs by input signature, for the model as it is now; of recordings the last :data:`RECORDINGS` of each.
 
     ``traced`` counts all graphs made so far, ``version`` those of the model as it is. At most :data:`KEPT` are held.
     """
@@ -222,7 +224,7 @@ class Graphs:
             program = capture(model, inputs, record_only=refused or refuted)
         found = _searched(model, program, {sizes: True})
         self.traced += 1
-        known[:] = [c for c in known if c not in recorded] + [found]
+        known[:] = [c for c in known if c not in recorded] + [*recorded, found][-RECORDINGS:]
         self.version.state = state
         self._bound(model, leaves)
         return found

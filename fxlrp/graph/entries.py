@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import InputError
+from fxlrp.graph.live import dependent
 from fxlrp.graph.nodes import ancestors, module_path, run, source_line, tensor_value
 from fxlrp.graph.one_hot import written_out
 from fxlrp.graph.operator_classes import INDEX, MOVEMENT, PRODUCT, SUM
-from fxlrp.graph.operators import Move, nodes_in, operator_of, parameter_names
-from fxlrp.graph.uses import made_of
+from fxlrp.graph.operators import Move, is_float, nodes_in, operator_of, parameter_names
+from fxlrp.graph.uses import made_of, taken_from
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,24 @@ def numbers_of(node: fx.Node) -> fx.Node | None:
 
 
 def sources_of(ids: fx.Node, inputs: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-    """The inputs that the numbers of a look-up are made of, nearest first: integers, or what is cut to integers."""
-    return tuple(node for node in made_of(ids) if node in inputs)
+    """The inputs that the numbers of a look-up are made of, nearest first: integers, and what is no more than cut to
+    integers; numbers that a model computes and rounds, as of a codebook, are its own.
+    """
+    made = made_of(ids)
+    return tuple(node for node in made if node in inputs and (not is_float(node) or _is_cut(made, node)))
+
+
+def _is_cut(made: Sequence[fx.Node], source: fx.Node) -> bool:
+    """Whether what is ``made`` of a float input is its own entries, moved and shifted by numbers."""
+    behind = dependent(source.graph, [source])
+    return all(node is source or _keeps_entries(node) for node in made if node in behind and taken_from(node))
+
+
+def _keeps_entries(node: fx.Node) -> bool:
+    operator = operator_of(node)
+    if operator is None:
+        return False
+    return operator.entrywise or operator.rounds or (operator.copies and operator.category.within(MOVEMENT))
 
 
 def in_place(ids: fx.Node, source: fx.Node) -> bool:
@@ -152,7 +169,7 @@ class _Layers:
             owned = owned[:1] if operator.category == PRODUCT else owned
             shape = self.values[node].shape
             return [layer.expand(shape) for n in owned for layer in self.of(n)]
-        if operator.copies and operator.category.within(MOVEMENT):
+        if _keeps_entries(node):
             return self._moved(node, operands)
         if operator.category == SUM and operator.reduces is not None:
             return self._summed(node, operator.reduces)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.capture.program import Program
+from fxlrp.engine.graphs import Captured
 from fxlrp.testing import KINDS, RandomGraph, check_conservation
 from fxlrp.testing.graphs import Step
 
@@ -160,20 +161,21 @@ def test_ledger_closes(name: str) -> None:
 def test_a_recording_that_took_any_input_would_be_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (first, second, _) = build("branch")
     monkeypatch.setattr(Program, "accepts", lambda self, model, inputs: True)
+    monkeypatch.setattr(Captured, "is_checked", lambda self, sizes: True)
     lrp = fxlrp.convert(model, "gradient")
     lrp(first)
     assert not torch.allclose(lrp(second), model(second))
 
 
 @pytest.mark.filterwarnings("ignore::fxlrp.RetraceWarning")
-def test_equal_inputs_share_a_recording_and_old_ones_are_let_go() -> None:
+def test_equal_inputs_share_a_recording_and_others_have_their_own() -> None:
     model, (first, second, _) = build("loop")
     lrp = fxlrp.convert(model, "attnlrp")
     for x in (first, first.clone(), second, second):
         lrp(x)
     assert lrp.captures == 2
-    assert sum(map(len, lrp.conversion.graphs.programs.values())) == 1
-    assert len(lrp.conversion._rewrites) == 1
+    assert sum(map(len, lrp.conversion.graphs.programs.values())) == 2
+    assert len(lrp.conversion._rewrites) == 2
 
 
 def test_the_reason_is_told_once_with_the_line_of_the_model() -> None:
