@@ -125,14 +125,15 @@ class Walk:
 
     def _looked_up(self) -> bool:
         """Visit what registries hold under keys that something names or holds, and say whether there was any. What
-        they hold for others comes and goes with these.
+        they hold for others comes and goes with these, and so do modules that are loaded when they are needed.
         """
         found = False
         for path, registry in self.registries.items():
             for key, each in zip(*items_of(registry), strict=True):
                 place = below(path, _name_of(key))
                 known = not isinstance(key, str) or key in self.named or key in self.texts
-                if known and place not in self.told:
+                loaded = issubclass(type(each), ModuleType) and is_installed(each)
+                if known and not loaded and place not in self.told:
                     self.visit(place, each)
                     self.told.setdefault(place, Told(""))
                     found = True
@@ -194,7 +195,7 @@ class Walk:
         self.held.append(Held.of(lambda: ((), (type(value), *(in_slots(value).values() if slots else ())))))
         self._class(path, type(value))
         self._each(path, slots.items())
-        self._members(path, attributes(value))
+        self._members(path, attributes(value), issubclass(type(value), nn.Module))
 
     def _container(self, path: str, kind: str, value: Any) -> None:
         registry = path in self.shared and isinstance(value, Mapping)
@@ -221,11 +222,15 @@ class Walk:
         for name, value in pairs:
             self.visit(below(path, name), value)
 
-    def _members(self, path: str, members: dict[str, Any]) -> None:
-        """The attributes of an object, which may be a module: its weights are told without their values."""
+    def _members(self, path: str, members: dict[str, Any], of_module: bool = False) -> None:
+        """The attributes of an object. Of a module's the weights are told without their values."""
         self.held.append(Held.of(partial(items_of, members)))
         for name, value in list(members.items()):
-            own = issubclass(type(value), dict) and (name in (*_WEIGHTS, "_modules") or name.startswith("_forward"))
+            own = (
+                of_module
+                and issubclass(type(value), dict)
+                and (name in (*_WEIGHTS, "_modules") or name.startswith("_forward"))
+            )
             if own:  # a module's own, which is told by what it holds
                 self.held.append(Held.of(partial(items_of, value)))
             if own and name in _WEIGHTS:
