@@ -40,11 +40,12 @@ from fxlrp.app.options import (
     TextOption,
     TextsOption,
 )
-from fxlrp.app.texts import USUAL_METRICS, batches_of, named_metrics, read_texts
+from fxlrp.app.texts import USUAL_METRICS, batches_of, named_metrics, of_length, read_texts
 from fxlrp.engine.conventions import block_names
 from fxlrp.errors import FxlrpError, visible
 from fxlrp.evaluate.comparison import Comparison
 from fxlrp.evaluate.comparison import compare as compare_rulesets
+from fxlrp.explain.memory import Memory
 from fxlrp.explain.model import convert
 from fxlrp.report import print_comparison
 from fxlrp.report.descriptions import as_plain as description_as_plain
@@ -183,12 +184,24 @@ def compare(
 
 
 @app.command()
-def plan(model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_json: JsonOption = False) -> None:
-    """Show which rule applies where in a model."""
+def plan(
+    model: ModelArgument = None,
+    ruleset: RulesetOption = "attnlrp",
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Estimate, without running it, how much memory a text of --tokens takes.")
+    ] = False,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="The length of that text.")] = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which rule applies where in a model, or how much memory it takes."""
     network, tokenizer = _load(model)
     with _working("tracing the model"):
         inputs = encode(DEMO_TEXTS[:1], tokenizer, network)
-        rows = convert(network, ruleset, example_inputs=dict(inputs)).plan
+        converted = convert(network, ruleset, example_inputs=dict(inputs))
+    if memory:
+        _print_memory(converted.memory(of_length(inputs, tokens)), tokens, ruleset, as_json)
+        return
+    rows = converted.plan
     if as_json:
         plain = [asdict(row) for row in rows.rows]
         _print_json({"ruleset": ruleset, "plan": plain, "near_misses": list(rows.near_misses)})
@@ -199,6 +212,14 @@ def plan(model: ModelArgument = None, ruleset: RulesetOption = "attnlrp", as_jso
     )
     for miss in rows.told_misses:
         put(_stdout(), Text(f"near miss: {miss}", "yellow"))
+
+
+def _print_memory(memory: Memory, tokens: int, ruleset: str, as_json: bool) -> None:
+    if as_json:
+        _print_json({"ruleset": ruleset, "tokens": tokens, "bytes": asdict(memory)})
+        return
+    put(_stdout(), Text(f"One text of {tokens:,} tokens under '{ruleset}':"))
+    put(_stdout(), Text(str(memory)))
 
 
 @app.command()

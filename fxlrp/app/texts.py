@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from fxlrp.errors import FxlrpError, InputError, nearest
 from fxlrp.evaluate import AreaBetween, Batch, Conservation, Eraser, LeaveOneOut, Perturbation, Protocol
@@ -166,3 +167,8 @@ def named_metrics(names: Sequence[str]) -> list[Callable[[PreTrainedTokenizerBas
         if name not in METRICS:
             raise InputError(f"There is no metric '{name}'.{nearest(name, METRICS)}")
     return [METRICS[name] for name in names]
+
+
+def of_length(encoded: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
+    """Inputs of a text of so many tokens, of which the sizes alone mean anything."""
+    return {name: value[:1, :1].expand(1, tokens) for name, value in encoded.items()}

@@ -22,6 +22,7 @@ from fxlrp.engine.targets import Target
 from fxlrp.errors import InputError, TrainingModeError
 from fxlrp.explain.attribute import attribute
 from fxlrp.explain.generation import Contrast, attribute_generation
+from fxlrp.explain.memory import Memory, memory_of
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.inputs_at import point_of
 from fxlrp.results.attribution import Attribution
@@ -84,6 +85,16 @@ class ConvertedModel(nn.Module):
     def plan(self) -> Plan:
         """The rules chosen for the graph captured last. Needs a first call, or ``example_inputs`` at conversion."""
         return self.conversion.plan
+
+    def memory(self, given: Any = None, /, **inputs: Any) -> Memory:
+        """How much memory explaining inputs of these sizes takes, estimated without running the model.
+
+        What is asked for are sizes alone, so that ``torch.zeros(1, 4096, dtype=torch.long)`` serves as a text of 4,096
+        tokens. Only a model that was never called, or needs another graph at that size, is captured first. Raises
+        :class:`fxlrp.InputError` where sizes follow from values.
+        """
+        with plainly():
+            return memory_of(self.conversion, inputs if given is None else given)
 
     def with_ruleset(self, rules: str | Path | Mapping[str, Any] | Ruleset) -> ConvertedModel:
         """The same model under another ruleset, without capturing it again."""

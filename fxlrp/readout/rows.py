@@ -105,13 +105,20 @@ def by_rows(task: Asked, lrp: Conversion, taps: tuple[fx.Node, ...], at: Point |
     """One forward pass for the explained rows; None where the scores are few, or are not explained one by one."""
     if any(callable(wanted) or named(wanted)[0] is not None for wanted in task.wanted):
         return None
-    entered = at is not None
-    plan, _ = lrp.rewritten(task.captured, taps, entered=entered)
+    found = scores_apart(lrp, task.captured, taps, entered=at is not None)
+    return None if found is None else _run(task, lrp, *found, task.arguments(lrp, found[0].body, at))
+
+
+def scores_apart(
+    lrp: Conversion, captured: Captured, taps: tuple[fx.Node, ...] = (), entered: bool = False
+) -> tuple[Halves, Mixed] | None:
+    """The rewritten graph without its scores, where these are many and made row by row; None where they are not."""
+    plan, _ = lrp.rewritten(captured, taps, entered=entered)
     mixed = last_mixed_value(plan, taps)
     if mixed is None or mixed.classes is None or mixed.classes < MANY or mixed.node in taps or plan.compares:
         return None
-    parts = halves(lrp.rewritten(task.captured, (*taps, mixed.node), entered=entered)[1], mixed.place)
-    return None if parts is None else _run(task, lrp, parts, mixed, task.arguments(lrp, parts.body, at))
+    parts = halves(lrp.rewritten(captured, (*taps, mixed.node), entered=entered)[1], mixed.place)
+    return None if parts is None else (parts, mixed)
 
 
 def _run(task: Asked, lrp: Conversion, parts: Halves, mixed: Mixed, arguments: Sequence[Any]) -> Ran:

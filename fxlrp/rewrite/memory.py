@@ -49,6 +49,14 @@ def kept_by(blocks: fx.GraphModule, arguments: Sequence[Any]) -> Kept | None:
     )
 
 
+def sizes_of(module: fx.GraphModule, arguments: Sequence[Any]) -> Any:
+    """What a module returns, as tensors that have no data."""
+    mode = private.FakeTensorMode()
+    given = [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in arguments]
+    with mode, torch.no_grad():
+        return _Counting(module).run(*given, enable_io_processing=False)
+
+
 class _Saved:
     """The values that autograd keeps, for as long as it does: parts of its graph that nothing leads to are let go."""
 

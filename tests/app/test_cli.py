@@ -209,6 +209,16 @@ def test_texts_of_each_kind_of_file(tmp_path: Path) -> None:
         assert (found.text, found.label) == ('a "lone mark', "1")
 
 
+def test_plan_tells_the_memory_of_a_length(classifier: Path) -> None:
+    assert "checkpoint='blocks'" in succeeds("plan", classifier, "--memory", "--tokens", "6")
+    few, many = (
+        json.loads(succeeds("plan", classifier, "--memory", "--tokens", tokens, "--json"))["bytes"]["values"]
+        for tokens in ("4", "8")
+    )
+    assert 1.5 * few < many < 3 * few
+    assert "itself fails" in fxlrp("plan", classifier, "--memory", "--tokens", "100000").output
+
+
 def test_plan_shows_rules_and_modules(classifier: Path) -> None:
     assert "attention" in succeeds("plan", classifier)
     printed = json.loads(succeeds("plan", classifier, "--ruleset", "cp-lrp", "--json"))
