@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.dense import ROUNDS_INPUTS, distance_from_matrix, is_packed, rounding_of
 from fxlrp.capture.reads import in_slots
-from fxlrp.errors import CaptureError, InputError, nearest
+from fxlrp.errors import CaptureError, InputError, nearest, warn
 
 _KINDS = inspect.Parameter
 
@@ -145,23 +146,32 @@ class Signature:
 
 
 def check_weights(model: nn.Module, needed: bool = False) -> None:
-    """Raise :class:`CaptureError` for weights that are no tensors of numbers but packed, in a class of their own, and
-    :class:`InputError` for absent ones where their values are ``needed``.
+    """Raise :class:`CaptureError` for weights that are packed in a class of their own and stand for no matrix, warn of
+    those that round their inputs, and raise :class:`InputError` for absent ones where their values are ``needed``.
     """
+    rounding: dict[str, float] = {}
     for name, weight in model.named_parameters():
         if needed and weight.is_meta:
             raise InputError(
                 f"The weight '{name}' is on 'meta' and holds no values: it is offloaded, to be loaded when its "
                 "module runs, or was never loaded. Load the model whole, without a device_map that offloads."
             )
-        kind = type(weight)
-        foreign = not kind.__module__.startswith("torch.nn.") and not weight.is_floating_point()
-        if kind is not nn.Parameter and (hasattr(kind, "__tensor_flatten__") or foreign):
+        apart = distance_from_matrix(weight) if is_packed(weight) else 0.0
+        kind = f"{type(weight).__module__}.{type(weight).__qualname__}"
+        if apart > ROUNDS_INPUTS:
             raise CaptureError(
-                f"The weight '{name}' is a {kind.__module__}.{kind.__qualname__}, packed in a way that fxlrp cannot "
-                "look into. Explain the model with its weights dequantised: nn.Parameter(weight.dequantize()) for each "
-                "where its class has that, or loaded without quantisation."
+                f"The weight '{name}' is a {kind}, packed in a way that fxlrp cannot look into. Explain the model with "
+                "its weights dequantised: nn.Parameter(weight.dequantize()) for each where its class has that, or "
+                "loaded without quantisation."
             )
+        if apart > rounding_of(weight.dtype):
+            rounding[f"'{name}' ({kind})"] = apart
+    if rounding:
+        warn(
+            f"{len(rounding)} packed weights, {next(iter(rounding))} among them, round what they are multiplied with "
+            f"as well: their products are up to {max(rounding.values()):.1%} from those of the matrices that they "
+            "stand for. The model is explained, and its outputs are computed, with the matrices."
+        )
 
 
 def check_input(name: str, value: Any) -> None:

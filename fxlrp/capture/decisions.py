@@ -22,7 +22,7 @@ from fxlrp.graph.operators import packet
 
 aten = torch.ops.aten
 #: Whose values Python reads past the operators that a recording sees.
-_READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 #: Operators that take the entries which a mask chooses, and the place of the mask among their arguments.
 _CHOOSING = {aten.index: 1, aten.index_put: 1, aten.index_put_: 1, aten.masked_select: 1}
 
@@ -126,7 +126,7 @@ class Watched(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func``; of what is read the values are compared, which a recording sees."""
-        if func in _READERS:
+        if func in READERS:
             read = args[0].detach()
             torch.equal(read, torch.tensor(read.tolist(), dtype=read.dtype, device=read.device))
         return func(*args, **(kwargs or {}))

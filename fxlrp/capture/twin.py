@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxlrp.capture.dense import dense, is_packed
+
 #: Containers that are copied with what they hold. Their subclasses may hold more than they show, and are shared.
 _SEQUENCES = (list, tuple, set, frozenset)
 _MAPPINGS = (dict, OrderedDict, defaultdict)
@@ -25,8 +27,9 @@ def twin(model: nn.Module) -> nn.Module:
     """A model of the same modules, hooks and attributes with the same parameters, and copies of its buffers.
 
     Copied as well are weights that a forward pass scales in place (of an embedding with ``max_norm``), containers,
-    plain objects and functions that hold modules. Shared with ``model`` are its other parameters and what has a way of
-    its own to be copied or none (files, tokenizers, compiled code).
+    plain objects and functions that hold modules; packed weights are the matrices that they stand for. Shared with
+    ``model`` are its other parameters and what has a way of its own to be copied or none (files, tokenizers, compiled
+    code).
     """
     twins = _Twins()
     for module in model.modules():
@@ -52,6 +55,8 @@ class _Twins:
             return self._object(value)
         if kind is Tensor:
             return self._keep(value, value.detach().clone())
+        if isinstance(value, nn.Parameter) and is_packed(value):
+            return self._keep(value, nn.Parameter(dense(value), requires_grad=False))
         if isinstance(value, nn.Parameter) and value.is_inference():  # no tracer follows such a one
             return self._keep(value, nn.Parameter(value.detach().clone()))
         if kind in _MAPPINGS:

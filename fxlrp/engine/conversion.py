@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program
 from fxlrp.capture.calling import Signature, called_modules, check_input, check_weights
+from fxlrp.capture.dense import dense
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.process import unmoved
 from fxlrp.capture.program import device_of, flatten, ordinary
@@ -270,8 +271,7 @@ class Conversion:
         if target not in self._owners:
             owner, _, name = target.rpartition(".")
             self._owners[target] = (self.model.get_submodule(owner), name)
-        weight: Tensor = getattr(*self._owners[target])
-        return weight
+        return dense(getattr(*self._owners[target]))
 
     @outside_compiler
     def rewritten(

@@ -87,13 +87,13 @@ def test_what_python_reads_past_operators_is_seen(kind: str, monkeypatch: pytest
     program = capture(model, inputs([1, 2, 5], 0), record_only=True)
     assert program.accepts(model, inputs(alike, 1))
     assert not program.accepts(model, inputs(other, 1))
-    monkeypatch.setattr(decisions, "_READERS", ())
+    monkeypatch.setattr(decisions, "READERS", ())
     blind = capture(model, inputs([1, 2, 5], 0), record_only=True)
     assert blind.accepts(model, inputs(other, 1))  # the mutant, which only a comparison with the model finds
 
 
 def test_what_is_not_seen_is_found_by_comparing_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "_READERS", ())
+    monkeypatch.setattr(decisions, "READERS", ())
     code, alike, other = KINDS["an array"]
     model = made(code)
     lrp = fxlrp.convert(model, "gradient")
