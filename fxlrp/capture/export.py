@@ -98,8 +98,8 @@ def _two_samples(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copied(value: Any) -> Any:
-    """A copy of a tensor, any other value as it is."""
-    return value.clone() if isinstance(value, Tensor) else value
+    """A copy of a tensor, which no gradient leads through; any other value as it is."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _twice(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -114,3 +115,15 @@ def test_a_plan_is_copied_as_itself_and_its_text_is_what_can_be_kept() -> None:
     assert copy.deepcopy(lrp.plan) is lrp.plan
     with pytest.raises(fxlrp.InputError, match=r"keep its text, str\(plan\)"):
         pickle.dumps(lrp.plan)
+
+
+def test_inputs_that_take_a_gradient_are_exported_as_others() -> None:
+    x = X.clone().requires_grad_()
+    lrp = fxlrp.convert(with_forward(LINEAR, lambda self, x: self.net(x)), "gradient")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lrp(x * 1)[:, 1].sum().backward()
+        lrp(x)
+    assert x.grad is not None
+    torch.testing.assert_close(x.detach() * x.grad, of_linear())
+    assert lrp.captures == 1
