@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxlrp.capture.program import Program, weight
+from fxlrp.capture.program import Program
 from fxlrp.errors import InputError
 from fxlrp.graph.entries import Entries, entries_of, numbers_of, sources_of
 from fxlrp.graph.live import dependent, reached
@@ -150,4 +151,4 @@ def _reads(node: fx.Node, program: Program, model: nn.Module, table: Tensor) -> 
     """Whether a look-up reads the rows of this weight, or of a table that is made of it."""
     made = made_of(node.args[0]) if isinstance(node.args[0], fx.Node) else ()
     targets = (program.weights.get(str(n.target)) for n in made if n.op == "placeholder")
-    return any(target is not None and weight(model, target) is table for target in targets)
+    return any(target is not None and attrgetter(target)(model) is table for target in targets)

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fxlrp.capture import torch_private as private
-from fxlrp.capture.dense import ROUNDS_INPUTS, distance_from_matrix, is_packed, rounding_of
+from fxlrp.capture.dense import ROUNDS_INPUTS, distance_from_matrix, dtype_of, is_packed, rounding_of
 from fxlrp.capture.reads import in_slots
 from fxlrp.errors import CaptureError, InputError, nearest, warn
 
@@ -150,22 +150,27 @@ def check_weights(model: nn.Module, needed: bool = False) -> None:
     those that round their inputs, and raise :class:`InputError` for absent ones where their values are ``needed``.
     """
     rounding: dict[str, float] = {}
-    for name, weight in model.named_parameters():
-        if needed and weight.is_meta:
-            raise InputError(
-                f"The weight '{name}' is on 'meta' and holds no values: it is offloaded, to be loaded when its "
-                "module runs, or was never loaded. Load the model whole, without a device_map that offloads."
-            )
-        apart = distance_from_matrix(weight) if is_packed(weight) else 0.0
-        kind = f"{type(weight).__module__}.{type(weight).__qualname__}"
-        if apart > ROUNDS_INPUTS:
-            raise CaptureError(
-                f"The weight '{name}' is a {kind}, packed in a way that fxlrp cannot look into. Explain the model with "
-                "its weights dequantised: nn.Parameter(weight.dequantize()) for each where its class has that, or "
-                "loaded without quantisation."
-            )
-        if apart > rounding_of(weight.dtype):
-            rounding[f"'{name}' ({kind})"] = apart
+    dtype = dtype_of(model)
+    for path, module in model.named_modules():
+        for name, weight in module.named_parameters(recurse=False):
+            place = below(path, name)
+            if needed and weight.is_meta:
+                raise InputError(
+                    f"The weight '{place}' is on 'meta' and holds no values: it is offloaded, to be loaded when its "
+                    "module runs, or was never loaded. Load the model whole, without a device_map that offloads."
+                )
+            if not is_packed(weight):
+                continue
+            apart, kind = distance_from_matrix(module, name, dtype), type(weight)
+            if apart > ROUNDS_INPUTS:
+                raise CaptureError(
+                    f"The weight '{place}' is a {kind.__module__}.{kind.__qualname__}, packed in a way that fxlrp "
+                    "cannot look into. Explain the model with its weights dequantised: "
+                    "nn.Parameter(weight.dequantize()) for each where its class has that, or loaded without "
+                    "quantisation."
+                )
+            if apart > rounding_of(dtype):
+                rounding[f"'{place}' ({kind.__module__}.{kind.__qualname__})"] = apart
     if rounding:
         warn(
             f"{len(rounding)} packed weights, {next(iter(rounding))} among them, round what they are multiplied with "

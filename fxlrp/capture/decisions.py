@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.process import unmoved
 from fxlrp.graph.nodes import drop_unused, module_path, source_line, tensor_value
 from fxlrp.graph.operators import packet
 
@@ -78,7 +79,7 @@ class Decisions:
             **{name: value.to(device) for name, value in self.constants.items()},
             **{name: leaves[index] for name, index in self.inputs.items()},
         }
-        with torch.no_grad():
+        with torch.no_grad(), unmoved():
             return _Look(self).holds(*(arguments[name] for name in self._names))
 
     @cached_property

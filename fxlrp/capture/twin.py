@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.capture.dense import dense, is_packed
+from fxlrp.capture.dense import dense, dequantises, dtype_of, is_packed
 
 #: Containers that are copied with what they hold. Their subclasses may hold more than they show, and are shared.
 _SEQUENCES = (list, tuple, set, frozenset)
@@ -31,7 +31,7 @@ def twin(model: nn.Module) -> nn.Module:
     ``model`` are its other parameters and what has a way of its own to be copied or none (files, tokenizers, compiled
     code).
     """
-    twins = _Twins()
+    twins = _Twins(dtype_of(model))
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if getattr(module, "max_norm", None) is not None and isinstance(weight, nn.Parameter):
@@ -43,7 +43,8 @@ def twin(model: nn.Module) -> nn.Module:
 class _Twins:
     """The copies made so far, by the identity of what they are copies of, which is kept alive with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.known: dict[int, tuple[Any, Any]] = {}
 
     def of(self, value: Any) -> Any:
@@ -52,11 +53,9 @@ class _Twins:
             return self.known[id(value)][1]
         kind = type(value)
         if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
-            return self._object(value)
+            return self._object(value, self._unpacked(value))
         if kind is Tensor:
             return self._keep(value, value.detach().clone())
-        if isinstance(value, nn.Parameter) and is_packed(value):
-            return self._keep(value, nn.Parameter(dense(value), requires_grad=False))
         if isinstance(value, nn.Parameter) and value.is_inference():  # no tracer follows such a one
             return self._keep(value, nn.Parameter(value.detach().clone()))
         if kind in _MAPPINGS:
@@ -87,8 +86,19 @@ class _Twins:
         self.known[id(value)] = (value, copied)
         return copied
 
-    def _object(self, value: Any) -> Any:
-        copied = self._keep(value, object.__new__(type(value)))
+    def _unpacked(self, layer: nn.Module) -> type:
+        """The class of a layer's twin, which has matrices in the place of packed weights: where the layer alone knows
+        how to compute with these, it is a linear one.
+        """
+        kind: type = type(layer)
+        for name, weight in layer.named_parameters(recurse=False):
+            if is_packed(weight):
+                self._keep(weight, nn.Parameter(dense(layer, name, self.dtype), requires_grad=False))
+                kind = kind if dequantises(weight) else nn.Linear
+        return kind
+
+    def _object(self, value: Any, kind: type | None = None) -> Any:
+        copied = self._keep(value, object.__new__(kind or type(value)))
         vars(copied).update({name: self.of(each) for name, each in vars(value).items()})
         return copied
 

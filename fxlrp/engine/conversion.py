@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program
 from fxlrp.capture.calling import Signature, called_modules, check_input, check_weights
-from fxlrp.capture.dense import dense
+from fxlrp.capture.dense import dense, dtype_of
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.process import unmoved
 from fxlrp.capture.program import device_of, flatten, ordinary
@@ -91,7 +91,7 @@ class Conversion:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the model's weights."""
-        return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+        return dtype_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -271,7 +271,7 @@ class Conversion:
         if target not in self._owners:
             owner, _, name = target.rpartition(".")
             self._owners[target] = (self.model.get_submodule(owner), name)
-        return dense(getattr(*self._owners[target]))
+        return dense(*self._owners[target], self.dtype)
 
     @outside_compiler
     def rewritten(

@@ -58,6 +58,41 @@ class Packed(Tensor):
         raise NotImplementedError(str(func))
 
 
+class Nibbles(nn.Parameter):
+    """Four bits a weight, two in a byte, which only their layer can compute with."""
+
+
+class Fours(nn.Module):
+    """A linear layer with such weights."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        weight = plain.weight.detach()
+        self.in_features, self.scale, self.bias = plain.in_features, weight.abs().max() / 7, plain.bias
+        whole = ((weight / self.scale).round() + 8).to(torch.uint8)
+        self.weight = Nibbles(whole[:, ::2] * 16 + whole[:, 1::2], requires_grad=False)
+
+    def matrix(self) -> Tensor:
+        whole = torch.stack([self.weight // 16, self.weight % 16], -1).flatten(1)
+        return (whole.float() - 8) * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix(), self.bias)
+
+
+def fours(packed: bool) -> nn.Sequential:
+    """Two layers with weights of four bits, packed or as matrices."""
+    torch.manual_seed(1)
+    made = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    for index in (0, 2):
+        layer = Fours(made[index])
+        if packed:
+            made[index] = layer
+        else:
+            made[index].weight = nn.Parameter(layer.matrix())
+    return made.eval()
+
+
 def net(packed: bool, rounds: bool = False) -> nn.Sequential:
     """Two layers with weights of eight bits, packed or as matrices."""
     torch.manual_seed(1)
@@ -93,7 +128,7 @@ def test_weights_that_round_their_inputs_are_told() -> None:
 
 def test_a_class_that_stands_for_no_matrix_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net(packed=True)
-    monkeypatch.setattr(dense, "dense", lambda weight: weight.whole.float())  # without its scale
+    monkeypatch.setattr(dense, "dense", lambda layer, name, dtype: getattr(layer, name).whole.float())  # no scale
     with pytest.raises(fxlrp.CaptureError, match=r"'0\.weight' is a .*Packed, packed in a way that fxlrp cannot look"):
         fxlrp.convert(model, "epsilon")
 
@@ -110,3 +145,26 @@ def test_a_packed_table_is_looked_up() -> None:
         results.append(fxlrp.convert(model, "gradient").attribute(ids, target=1).relevance)
     assert bool(results[0].all())
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("ruleset", ["epsilon", "epsilon-alpha2-beta1"])
+def test_weights_that_only_their_layer_can_read(ruleset: str) -> None:
+    model = fours(packed=True)
+    called: list[Any] = []
+    model[0].register_forward_hook(lambda *given: called.append(given))
+    lrp = fxlrp.convert(model, ruleset)
+    found = lrp.attribute(X, target=1, ledger=True, at="0")
+    expected = fxlrp.convert(fours(packed=False), ruleset).attribute(X, target=1, at="0")
+    torch.testing.assert_close(found.relevance, expected.relevance)
+    torch.testing.assert_close(found.at["0"], expected.at["0"])
+    torch.testing.assert_close(found.outputs, model(X))
+    assert type(model[0]) is Fours
+    assert isinstance(model[0].weight, Nibbles)
+    model[0].bias.data += 1  # followed as any weight is
+    torch.testing.assert_close(lrp.attribute(X, target=1).outputs, model(X))
+
+
+def test_a_layer_that_is_not_affine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fours, "forward", lambda self, x: F.linear(x, self.matrix(), self.bias).square())
+    with pytest.raises(fxlrp.CaptureError, match=r"'0\.weight' is a .*Nibbles, packed in a way that fxlrp cannot look"):
+        fxlrp.convert(fours(packed=True), "epsilon")
