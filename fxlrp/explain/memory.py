@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fxlrp.capture.program import flatten
 from fxlrp.engine.conversion import Conversion
 from fxlrp.errors import InputError
 from fxlrp.readout.rows import scores_apart
@@ -64,14 +66,16 @@ def memory_of(lrp: Conversion, inputs: Any) -> Memory:
     given, known = lrp.given(inputs), lrp.last
     stands = known is not None and known.program.accepts(lrp.model, given)
     captured = known.folded(lrp.ruleset.fold) if known is not None and stands else lrp.captured(given)
+    leaves, explained = flatten(given), [each.name for each in captured.structure.attributed if not each.lookup]
+    grad = {name: torch.empty_like(leaves[name]).requires_grad_() for name in explained}  # as an explanation has them
     _, rewritten = lrp.rewritten(captured)
     apart, scores = scores_apart(lrp, captured), 0
     if apart is not None:
         halves, mixed = apart
         rewritten = halves.body
-        *_, (rows, *_) = sizes_of(rewritten.module, lrp.arguments(captured.program, rewritten, given))
+        *_, (rows, *_) = sizes_of(rewritten.module, lrp.arguments(captured.program, rewritten, given, grad))
         scores = rows.shape[:2].numel() * (mixed.classes or 0) * rows.dtype.itemsize
-    arguments = lrp.arguments(captured.program, rewritten, given)
+    arguments = lrp.arguments(captured.program, rewritten, given, grad)
     kept = rewritten.kept(arguments)
     if kept is None:
         raise InputError(
