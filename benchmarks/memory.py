@@ -16,7 +16,7 @@ from rich.table import Table
 
 import fxlrp
 from benchmarks.measure import peak
-from benchmarks.models import FAMILIES, Case, best_logit
+from benchmarks.models import FAMILIES, Case, gradient_times_input
 
 app = typer.Typer(add_completion=False)
 HEAD = ("model", "layers", "tokens", "ruleset", "kept", "in blocks", "told: kept", "told: in blocks", "MiB")
@@ -26,12 +26,7 @@ def row(case: Case, ruleset: str) -> tuple[str, ...]:
     """One line of the table."""
     model: Any = case.model()
     lrp, x = fxlrp.convert(model, ruleset), {"inputs_embeds": case.inputs()}
-    attribute = partial(lrp.attribute, x, outputs=False)
-
-    def plain() -> None:
-        leaf = x["inputs_embeds"].clone().requires_grad_()
-        torch.autograd.grad(best_logit(model(inputs_embeds=leaf)), leaf)
-
+    attribute, plain = partial(lrp.attribute, x, outputs=False), partial(gradient_times_input, model, case.inputs())
     for _ in range(3):  # on the first inputs the graph is compared with its model
         attribute()
     attribute(checkpoint="blocks")

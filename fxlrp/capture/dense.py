@@ -39,12 +39,15 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next(floats, torch.get_default_dtype())
 
 
-def dense(layer: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
-    """The parameter or buffer of a layer; of one that is packed the matrix that it stands for, in this type."""
-    weight: Any = getattr(layer, name)
-    if not is_packed(weight):
-        found: Tensor = weight
-        return found
+def dense(layer: nn.Module, name: str, model: nn.Module) -> Tensor:
+    """The parameter or buffer of a layer; of one that is packed the matrix that it stands for, in the type that the
+    model computes in.
+    """
+    weight: Tensor = getattr(layer, name)
+    return _matrix(layer, weight, dtype_of(model)) if is_packed(weight) else weight
+
+
+def _matrix(layer: nn.Module, weight: Any, dtype: torch.dtype) -> Tensor:
     with torch.no_grad():
         matrix: Tensor = weight.detach().dequantize() if dequantises(weight) else _of_units(layer, weight, dtype)
     return matrix.to(dtype)
@@ -92,7 +95,7 @@ def _distance(layer: nn.Module, name: str, dtype: torch.dtype) -> float:
     for compute, given in ((F.linear, x), (F.embedding, rows)):
         try:
             with torch.no_grad():
-                matrix = dense(layer, name, dtype)
+                matrix = _matrix(layer, weight, dtype)
                 own = compute(given, weight) if itself else _forward(layer)(x) - _forward(layer)(x[:1] * 0)
                 expected = compute(given, matrix)
         except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # it is not packed for that

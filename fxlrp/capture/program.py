@@ -15,7 +15,7 @@ from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Form
 from fxlrp.capture.canonical import Fused
 from fxlrp.capture.decisions import Decisions
-from fxlrp.capture.dense import dense, dtype_of
+from fxlrp.capture.dense import dense
 from fxlrp.capture.guards import hold
 from fxlrp.errors import InputError
 from fxlrp.graph.operators import is_random
@@ -164,7 +164,7 @@ def device_of(model: nn.Module) -> torch.device:
 def weight(model: nn.Module, target: str) -> Tensor:
     """The parameter or buffer of ``model`` at a path; of one that is packed the matrix that it stands for."""
     owner, _, name = target.rpartition(".")
-    return dense(model.get_submodule(owner), name, dtype_of(model))
+    return dense(model.get_submodule(owner), name, model)
 
 
 def ordinary(value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.capture.dense import dense, dequantises, dtype_of, is_packed
+from fxlrp.capture.dense import dense, dequantises, is_packed
 
 #: Containers that are copied with what they hold. Their subclasses may hold more than they show, and are shared.
 _SEQUENCES = (list, tuple, set, frozenset)
@@ -31,7 +31,7 @@ def twin(model: nn.Module) -> nn.Module:
     ``model`` are its other parameters and what has a way of its own to be copied or none (files, tokenizers, compiled
     code).
     """
-    twins = _Twins(dtype_of(model))
+    twins = _Twins(model)
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if getattr(module, "max_norm", None) is not None and isinstance(weight, nn.Parameter):
@@ -43,8 +43,8 @@ def twin(model: nn.Module) -> nn.Module:
 class _Twins:
     """The copies made so far, by the identity of what they are copies of, which is kept alive with them."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.known: dict[int, tuple[Any, Any]] = {}
 
     def of(self, value: Any) -> Any:
@@ -93,7 +93,7 @@ class _Twins:
         kind: type = type(layer)
         for name, weight in layer.named_parameters(recurse=False):
             if is_packed(weight):
-                self._keep(weight, nn.Parameter(dense(layer, name, self.dtype), requires_grad=False))
+                self._keep(weight, nn.Parameter(dense(layer, name, self.model), requires_grad=False))
                 kind = kind if dequantises(weight) else nn.Linear
         return kind
 

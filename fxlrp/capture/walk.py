@@ -184,8 +184,9 @@ class Walk:
         """
         self._who(path, module)
         if not is_installed(module):
-            values = {name: each for name, each in vars(module).items() if issubclass(type(each), _VALUES)}
-            self._each(path, ((name, each) for name, each in values.items() if not _is_of_python(name)))
+            named = [(name, each) for name, each in vars(module).items() if not _is_of_python(name)]
+            values = {name: each for name, each in named if issubclass(type(each), _VALUES)}
+            self._each(path, values.items())
             self.held.append(Held.of(partial(_attributes, module, list(values))))
 
     def _object(self, path: str, kind: str, value: Any) -> None:

@@ -271,7 +271,7 @@ class Conversion:
         if target not in self._owners:
             owner, _, name = target.rpartition(".")
             self._owners[target] = (self.model.get_submodule(owner), name)
-        return dense(*self._owners[target], self.dtype)
+        return dense(*self._owners[target], self.model)
 
     @outside_compiler
     def rewritten(

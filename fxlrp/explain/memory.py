@@ -5,16 +5,17 @@ In: a converted model and inputs, of which the sizes alone are read. Out: :class
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fxlrp.capture.program import flatten
-from fxlrp.engine.conversion import Conversion
+from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.errors import InputError
-from fxlrp.readout.rows import scores_apart
+from fxlrp.readout.passes import Task
+from fxlrp.readout.rows import Mixed, scores_apart
+from fxlrp.rewrite.head import Halves
 from fxlrp.rewrite.memory import sizes_of
 
 
@@ -66,16 +67,9 @@ def memory_of(lrp: Conversion, inputs: Any) -> Memory:
     given, known = lrp.given(inputs), lrp.last
     stands = known is not None and known.program.accepts(lrp.model, given)
     captured = known.folded(lrp.ruleset.fold) if known is not None and stands else lrp.captured(given)
-    leaves, explained = flatten(given), [each.name for each in captured.structure.attributed if not each.lookup]
-    grad = {name: torch.empty_like(leaves[name]).requires_grad_() for name in explained}  # as an explanation has them
-    _, rewritten = lrp.rewritten(captured)
-    apart, scores = scores_apart(lrp, captured), 0
-    if apart is not None:
-        halves, mixed = apart
-        rewritten = halves.body
-        *_, (rows, *_) = sizes_of(rewritten.module, lrp.arguments(captured.program, rewritten, given, grad))
-        scores = rows.shape[:2].numel() * (mixed.classes or 0) * rows.dtype.itemsize
-    arguments = lrp.arguments(captured.program, rewritten, given, grad)
+    apart = scores_apart(lrp, captured)
+    rewritten = lrp.rewritten(captured)[1] if apart is None else apart[0].body
+    arguments = Task(lrp, Prepared(given, captured)).arguments(lrp, rewritten)
     kept = rewritten.kept(arguments)
     if kept is None:
         raise InputError(
@@ -89,5 +83,10 @@ def memory_of(lrp: Conversion, inputs: Any) -> Memory:
         weights=sum(each.nbytes for each in weights.values()) + sum(each.nbytes for each in copies),
         values=kept.whole,
         in_blocks=kept.in_blocks,
-        scores=scores,
+        scores=0 if apart is None else _bytes_of_scores(*apart, arguments),
     )
+
+
+def _bytes_of_scores(halves: Halves, mixed: Mixed, arguments: Sequence[Any]) -> int:
+    *_, (rows, *_) = sizes_of(halves.body.module, arguments)
+    return int(rows.shape[:2].numel() * (mixed.classes or 0) * rows.dtype.itemsize)

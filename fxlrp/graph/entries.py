@@ -20,7 +20,7 @@ from fxlrp.graph.live import dependent
 from fxlrp.graph.nodes import ancestors, module_path, run, source_line, tensor_value
 from fxlrp.graph.one_hot import written_out
 from fxlrp.graph.operator_classes import INDEX, MOVEMENT, PRODUCT, SUM
-from fxlrp.graph.operators import Move, is_float, nodes_in, operator_of, parameter_names
+from fxlrp.graph.operators import Move, Operator, is_float, nodes_in, operator_of, parameter_names
 from fxlrp.graph.uses import made_of, taken_from
 
 
@@ -97,9 +97,12 @@ def _is_cut(made: Sequence[fx.Node], source: fx.Node) -> bool:
 
 def _keeps_entries(node: fx.Node) -> bool:
     operator = operator_of(node)
-    if operator is None:
-        return False
-    return operator.entrywise or operator.rounds or (operator.copies and operator.category.within(MOVEMENT))
+    return operator is not None and (operator.entrywise or operator.rounds or _carries_along(operator))
+
+
+def _carries_along(operator: Operator) -> bool:
+    """Whether entries are taken along as they are: sliced, gathered, stacked."""
+    return operator.copies and operator.category.within(MOVEMENT)
 
 
 def in_place(ids: fx.Node, source: fx.Node) -> bool:
@@ -169,7 +172,7 @@ class _Layers:
             owned = owned[:1] if operator.category == PRODUCT else owned
             shape = self.values[node].shape
             return [layer.expand(shape) for n in owned for layer in self.of(n)]
-        if _keeps_entries(node):
+        if _carries_along(operator):
             return self._moved(node, operands)
         if operator.category == SUM and operator.reduces is not None:
             return self._summed(node, operator.reduces)

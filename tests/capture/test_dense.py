@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxlrp
-from fxlrp.capture import dense
 
 X = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 
@@ -32,8 +31,11 @@ class Packed(Tensor):
 
     def __init__(self, weight: Tensor, rounds: bool = False) -> None: ...
 
-    def dequantize(self) -> Tensor:
+    def matrix(self) -> Tensor:
         return self.whole.float() * self.scale
+
+    def dequantize(self) -> Tensor:
+        return self.matrix()
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         return ["whole", "scale"], self.rounds
@@ -44,9 +46,9 @@ class Packed(Tensor):
             x, weight, *bias = args
             step = x.abs().amax(-1, keepdim=True) / 127
             x = (x / step).round() * step if weight.rounds else x
-            return F.linear(x, weight.dequantize(), *bias, **(kwargs or {}))
+            return F.linear(x, weight.matrix(), *bias, **(kwargs or {}))
         if func is F.embedding and isinstance(args[1], Packed):
-            return F.embedding(args[0], args[1].dequantize(), *args[2:], **(kwargs or {}))
+            return F.embedding(args[0], args[1].matrix(), *args[2:], **(kwargs or {}))
         if func in (Tensor.detach, Tensor.requires_grad_):
             return args[0]
         return super().__torch_function__(func, types, args, kwargs or {})
@@ -128,7 +130,7 @@ def test_weights_that_round_their_inputs_are_told() -> None:
 
 def test_a_class_that_stands_for_no_matrix_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net(packed=True)
-    monkeypatch.setattr(dense, "dense", lambda layer, name, dtype: getattr(layer, name).whole.float())  # no scale
+    monkeypatch.setattr(Packed, "dequantize", lambda self: self.whole.float())  # without its scale
     with pytest.raises(fxlrp.CaptureError, match=r"'0\.weight' is a .*Packed, packed in a way that fxlrp cannot look"):
         fxlrp.convert(model, "epsilon")
 

@@ -60,6 +60,12 @@ def test_the_estimate_is_near_what_is_measured(given: str) -> None:
         assert measured / 2 < expected < measured * 1.5
 
 
+def test_a_ruleset_that_compares_holds_both_runs() -> None:
+    plain = fxlrp.convert(_llama(2), "attnlrp")
+    comparing = plain.with_ruleset("deeplift-rescale")
+    assert comparing.memory(ids(32)).values > plain.memory(ids(32)).values
+
+
 def test_a_model_in_half_precision_is_held_twice() -> None:
     model = _llama(2)
     whole = fxlrp.convert(model, "attnlrp").memory(ids(32)).weights
