@@ -37,6 +37,18 @@ def matrix_product(a: Proxy, b: Proxy) -> Proxy:
     return made
 
 
+def layer(x: Proxy, weight: Proxy, bias: Proxy | None) -> Proxy:
+    """x W^T + b, of rows."""
+    made: Any = aten.linear.default(x, weight, bias)
+    return made
+
+
+def transposed(a: Proxy) -> Proxy:
+    """a^T, of a matrix."""
+    made: Any = aten.transpose.int(a, 0, 1)
+    return made
+
+
 def reshaped(a: Any, shape: list[Any]) -> Any:
     """``a`` in another shape; a number as it is."""
     return aten.reshape.default(a, shape) if isinstance(a, Proxy) else a
