@@ -10,6 +10,7 @@ import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,11 +29,17 @@ _ELLIPSIS = string.digits  # stand for the axes of an ellipsis: letters are the 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of a call by the names of the operator's schema, defaults included."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    if getattr(node.target, "_schema", None) is None:
         return {}
-    known = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    return known | {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
+    names, defaults = _parameters(node.target)
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+@cache
+def _parameters(target: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of an operator's parameters and the defaults among them."""
+    declared = target._schema.arguments
+    return tuple(a.name for a in declared), {a.name: a.default_value for a in declared if a.has_default_value()}
 
 
 def rank(value: Any) -> int | None:
