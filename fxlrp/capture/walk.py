@@ -260,7 +260,9 @@ class Walk:
             if base is object or base in self.classes or is_beside(base, self.own):
                 continue
             self.classes.add(base)
-            names = [name for name in vars(base) if not _is_of_python(name)]
+            counts = is_library(base) and not issubclass(base, nn.Module)  # such as how many hooks there ever were
+            named = [(name, each) for name, each in vars(base).items() if not _is_of_python(name)]
+            names = [name for name, each in named if not (counts and issubclass(type(each), _VALUES))]
             self.held.append(Held.of(partial(_attributes, base, names)))
             for name in names:
                 value = vars(base)[name]

@@ -114,3 +114,15 @@ def test_fake_tensors_are_known_by_who_they_are() -> None:
     assert state.difference(State(model)) is None
     vars(model)["seen"] = torch.ones(2, 3)
     assert state.difference(State(model)) == "seen"
+
+
+def test_a_hook_elsewhere_leaves_a_model_that_keeps_a_handle_as_it_is() -> None:
+    net, other = nn.Linear(4, 2).eval(), nn.Linear(4, 2)
+    net.handle = net.register_forward_hook(lambda module, args, out: out * 2)
+    state = State(net)
+    other.register_forward_hook(lambda module, args, out: out)  # torch numbers all hooks of a process
+    assert state.stands()
+    assert state.difference(State(net)) is None
+    net.handle.remove()
+    assert not state.stands()
+    assert state.difference(State(net)) is not None
