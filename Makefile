@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow graphs fuzz lint format docs rulesets precision bench papers census dist clean
+.PHONY: help setup demo test loaded slow graphs fuzz lint format docs rulesets precision bench papers census dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,10 @@ demo: setup ## explain a few sentences with the packaged sentiment model
 
 test: setup ## run the tests on up to 8 cores, a file on each (ARGS="-k bert" goes to pytest)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+loaded: setup ## run the tests on layers that torchao packed, with torchao in a folder of its own
+	$(PIP) install --quiet --no-deps -c constraints.txt --upgrade --target .loaded torchao
+	PYTHONPATH=.loaded $(BIN)/python -m pytest -q tests/loaded/test_quantised_libraries.py
 
 slow: setup ## run the variations that a plain run leaves out
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m slow $(ARGS)

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.dense import ROUNDS_INPUTS, distance_from_matrix, dtype_of, is_packed, rounding_of
+from fxlrp.capture.elsewhere import elsewhere
 from fxlrp.capture.reads import in_slots
 from fxlrp.errors import CaptureError, InputError, nearest, warn
 
@@ -154,10 +155,10 @@ def check_weights(model: nn.Module, needed: bool = False) -> None:
     for path, module in model.named_modules():
         for name, weight in module.named_parameters(recurse=False):
             place = below(path, name)
-            if needed and weight.is_meta:
+            if needed and weight.is_meta and elsewhere(model, place) is None:
                 raise InputError(
-                    f"The weight '{place}' is on 'meta' and holds no values: it is offloaded, to be loaded when its "
-                    "module runs, or was never loaded. Load the model whole, without a device_map that offloads."
+                    f"The weight '{place}' is on 'meta' and holds no values: it was never loaded, or is brought in by "
+                    "somebody whom fxlrp does not know (it knows accelerate). Load the model whole."
                 )
             if not is_packed(weight):
                 continue

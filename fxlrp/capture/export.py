@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Form, Signature, by_name
+from fxlrp.capture.elsewhere import with_stand_ins
 from fxlrp.capture.guards import hold
 from fxlrp.capture.packed import unrolled_packing
 from fxlrp.capture.process import quiet
@@ -125,7 +126,7 @@ def steady(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[tuple[nn.Mod
     With it comes the form of what it returns, known once it was called.
     """
     private.know_caches(model)
-    traced = twin(model)
+    traced = with_stand_ins(twin(model))
     form = by_name(traced, inputs)
     for module in traced.modules():
         if isinstance(module, nn.TransformerEncoder):

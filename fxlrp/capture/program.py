@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,10 @@ from fxlrp.capture.calling import Form
 from fxlrp.capture.canonical import Fused
 from fxlrp.capture.decisions import Decisions
 from fxlrp.capture.dense import dense
+from fxlrp.capture.elsewhere import elsewhere, home_of
 from fxlrp.capture.guards import hold
 from fxlrp.errors import InputError
+from fxlrp.graph.handles import Elsewhere
 from fxlrp.graph.operators import is_random
 
 
@@ -149,22 +151,39 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 def widened(x: Any) -> Any:
     """A half precision tensor in float32, so that products of small values and messages do not vanish."""
-    if not isinstance(x, Tensor):
+    if not isinstance(x, (Tensor, Elsewhere)):
         return x
     if x.dtype is torch.complex32:
         return x.to(torch.complex64)
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the weights of ``model`` are; the CPU if it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Where the weights of ``model`` are when it runs; the CPU if it has none."""
+    held = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return (home_of(model) or held) if held.type == "meta" else held
 
 
-def weight(model: nn.Module, target: str) -> Tensor:
-    """The parameter or buffer of ``model`` at a path; of one that is packed the matrix that it stands for."""
+def weight(model: nn.Module, target: str) -> Any:
+    """The parameter or buffer of ``model`` at a path; of one that is packed the matrix that it stands for, of one that
+    is kept elsewhere its handle.
+    """
     owner, _, name = target.rpartition(".")
-    return dense(model.get_submodule(owner), name, model)
+    return weight_of(model.get_submodule(owner), name, model, target)
+
+
+def weight_of(layer: nn.Module, name: str, model: nn.Module, target: str) -> Any:
+    """The same, of a layer that was found before."""
+    held = dense(layer, name, model)
+    return (elsewhere(model, target) or held) if held.is_meta else held
+
+
+def cut(value: Any, ends: bool = False) -> Any:
+    """A weight that no gradient leads through, or (if it ``ends``) that a backward pass ends at."""
+    if isinstance(value, Elsewhere):
+        return replace(value, ends=ends)
+    made = value.detach()
+    return made.requires_grad_() if ends else made
 
 
 def ordinary(value: Any) -> Any:

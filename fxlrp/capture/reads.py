@@ -27,6 +27,10 @@ _GOES_ON = ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
 
 
+#: What steers torch's compiler changes when that is first used, and computes nothing.
+_STEERS = ("torch._dynamo", "torch.compiler")
+
+
 class Absent:
     """What stands for a name that is not there."""
 
@@ -72,6 +76,8 @@ def reads_of(function: FunctionType, own: Set[str] = frozenset()) -> Iterator[tu
     What is not there is left out.
     """
     reads, scope = Reads.of(function.__code__), function.__globals__
+    if is_steering(function):
+        return
     for place in reads.places:
         value, holder, depth = _at(place, scope)
         if value is not Absent:
@@ -79,6 +85,11 @@ def reads_of(function: FunctionType, own: Set[str] = frozenset()) -> Iterator[tu
     for name in reads.variables:
         if name in os.environ:
             yield f"environment {name}", os.environ[name], False
+
+
+def is_steering(function: FunctionType) -> bool:
+    """Whether a function is a part of torch's compiler: also one that is put around a model's own, and named as it."""
+    return str(function.__globals__.get("__name__")).startswith(_STEERS)
 
 
 def package_of(value: Any) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.capture.dense import dense, dequantises, is_packed
+from fxlrp.capture.elsewhere import copied_hook, is_bringing
 
 #: Containers that are copied with what they hold. Their subclasses may hold more than they show, and are shared.
 _SEQUENCES = (list, tuple, set, frozenset)
@@ -52,6 +53,8 @@ class _Twins:
         if id(value) in self.known:
             return self.known[id(value)][1]
         kind = type(value)
+        if is_bringing(value):
+            return self._keep(value, copied_hook(value))
         if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
             return self._object(value, self._unpacked(value))
         if kind is Tensor:

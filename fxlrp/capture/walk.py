@@ -28,8 +28,19 @@ from torch import Tensor, nn
 
 from fxlrp.capture.calling import below
 from fxlrp.capture.contents import code_hash, content, has_values, layout
+from fxlrp.capture.elsewhere import is_placing
 from fxlrp.capture.held import Code, Held, Scope, inside_of, items_of
-from fxlrp.capture.reads import Reads, attributes, in_slots, is_beside, is_foreign, is_installed, is_library, reads_of
+from fxlrp.capture.reads import (
+    Reads,
+    attributes,
+    in_slots,
+    is_beside,
+    is_foreign,
+    is_installed,
+    is_library,
+    is_steering,
+    reads_of,
+)
 
 #: Told apart by type and text. ``repr`` tells -0.0 from 0.0.
 _VALUES = (
@@ -143,6 +154,8 @@ class Walk:
         of = type(value)  # not isinstance, which asks objects that stand in for others what they are
         if issubclass(of, Tensor):
             self._tensor(path, value)
+        elif is_placing(value):  # what it brings are weights
+            self.told[path] = Told(f"{kind} {value!r}", value)
         elif issubclass(of, nn.Module):
             self._object(path, kind, value)
         elif issubclass(of, dict) or (issubclass(of, (Mapping, Sequence, Set, deque)) and _is_inside(of)):
@@ -232,7 +245,8 @@ class Walk:
                 and issubclass(type(value), dict)
                 and (name in (*_WEIGHTS, "_modules") or name.startswith("_forward"))
             )
-            if own:  # a module's own, which is told by what it holds
+            comes = own and name in _WEIGHTS and any(each is not None and each.is_meta for each in value.values())
+            if own and not comes:  # a module's own, which is told by what it holds
                 self.held.append(Held.of(partial(items_of, value)))
             if own and name in _WEIGHTS:
                 self._weights(path, value)
@@ -281,7 +295,8 @@ class Walk:
         about = vars(function)
         given = (code, function.__defaults__, function.__kwdefaults__)
         self.held.append(Code(function, given, cells, tuple(map(inside_of, cells)), tuple(about.values())))
-        self.scopes.setdefault(id(function.__globals__), Scope(function.__globals__)).add(reads)
+        if not is_steering(function):
+            self.scopes.setdefault(id(function.__globals__), Scope(function.__globals__)).add(reads)
         for name, value, kept in reads_of(function, self.own):
             self._found(f"{path}:{name}", value, function, kept)
         for name, value in zip(code.co_freevars, map(inside_of, cells), strict=True):

@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 
 from fxlrp.capture import Program
 from fxlrp.capture.calling import Signature, called_modules, check_input, check_weights
-from fxlrp.capture.dense import dense, dtype_of
+from fxlrp.capture.dense import dtype_of
 from fxlrp.capture.export import check_runs
 from fxlrp.capture.process import unmoved
-from fxlrp.capture.program import device_of, flatten, ordinary
+from fxlrp.capture.program import cut, device_of, flatten, ordinary, weight_of
 from fxlrp.capture.torch_private import LOCK, outside_compiler
 from fxlrp.engine.conventions import Conventions
 from fxlrp.engine.graphs import Captured, Graphs
@@ -245,9 +245,9 @@ class Conversion:
                 values.append(named[name])
             elif name in tables:
                 weight = program.taken(ordinary(self._weight(program.weights[tables[name]])))
-                values.append(weight if replaced is None else weight.detach().requires_grad_())
+                values.append(weight if replaced is None else cut(weight, ends=True))
             elif name in program.weights:
-                values.append(program.taken(ordinary(self._weight(program.weights[name]).detach())))
+                values.append(program.taken(ordinary(cut(self._weight(program.weights[name])))))
             elif name in program.constants:
                 values.append(program.taken(program.constants[name].to(self.device)))
             else:
@@ -265,13 +265,13 @@ class Conversion:
             )[0]
         return flat
 
-    def _weight(self, target: str) -> Tensor:
+    def _weight(self, target: str) -> Any:
         if self._version is not self.graphs.version.state:  # modules may be others now
             self._version, self._owners = self.graphs.version.state, {}
         if target not in self._owners:
             owner, _, name = target.rpartition(".")
             self._owners[target] = (self.model.get_submodule(owner), name)
-        return dense(*self._owners[target], self.model)
+        return weight_of(*self._owners[target], self.model, target)
 
     @outside_compiler
     def rewritten(

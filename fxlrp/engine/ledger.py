@@ -69,7 +69,7 @@ def compute_ledger(
     ``explain`` gives the scalars whose relevance is themselves: what is explained, times its seed.
     """
     with torch.enable_grad():
-        outputs, attributed, _, leaves, sites = rewritten.module(*arguments)
+        outputs, attributed, _, leaves, sites = rewritten.on(arguments)(*arguments)
         explained = explain(outputs)
     constant = [node not in plan.carrying for node in plan.program.graph.output_node().args[0]]  # type: ignore[union-attr]
     held, outside = _not_carried(outputs, constant, explain)

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from fxlrp.errors import InputError
+from fxlrp.graph.handles import Elsewhere
 from fxlrp.rewrite import Rewritten
 
 Again = Literal["blocks", "auto"]
@@ -37,11 +38,13 @@ class Passing:
 
     def module(self, rewritten: Rewritten, arguments: Sequence[Any], device: torch.device) -> fx.GraphModule:
         """The form of a rewritten module that runs on these arguments."""
-        if self.checkpoint is None or not torch.is_grad_enabled():
-            return rewritten.module
+        if not torch.is_grad_enabled():
+            return rewritten.on(arguments)
+        if any(isinstance(value, Elsewhere) for value in arguments):
+            return rewritten.on(arguments, in_blocks=True)
         kept = rewritten.kept(arguments) if self.checkpoint == "auto" else None
         fits = kept is not None and kept.whole <= SHARE * free_memory(device)
-        return rewritten.module if fits else rewritten.blocks
+        return rewritten.on(arguments, in_blocks=self.checkpoint is not None and not fits)
 
 
 def free_memory(device: torch.device) -> float:

@@ -76,7 +76,8 @@ def memory_of(lrp: Conversion, inputs: Any) -> Memory:
             f"The sizes of what {type(lrp.model).__name__} computes follow from the values of its inputs, so that its "
             "memory cannot be told without running it."
         )
-    weights = {each.data_ptr(): each for each in (*lrp.model.parameters(), *lrp.model.buffers())}
+    held = (*lrp.model.parameters(), *lrp.model.buffers())
+    weights = {each.data_ptr(): each for each in held if not each.is_meta}
     floats = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
     copies = [a for a in floats if a.dtype.itemsize > lrp.dtype.itemsize]
     return Memory(

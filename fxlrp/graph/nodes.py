@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from fxlrp.graph.handles import fetched
+
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -103,7 +105,7 @@ def run(
                 value = arguments[str(node.target)]
             else:
                 function: Any = node.target
-                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda each: fetched(values[each]))
                 value = function(*args, **kwargs)
             values[node] = each(node, value)
             for source in node.all_input_nodes:

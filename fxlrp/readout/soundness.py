@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fxlrp.capture.program import flatten, widened
 from fxlrp.engine.ledger import Ledger
 from fxlrp.errors import NotFiniteError, RelevanceWarning, warn
+from fxlrp.graph.handles import fetched
 from fxlrp.graph.nodes import ancestors, module_path, source_line, tensor_value
 from fxlrp.planning.plan import Plan
 from fxlrp.readout.passes import Propagated, Task
@@ -192,6 +193,9 @@ class _Watch:
         watch = self
 
         class Watching(fx.Interpreter):
+            def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+                return fetched(super().placeholder(target, args, kwargs))
+
             def run_node(self, n: fx.Node) -> Any:
                 value = super().run_node(n)
                 if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):

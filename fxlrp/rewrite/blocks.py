@@ -18,6 +18,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
+from fxlrp.capture.process import attention_spelled_out
 from fxlrp.graph.axes import known_size
 from fxlrp.graph.nodes import tensor_value
 from fxlrp.graph.operators import Move, operator_of
@@ -35,7 +36,13 @@ class Block:
         """The values that leave the block."""
         if not torch.is_grad_enabled():
             return self.module(*values)
-        return checkpoint(self.module, *values, use_reentrant=False)
+        fused = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()
+        run = self.module if fused else self._spelled_out  # in the second run as in the first
+        return checkpoint(run, *values, use_reentrant=False)
+
+    def _spelled_out(self, *values: Any) -> Any:
+        with attention_spelled_out():
+            return self.module(*values)
 
 
 def in_blocks(module: fx.GraphModule) -> fx.GraphModule:

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxlrp.capture import torch_private as private
+from fxlrp.graph.handles import Elsewhere
 from fxlrp.graph.nodes import drop_unused
 from fxlrp.graph.operators import is_float, operands_of, operator_of, packet
 from fxlrp.planning.plan import Decision, Plan
@@ -22,6 +23,7 @@ from fxlrp.rewrite import kernels
 from fxlrp.rewrite.blocks import in_blocks
 from fxlrp.rewrite.call import RuleCall, SumCall, source_leaf
 from fxlrp.rewrite.composite import site_of
+from fxlrp.rewrite.fetching import fetching
 from fxlrp.rewrite.linear_sums import Layers
 from fxlrp.rewrite.memory import Kept, kept_by
 from fxlrp.rules import find_rule
@@ -74,6 +76,22 @@ class Rewritten:
     def blocks(self) -> fx.GraphModule:
         """The module in blocks, of which the backward pass keeps no more than what enters them."""
         return in_blocks(self.module)
+
+    @cached_property
+    def _fetching(self) -> dict[Any, fx.GraphModule]:
+        return {}
+
+    def on(self, arguments: Sequence[Any], in_blocks: bool = False) -> fx.GraphModule:
+        """The module for these arguments, among which may be handles of weights."""
+        module = self.blocks if in_blocks and isinstance(self.module, fx.GraphModule) else self.module
+        pairs = zip(self.arguments, arguments, strict=True)
+        handles = tuple((name, value.ends) for name, value in pairs if isinstance(value, Elsewhere))
+        if not handles or not isinstance(module, fx.GraphModule):  # what runs node by node brings them in itself
+            return module
+        key = (in_blocks, handles)
+        if key not in self._fetching:
+            self._fetching[key] = fetching(module, dict(handles))
+        return self._fetching[key]
 
     def kept(self, arguments: Sequence[Any]) -> Kept | None:
         """How much memory its values take on these arguments, of which it reads the shapes alone; None: unknown."""

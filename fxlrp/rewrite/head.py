@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx
 
+from fxlrp.graph.handles import fetched
 from fxlrp.graph.live import dependent
 from fxlrp.graph.nodes import ancestors, drop_unused, tensor_value
 from fxlrp.rewrite.graph import Rewritten
@@ -33,7 +34,7 @@ class Halves:
     def scores(self, arguments: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
         """The scores of all rows [batch, positions, classes], or of chosen ``rows`` of the mixed value."""
         mixed, *others = arguments
-        found: Tensor = self.head(mixed if rows is None else rows, *others)
+        found: Tensor = self.head(mixed if rows is None else rows, *map(fetched, others))
         return found
 
 

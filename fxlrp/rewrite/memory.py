@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture import torch_private as private
+from fxlrp.graph.handles import Elsewhere
 from fxlrp.rewrite.blocks import Block
 from fxlrp.rewrite.kernels import simplified_mask
 
@@ -34,7 +35,7 @@ class Kept:
 def kept_by(blocks: fx.GraphModule, arguments: Sequence[Any]) -> Kept | None:
     """What a module in blocks keeps for its backward pass on these arguments; None where sizes follow from values."""
     mode = private.FakeTensorMode()
-    given = [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in arguments]
+    given = [_without_data(mode, value) for value in arguments]
     run, outside = _Counting(blocks), _Saved()
     try:
         with mode, torch.enable_grad(), outside.followed():
@@ -52,9 +53,14 @@ def kept_by(blocks: fx.GraphModule, arguments: Sequence[Any]) -> Kept | None:
 def sizes_of(module: fx.GraphModule, arguments: Sequence[Any]) -> Any:
     """What a module returns, as tensors that have no data."""
     mode = private.FakeTensorMode()
-    given = [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in arguments]
+    given = [_without_data(mode, value) for value in arguments]
     with mode, torch.no_grad():
         return _Counting(module).run(*given, enable_io_processing=False)
+
+
+def _without_data(mode: private.FakeTensorMode, value: Any) -> Any:
+    value = value.stand_in() if isinstance(value, Elsewhere) else value
+    return mode.from_tensor(value) if isinstance(value, Tensor) else value
 
 
 class _Saved:

@@ -1,0 +1,173 @@
+"""Models whose weights are kept elsewhere: the numbers of the whole model, and a fraction of its weights at a time."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+import fxlrp
+from fxlrp.graph.handles import Elsewhere
+
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed: pip install -e '.[dev]'")
+
+IDS = torch.tensor([[3, 9, 27, 5, 14, 2], [5, 5, 1, 30, 8, 3]])
+RULESETS = ("attnlrp", "epsilon", "attnlrp-relevance", "gradient")
+
+
+def _llama(layers: int = 2, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **options,
+    )
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(config).to(dtype).eval()
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)).eval()
+
+
+def _map(model: nn.Module) -> dict[str, str]:
+    """Layers on the disk, the rest on the CPU."""
+    names = [name for name, _ in model.model.named_children() if name != "layers"]
+    layers = {f"model.layers.{index}": "disk" for index in range(len(model.model.layers))}
+    return {**{f"model.{name}": "cpu" for name in names}, **layers, "lm_head": "cpu"}
+
+
+OFFLOADED: dict[str, Callable[[nn.Module, Path], nn.Module]] = {
+    "cpu": lambda model, folder: accelerate.cpu_offload(model, execution_device="cpu"),
+    "cpu, buffers too": lambda model, folder: accelerate.cpu_offload(model, "cpu", offload_buffers=True),
+    "disk": lambda model, folder: accelerate.disk_offload(model, str(folder), execution_device="cpu"),
+    "in part": lambda model, folder: accelerate.dispatch_model(
+        model, _map(model), main_device="cpu", offload_dir=str(folder)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OFFLOADED)
+def test_an_offloaded_model_has_the_relevance_of_the_whole(kind: str, tmp_path: Path) -> None:
+    whole = _llama()
+    model = OFFLOADED[kind](copy.deepcopy(whole), tmp_path)
+    assert any(each.is_meta for each in model.parameters())
+    found, expected = fxlrp.convert(model, "attnlrp"), fxlrp.convert(whole, "attnlrp")
+    for ruleset in RULESETS:
+        ours, theirs = (lrp.with_ruleset(ruleset).attribute(IDS, target=7, ledger=True) for lrp in (found, expected))
+        torch.testing.assert_close(ours.relevance, theirs.relevance)
+        torch.testing.assert_close(ours.outputs.logits, theirs.outputs.logits)
+        assert ours.ledger is not None
+        assert float(ours.ledger.gap.abs().max()) < 1e-5
+    assert found.captures == 1  # weights that come and go are no change
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, whole(IDS).logits)
+
+
+class Held:
+    """The bytes of weights that were brought in and are alive, and the most of them at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.peak = 0
+        self.alive: list[tuple[StorageWeakRef, int]] = []
+        fetch = Elsewhere.fetch
+
+        def counted(handle: Elsewhere) -> Tensor:
+            made = fetch(handle).clone()  # of a weight in memory it is no copy
+            self.alive = [(ref, size) for ref, size in self.alive if not ref.expired()]
+            self.alive.append((StorageWeakRef(made.untyped_storage()), made.nbytes))
+            self.peak = max(self.peak, sum(size for _, size in self.alive))
+            return made
+
+        monkeypatch.setattr(Elsewhere, "fetch", counted)
+
+
+@pytest.mark.parametrize(
+    ("ruleset", "dtype"),
+    [("attnlrp", torch.float32), ("attnlrp-relevance", torch.float32), ("attnlrp", torch.bfloat16)],
+)
+def test_at_most_a_quarter_of_the_weights_is_held_at_a_time(
+    ruleset: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _llama(6, dtype)
+    size = sum(each.nbytes for each in whole.parameters())
+    model = accelerate.cpu_offload(copy.deepcopy(whole), execution_device="cpu")
+    lrp, held = fxlrp.convert(model, ruleset), Held(monkeypatch)
+    for _ in range(2):  # capturing with its check, then a call alone
+        held.peak = 0
+        gc.collect()
+        found = lrp.attribute(IDS, target=7).relevance
+        assert 0 < held.peak <= size / 4
+    torch.testing.assert_close(found, fxlrp.convert(whole, ruleset).attribute(IDS, target=7).relevance)
+    lrp.attribute(IDS, target=7, ledger=True)  # which keeps every value, so that the measure finds it out
+    assert held.peak > size / 2
+
+
+def test_what_else_is_asked_of_an_offloaded_model(tmp_path: Path) -> None:
+    whole = _llama()
+    model = accelerate.disk_offload(copy.deepcopy(whole), str(tmp_path), execution_device="cpu")
+    found, expected = fxlrp.convert(model, "attnlrp"), fxlrp.convert(whole, "attnlrp")
+    for given in ({"at": "model.layers.*"}, {"checkpoint": "blocks"}, {"outputs": False}, {"contrast": 3}):
+        ours, theirs = (lrp.attribute(IDS, target=7, **given) for lrp in (found, expected))  # type: ignore[arg-type]
+        torch.testing.assert_close(ours.relevance, theirs.relevance)
+        for path, value in theirs.at.items():
+            torch.testing.assert_close(ours.at[path], value)
+    ours, theirs = (lrp.attribute_generation(IDS[:1], max_new_tokens=2) for lrp in (found, expected))
+    torch.testing.assert_close(ours.relevance, theirs.relevance)
+    assert found.memory(IDS).values == expected.memory(IDS).values
+    assert found.device == torch.device("cpu")
+    for ruleset in ("rollout", "integrated-gradients", "deeplift-rescale"):
+        ours, theirs = (lrp.with_ruleset(ruleset).attribute(IDS, target=7) for lrp in (found, expected))
+        torch.testing.assert_close(ours.relevance, theirs.relevance)
+    with ThreadPoolExecutor(4) as pool:
+        several = list(pool.map(lambda _: found.attribute(IDS, target=7).relevance, range(4)))
+    assert all(torch.equal(each, several[0]) for each in several)
+    assert all(each.is_meta for each in model.parameters())  # nothing was left behind
+
+
+def test_a_plain_network_with_buffers(tmp_path: Path) -> None:
+    whole, x = _net(), torch.randn(4, 6)
+    model = accelerate.cpu_offload(copy.deepcopy(whole), "cpu", offload_buffers=True)
+    for ruleset in ("epsilon", "attnlrp", "epsilon-plus"):
+        ours, theirs = (fxlrp.convert(each, ruleset).attribute(x, target=1) for each in (model, whole))
+        torch.testing.assert_close(ours.relevance, theirs.relevance)
+
+
+def test_a_model_without_its_weights_is_refused() -> None:
+    with torch.device("meta"):
+        model = _llama()
+    with pytest.raises(fxlrp.InputError, match="was never loaded"):
+        fxlrp.convert(model, "attnlrp").attribute(IDS, target=7)
+
+
+class Doubling(accelerate.hooks.ModelHook):  # type: ignore[misc]
+    """A hook that changes what its module returns."""
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return output * 2
+
+
+def test_a_hook_that_does_something_else_is_no_hook_of_weights() -> None:
+    x, plain = torch.randn(4, 6), _net()
+    plain[0].register_forward_hook(lambda module, args, out: out * 2)
+    expected = fxlrp.convert(plain, "epsilon").attribute(x, target=1).relevance
+    model = _net()
+    accelerate.hooks.add_hook_to_module(model[0], Doubling())
+    torch.testing.assert_close(fxlrp.convert(model, "epsilon").attribute(x, target=1).relevance, expected)
+    model = accelerate.cpu_offload(_net(), "cpu")
+    accelerate.hooks.add_hook_to_module(model[0], Doubling(), append=True)
+    with pytest.raises(fxlrp.CaptureError, match="has a Doubling as well"):
+        fxlrp.convert(model, "epsilon").attribute(x, target=1)
