@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.calling import Form, Signature
+from fxlrp.capture.elsewhere import home_of
 from fxlrp.capture.export import check_runs, copied, steady
 from fxlrp.capture.precision import in_float32, is_narrow
 from fxlrp.capture.process import attention_spelled_out, unmoved
@@ -83,9 +84,9 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 def _settled(model: nn.Module, program: Program, inputs: Mapping[str, Any]) -> float | None:
     """The distance where model and program compute in a wider type, float32 in the place of half precision and float64
-    in that of float32; None where the model is large, or cannot.
+    in that of float32; None where the model is large, is not all here, or cannot.
     """
-    if sum(p.numel() for p in model.parameters()) > SETTLED:
+    if home_of(model) is not None or sum(p.numel() for p in model.parameters()) > SETTLED:
         return None
     narrow = is_narrow(program)
     wide = widened if narrow else _doubled

@@ -18,6 +18,7 @@ from fxlrp.capture import torch_private as private
 from fxlrp.capture.agreement import agree
 from fxlrp.capture.calling import Form
 from fxlrp.capture.canonical import canonicalise, is_branch
+from fxlrp.capture.elsewhere import check_here
 from fxlrp.capture.export import export, steady
 from fxlrp.capture.process import quiet
 from fxlrp.capture.program import Program, leaf_name
@@ -26,6 +27,8 @@ from fxlrp.capture.traced import Traced
 from fxlrp.errors import CaptureError, FxlrpError, RetraceWarning, VersionError, warn
 
 _ANEW = "anew where what it decides by values comes out otherwise, which takes its time."
+
+_RECORDING = "recording what it does, as torch.export cannot follow it,"
 
 _OTHER_BRANCH = (
     "decides by the values of its inputs, and its exported graph decides otherwise than the model does on these. It is "
@@ -105,12 +108,15 @@ def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
             exported, form = export(model, inputs)
             traced = Traced.of(exported)
             branch = next(filter(is_branch, traced.module.graph.nodes), None)
-            traced = traced if branch is None else replayed(model, traced, inputs)
+            if branch is not None:
+                check_here(model, f"following its {branch.target}")
+                traced = replayed(model, traced, inputs)
         if branch is not None:
             warn(f"{type(model).__name__} {_TAKEN.format(branch.target)}", RetraceWarning)
         with _refusing(model):
             return _program(model, traced, inputs, form)
     except CaptureError as refusal:
+        check_here(model, _RECORDING)
         try:
             recorded = _recorded(model, inputs)
         except VersionError:
@@ -123,6 +129,7 @@ def _traced(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
 
 
 def _recorded(model: nn.Module, inputs: Mapping[str, Any]) -> Program:
+    check_here(model, _RECORDING)
     with _refusing(model):
         with quiet(), steady(model, inputs) as (traced, form):
             recorded = record(traced, inputs)

@@ -84,6 +84,15 @@ def with_stand_ins(model: nn.Module) -> nn.Module:
     return model
 
 
+def check_here(model: nn.Module, what: str) -> None:
+    """Raise :class:`CaptureError` for a model whose weights are kept elsewhere, of which something needs the values."""
+    if home_of(model) is not None:
+        raise CaptureError(
+            f"{type(model).__name__} keeps weights elsewhere until its modules run (accelerate's offload), and {what} "
+            "needs them all. Load the model whole."
+        )
+
+
 def _hooks(module: nn.Module) -> Iterator[Any]:
     hook = vars(module).get("_hf_hook")
     if hook is not None:

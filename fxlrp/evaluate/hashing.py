@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.capture.contents import hashed
+from fxlrp.capture.program import weight
 from fxlrp.capture.state import State
 from fxlrp.errors import FxlrpError
 from fxlrp.explain.model import ConvertedModel
+from fxlrp.graph.handles import Elsewhere
 
 
 def fingerprint(value: Any) -> str:
@@ -68,7 +70,10 @@ def _content(value: Any) -> tuple[str, _Parts]:
         ruleset = value.conversion.ruleset.hash if isinstance(value, ConvertedModel) else ""
         model = value.conversion.model if isinstance(value, ConvertedModel) else value
         behaviour = State(model).digest  # two models with the same weights need not compute the same
-        return f"module {_named(type(value))} {ruleset} {behaviour}", [(dict(value.state_dict()),)]
+        held = {name: weight(value, name) if each.is_meta else each for name, each in value.state_dict().items()}
+        return f"module {_named(type(value))} {ruleset} {behaviour}", [(held,)]
+    if isinstance(value, Elsewhere):
+        return _content(value.fetch())
     return _of_code(value) or _of_object(value)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fxlrp.capture.elsewhere import check_here
 from fxlrp.engine.conventions import block_names
 from fxlrp.errors import InputError
 from fxlrp.evaluate.batches import Batch
@@ -112,6 +113,7 @@ class _Randomised:
     """A copy of a model whose stages are randomised one after the other, and its conversion, made once."""
 
     def __init__(self, lrp: ConvertedModel, cascade: bool, seed: int) -> None:
+        check_here(lrp.model, "randomising its weights")
         self.model = copy.deepcopy(lrp.model)
         self.lrp = convert(self.model, lrp.ruleset, strict=lrp.conversion.strict)
         self.cascade = cascade

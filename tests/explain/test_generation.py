@@ -17,7 +17,7 @@ from tests.support import zoo
 from tests.support.small_models import converted, relative
 
 BEGIN = 0
-FAMILIES = ("llama", "gpt2", "qwen3_moe", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mamba", "bart")))
+FAMILIES = ("llama", "gpt2", "qwen3_moe", *(pytest.param(n, marks=pytest.mark.slow) for n in ("t5", "mamba", "bart")))
 
 
 def _lrp(name: str, ruleset: str = "attnlrp") -> fxlrp.ConvertedModel:

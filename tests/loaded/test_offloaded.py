@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import fxlrp
+from fxlrp.evaluate import ParameterRandomisation
+from fxlrp.evaluate.hashing import fingerprint
 from fxlrp.graph.handles import Elsewhere
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed: pip install -e '.[dev]'")
@@ -24,7 +26,7 @@ IDS = torch.tensor([[3, 9, 27, 5, 14, 2], [5, 5, 1, 30, 8, 3]])
 RULESETS = ("attnlrp", "epsilon", "attnlrp-relevance", "gradient")
 
 
-def _llama(layers: int = 2, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+def _llama(layers: int = 1, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     config = transformers.LlamaConfig(
         vocab_size=40,
         hidden_size=32,
@@ -102,7 +104,7 @@ class Held:
 def test_at_most_a_quarter_of_the_weights_is_held_at_a_time(
     ruleset: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _llama(6, dtype)
+    whole = _llama(4, dtype)
     size = sum(each.nbytes for each in whole.parameters())
     model = accelerate.cpu_offload(copy.deepcopy(whole), execution_device="cpu")
     lrp, held = fxlrp.convert(model, ruleset), Held(monkeypatch)
@@ -171,3 +173,40 @@ def test_a_hook_that_does_something_else_is_no_hook_of_weights() -> None:
     accelerate.hooks.add_hook_to_module(model[0], Doubling(), append=True)
     with pytest.raises(fxlrp.CaptureError, match="has a Doubling as well"):
         fxlrp.convert(model, "epsilon").attribute(x, target=1)
+
+
+class Choosing(nn.Module):
+    """A network that decides by a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = _net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 3]."""
+        y: Tensor = self.net(x)
+        return y * 2 if float(y.sum()) > 0 else y.tanh()
+
+
+def test_what_needs_all_weights_says_so() -> None:
+    model = accelerate.cpu_offload(Choosing().eval(), "cpu")
+    with pytest.raises(fxlrp.CaptureError, match="Load the model whole"):
+        fxlrp.convert(model, "epsilon").attribute(torch.randn(4, 6), target=1)
+    lrp = fxlrp.convert(accelerate.cpu_offload(_net(), "cpu"), "epsilon")
+    with pytest.raises(fxlrp.CaptureError, match="randomising its weights"):
+        ParameterRandomisation().start(lrp)
+
+
+def test_functions_of_outputs_and_hashes_meet_the_weights() -> None:
+    whole, x = _net(), torch.randn(4, 6)
+    model = accelerate.cpu_offload(copy.deepcopy(whole), "cpu")
+
+    def wanted(output: Tensor) -> Tensor:
+        return output[:, 0].tanh() - output[:, 1]
+
+    ours, theirs = (fxlrp.convert(each, "epsilon").attribute(x, target=wanted) for each in (model, whole))
+    torch.testing.assert_close(ours.relevance, theirs.relevance)
+    before = fingerprint(fxlrp.convert(model, "epsilon"))
+    assert before == fingerprint(fxlrp.convert(model, "epsilon"))
+    model[0]._hf_hook.weights_map["weight"].mul_(2)
+    assert before != fingerprint(fxlrp.convert(model, "epsilon"))

@@ -43,7 +43,7 @@ def _base() -> nn.Module:
         vocab_size=40,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=False,

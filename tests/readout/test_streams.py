@@ -75,7 +75,7 @@ def check_encoder_decoder(name: str) -> None:
     assert (found.inputs["decoder_input_ids"][:, 4:] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("name", [pytest.param("t5", marks=pytest.mark.slow), "bart"])
 def test_encoder_and_decoder(name: str) -> None:
     check_encoder_decoder(name)
 
