@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from types import CodeType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +43,17 @@ def equal(now: Tensor, then: Tensor) -> bool:
 
 def code_hash(code: CodeType) -> str:
     """A hash of what a function does."""
-    inner = (code_hash(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts)
+    inner = map(_constant, code.co_consts)
     return short([code.co_code, *(text.encode() for text in (*inner, *code.co_names, *code.co_freevars))])
+
+
+def _constant(value: Any) -> str:
+    """A constant of a function as text. The order in which a set shows what it holds is another in each process."""
+    if isinstance(value, CodeType):
+        return code_hash(value)
+    if isinstance(value, frozenset):
+        return f"frozenset {sorted(map(_constant, value))}"
+    return repr(tuple(map(_constant, value)) if isinstance(value, tuple) else value)
 
 
 def hashed(parts: Iterable[bytes]) -> bytes:

@@ -67,8 +67,11 @@ _OPERATORS = tuple(
 #: What ``functools.lru_cache`` makes of a function.
 _CACHED = type(lru_cache(len))
 _WEIGHTS = ("_parameters", "_buffers")
-#: What a module keeps that its forward pass does not read.
-_NOT_READ = ("_state_dict", "_load_state_dict", "_backward", "_full_backward", "_non_persistent", "_is_full_backward")
+#: What a module keeps that its forward pass does not read, and numbers by which a process knows an object again.
+_NOT_READ = (
+    *("_state_dict", "_load_state_dict", "_backward", "_full_backward", "_non_persistent", "_is_full_backward"),
+    *("_torchdynamo", "_original_object_hash"),
+)
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,7 @@ class Walk:
             self.visit(f"{path}:{name}", value)
         self.visit(f"{path}:defaults", function.__defaults__)
         self.visit(f"{path}:keyword defaults", function.__kwdefaults__)
-        self._each(path, about.items())
+        self._each(path, ((name, each) for name, each in about.items() if not name.startswith(_NOT_READ)))
         self.named |= reads.names
 
     def _found(self, path: str, value: Any, by: FunctionType | type, kept: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 import types
@@ -182,6 +183,14 @@ print(State(model).digest)
 """
 
 
+_OF_TRANSFORMERS = """
+import transformers
+from fxlrp.capture.state import State
+config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+print(State(transformers.GPT2LMHeadModel(config).eval()).digest)
+"""
+
+
 def test_a_digest_is_that_of_every_process_and_differs_with_the_model() -> None:
     def digest(hooks: int, factor: int) -> str:
         code = _DIGEST.format(hooks=hooks, factor=factor)
@@ -189,3 +198,17 @@ def test_a_digest_is_that_of_every_process_and_differs_with_the_model() -> None:
 
     assert digest(0, 2) == digest(5, 2)
     assert digest(0, 2) != digest(0, 3)
+
+
+def test_a_digest_of_a_model_of_transformers_is_that_of_every_process() -> None:
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", _OF_TRANSFORMERS],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
