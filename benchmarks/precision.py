@@ -84,6 +84,11 @@ def error(name: str, narrow: fxlrp.ConvertedModel, exact: fxlrp.ConvertedModel) 
         found = narrow.with_ruleset(rules).attribute(given, target=1, **reference(rules)).relevance
     except fxlrp.FxlrpError:
         return None
+    return distance(found, right)
+
+
+def distance(found: Tensor, right: Tensor) -> float | None:
+    """The largest difference beside the largest of the right values; None where all of these are 0."""
     size = float(right.abs().max())
     return float((found.double() - right).abs().max()) / size if size else None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fxlrp
+from benchmarks.papers.chance import AtRandom
 from fxlrp.evaluate import Evaluation, Interval, Protocol
 
 
@@ -38,9 +39,11 @@ class Column:
     larger: bool = True
 
     def of(self, method: Method) -> Protocol:
-        """The protocol for a method: the random baseline needs no relevance."""
+        """The protocol for a method: the random baseline needs no relevance, or has it drawn."""
         protocol: Any = self.protocol
-        return replace(protocol, order="random") if method.ruleset is None else self.protocol
+        if method.ruleset is not None:
+            return self.protocol
+        return replace(protocol, order="random") if hasattr(protocol, "order") else AtRandom(self.protocol)
 
 
 class Verdict(Enum):

@@ -40,11 +40,15 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
 
 def render(outcomes: Sequence[Outcome]) -> str:
     """The page, in Markdown."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+    return templates().get_template("page.md.j2").render(outcomes=outcomes, Verdict=Verdict)
+
+
+def templates(*folders: Path) -> Environment:
+    """The templates of these folders, and those of the papers' page, whose tables others can import."""
+    return Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("page.md.j2").render(outcomes=outcomes, Verdict=Verdict)
