@@ -25,13 +25,14 @@ FIRST = (
     "attnlrp",
     "cp-lrp",
     "gradient",
-    "integrated-gradients",
     "rollout",
     "epsilon",
-    "epsilon-plus",
+    "arras2019-prop",
     "ali2022",
     "conservative",
+    "epsilon-plus",
     "relp",
+    "integrated-gradients",
 )
 
 app = typer.Typer(add_completion=False)

@@ -31,8 +31,6 @@ PICTURES = (
     Method("LRP (epsilon)", "epsilon"),
     Method("LRP (epsilon, plus)", "epsilon-plus"),
     Method("LRP (epsilon, gamma, box)", "epsilon-gamma-box"),
-    Method("LRP (epsilon, alpha 2 beta 1)", "epsilon-alpha2-beta1"),
-    Method("excitation backprop", "excitation-backprop"),
     Method("AttnLRP", "attnlrp"),
 )
 WEAKER = ("gradient x input", "integrated gradients", "rollout")

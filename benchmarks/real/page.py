@@ -39,7 +39,9 @@ class Section:
         for record in sorted(self.records, key=lambda r: r.ruleset):
             if record.reason:
                 reason = record.reason.replace(f"'{record.ruleset}'", "the ruleset")
-                found.setdefault(reason.replace("the reading of the ruleset", "its reading"), []).append(record.ruleset)
+                found.setdefault(reason.replace("the reading of the ruleset", "the ruleset's reading"), []).append(
+                    record.ruleset
+                )
         return found
 
     @property

@@ -58,6 +58,6 @@ def test_the_page_tells_what_ran_what_did_not_fit_and_what_is_missing() -> None:
     refused = Record("minilm", "lat", reason="No attention, and the reading of 'lat' needs its weights")
     page = render([ran, refused], [])
     assert "| [`attnlrp`](rulesets/attnlrp.md) | 1e-07 | **not finite** | 2e-07 | – | 2e-07 | 2.0 | 3.0 |" in page
-    assert "- lat: No attention, and its reading needs its weights." in page
+    assert "- lat: No attention, and the ruleset's reading needs its weights." in page
     assert "- attnlrp: Relevance is NaN. (float16)" in page
     assert f"| 1 | 1 | 1e-07 | 1 | 1 | {len(fxlrp.rulesets()) - 2} |" in page
