@@ -47,6 +47,7 @@ def main(
     fresh: Annotated[bool, typer.Option(help="Forget earlier results.")] = False,
     resume: Annotated[Path, typer.Option(help="Folder that keeps what is finished.")] = Path("build/real"),
     write: Annotated[Path | None, typer.Option(help="Markdown page to write.")] = None,
+    experiments: Annotated[bool, typer.Option(help="Compare methods by perturbation, too.")] = True,
     finished: Annotated[bool, typer.Option(help="Run no further ruleset; the page says what is missing.")] = False,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
 ) -> None:
@@ -68,7 +69,7 @@ def main(
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         outcomes: list[Outcome] = []
-        for key in () if quick else loaders:
+        for key in loaders if experiments and not quick else ():
             say(f"{key}: experiments")
             outcomes.append(experiment(key, loaders[key]).run(resume / key, progress=console.is_terminal))
             print_outcome(outcomes[-1], console)
