@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxlrp.errors import CaptureError
+from fxlrp.errors import CaptureError, InputError
 from fxlrp.graph.handles import Elsewhere
 
 
@@ -63,7 +63,7 @@ def with_stand_ins(model: nn.Module) -> nn.Module:
             continue
         others = [hook for hook in _hooks(module) if not is_placing(hook)]
         if others:
-            raise CaptureError(
+            raise InputError(
                 f"The module '{path}' brings its weights in, and has a {type(others[0]).__qualname__} as well, which "
                 "may change what it computes. Take one of the two off (accelerate.hooks.remove_hook_from_module)."
             )

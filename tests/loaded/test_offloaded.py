@@ -104,7 +104,7 @@ class Held:
 def test_at_most_a_quarter_of_the_weights_is_held_at_a_time(
     ruleset: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _llama(4, dtype)
+    whole = _llama(4 if dtype is torch.float32 else 6, dtype)  # half precision is held in float32
     size = sum(each.nbytes for each in whole.parameters())
     model = accelerate.cpu_offload(copy.deepcopy(whole), execution_device="cpu")
     lrp, held = fxlrp.convert(model, ruleset), Held(monkeypatch)
@@ -171,7 +171,7 @@ def test_a_hook_that_does_something_else_is_no_hook_of_weights() -> None:
     torch.testing.assert_close(fxlrp.convert(model, "epsilon").attribute(x, target=1).relevance, expected)
     model = accelerate.cpu_offload(_net(), "cpu")
     accelerate.hooks.add_hook_to_module(model[0], Doubling(), append=True)
-    with pytest.raises(fxlrp.CaptureError, match="has a Doubling as well"):
+    with pytest.raises(fxlrp.InputError, match="has a Doubling as well"):
         fxlrp.convert(model, "epsilon").attribute(x, target=1)
 
 

@@ -75,7 +75,8 @@ def _merged(model: Any) -> Any:
 def _relevance(lrp: fxlrp.ConvertedModel) -> Tensor:
     result = lrp.attribute({"input_ids": IDS}, target=7, ledger=True)
     assert result.ledger is not None
-    assert float(result.ledger.gap.abs().max()) < 1e-6 * float(result.explained.abs().max())
+    # Llama's norms compute in float32.
+    assert float(result.ledger.gap.abs().max()) < 1e-5 * float(result.explained.abs().max())
     return result.relevance
 
 
