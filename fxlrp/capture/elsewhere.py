@@ -7,7 +7,6 @@ lets it go.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,11 +44,6 @@ def is_placing(value: Any) -> bool:
 def is_bringing(value: Any) -> bool:
     """Whether an object is a hook by which a module brings its weights in."""
     return is_placing(value) and bool(value.offload) and value.weights_map is not None
-
-
-def copied_hook(hook: Any) -> Any:
-    """A hook of its own that brings in the same weights."""
-    return copy.copy(hook)
 
 
 def with_stand_ins(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ All of that happens to the twin; the user's model, and other threads that call i
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import weakref
 from collections import OrderedDict, defaultdict, deque
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.capture.dense import dense, dequantises, is_packed
-from fxlrp.capture.elsewhere import copied_hook, is_bringing
+from fxlrp.capture.elsewhere import is_bringing
 
 #: Containers that are copied with what they hold. Their subclasses may hold more than they show, and are shared.
 _SEQUENCES = (list, tuple, set, frozenset)
@@ -54,7 +55,7 @@ class _Twins:
             return self.known[id(value)][1]
         kind = type(value)
         if is_bringing(value):
-            return self._keep(value, copied_hook(value))
+            return self._keep(value, copy.copy(value))  # which brings in the same weights
         if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
             return self._object(value, self._unpacked(value))
         if kind is Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -19,6 +18,7 @@ import fxlrp
 from fxlrp.evaluate import ParameterRandomisation
 from fxlrp.evaluate.hashing import fingerprint
 from fxlrp.graph.handles import Elsewhere
+from tests.support.small_models import grouped_llama
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed: pip install -e '.[dev]'")
 
@@ -26,18 +26,8 @@ IDS = torch.tensor([[3, 9, 27, 5, 14, 2], [5, 5, 1, 30, 8, 3]])
 RULESETS = ("attnlrp", "epsilon", "attnlrp-relevance", "gradient")
 
 
-def _llama(layers: int = 1, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    config = transformers.LlamaConfig(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        **options,
-    )
-    torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(config).to(dtype).eval()
+def _llama(layers: int = 1, dtype: torch.dtype = torch.float32) -> Any:
+    return grouped_llama(hidden_size=32, intermediate_size=48, num_hidden_layers=layers).to(dtype)
 
 
 def _net() -> nn.Sequential:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 import fxlrp
+from tests.support.small_models import grouped_llama
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 
@@ -39,17 +39,7 @@ IDS = torch.tensor([[3, 9, 27, 5, 14, 2], [5, 5, 1, 30, 8, 3]])
 
 
 def _base() -> nn.Module:
-    config = transformers.LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(config)
+    return grouped_llama(tie_word_embeddings=False)  # type: ignore[no-any-return]
 
 
 def _adapted(kind: str) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
 import fxlrp
+from tests.support.small_models import grouped_llama
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)).double()
 IDS = torch.tensor([[3, 9, 27, 5, 14, 2], [5, 5, 1, 30, 8, 3]])
@@ -22,20 +22,6 @@ RULESETS = ("epsilon", "attnlrp", "epsilon-plus", "gradient")
 def _net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3)).double().eval()
-
-
-def _llama(**options: Any) -> Any:
-    config = transformers.LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        **options,
-    )
-    torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(config).eval()
 
 
 def _relevance(lrp: fxlrp.ConvertedModel, inputs: Any, target: int = 1) -> Tensor:
@@ -85,7 +71,7 @@ def test_parametrised_weights_are_the_weights_that_they_make(kind: str) -> None:
 
 
 def test_tied_weights_take_part_at_both_ends() -> None:
-    tied, apart = _llama(tie_word_embeddings=True).double(), _llama(tie_word_embeddings=False).double()
+    tied, apart = grouped_llama(tie_word_embeddings=True).double(), grouped_llama(tie_word_embeddings=False).double()
     apart.load_state_dict(tied.state_dict())
     with torch.no_grad():
         apart.lm_head.weight.copy_(tied.model.embed_tokens.weight)
@@ -125,7 +111,7 @@ def test_hooks_that_change_values_are_part_of_the_model() -> None:
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_that_is_switched_on_changes_nothing(reentrant: bool) -> None:
-    plain, saving = _llama().double(), _llama().double()
+    plain, saving = grouped_llama().double(), grouped_llama().double()
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
     found, expected = fxlrp.convert(saving, "attnlrp"), fxlrp.convert(plain, "attnlrp")
     for ruleset in RULESETS[:2]:

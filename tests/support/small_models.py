@@ -22,6 +22,14 @@ def _llama() -> nn.Module:
     )
 
 
+def grouped_llama(**options: Any) -> Any:
+    """A Llama of one layer whose heads share keys, of the same weights at every call; ``options`` of its config."""
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes | heads | options)).eval()
+
+
 def _gpt2() -> nn.Module:
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
