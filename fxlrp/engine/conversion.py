@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,14 @@ class Prepared:
     captured: Captured
 
 
+@dataclass
+class _Made:
+    """The graphs rewritten by the rules there are, for conversions that differ in how their passes run alone."""
+
+    rules: tuple[Rule, ...] = ()
+    rewrites: dict[Any, tuple[Plan, Rewritten]] = field(default_factory=dict)
+
+
 class Conversion:
     """The engine of one model under one ruleset.
 
@@ -65,8 +73,7 @@ class Conversion:
         self.strict = strict
         self.graphs = graphs or Graphs()
         self.last: Captured | None = None
-        self._rewrites: dict[Any, tuple[Plan, Rewritten]] = {}
-        self._rules: tuple[Rule, ...] = ()
+        self._made = _Made()
         self._owners: dict[str, tuple[nn.Module, str]] = {}
         self._version: Any = None
 
@@ -77,8 +84,7 @@ class Conversion:
             **kept,
             "graphs": Graphs(),
             "last": None,
-            "_rewrites": {},
-            "_rules": (),
+            "_made": _Made(),
             "_owners": {},
             "_version": None,
         }
@@ -129,7 +135,7 @@ class Conversion:
         if passing == self.passing:
             return self
         other = Conversion(self.model, self.ruleset, self.strict, self.graphs, passing)
-        other._rules, other._rewrites = self._rules, self._rewrites
+        other._made = self._made
         return other
 
     # --- from inputs to a program ---------------------------------------------------------------------------
@@ -282,16 +288,16 @@ class Conversion:
         With ``entered`` the values of look-ups are arguments.
         """
         key = (captured, taps, ledger, entered)
-        if self._rules != (known_rules := tuple(RULES.values())):  # a rule was registered, or replaced, since
-            self._rules, self._rewrites = known_rules, {}
-        made = self._rewrites.get(key)
+        if self._made.rules != (rules := tuple(RULES.values())):  # a rule was registered, or replaced, since
+            self._made.rules, self._made.rewrites = rules, {}
+        made = self._made.rewrites.get(key)
         if made is None:
             with LOCK:
-                held = {k: each for k, each in self._rewrites.items() if self.graphs.holds(k[0])}
+                held = {k: each for k, each in self._made.rewrites.items() if self.graphs.holds(k[0])}
                 known = (plan for (of, *_), (plan, _) in held.items() if of is captured)
                 plan = next(known, None) or make_plan(captured.program, captured.structure, self.ruleset, self.strict)
                 made = held.get(key) or (plan, rewrite(plan, taps, ledger=ledger, entered=entered))
-                self._rewrites = {**held, key: made}
+                self._made.rewrites = {**held, key: made}
         return made
 
     def taps(self, captured: Captured, globs: Sequence[str]) -> dict[str, fx.Node]:

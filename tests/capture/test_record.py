@@ -175,7 +175,7 @@ def test_equal_inputs_share_a_recording_and_others_have_their_own() -> None:
         lrp(x)
     assert lrp.captures == 2
     assert sum(map(len, lrp.conversion.graphs.programs.values())) == 2
-    assert len(lrp.conversion._rewrites) == 2
+    assert len(lrp.conversion._made.rewrites) == 2
 
 
 def test_the_reason_is_told_once_with_the_line_of_the_model() -> None:

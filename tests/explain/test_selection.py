@@ -65,7 +65,7 @@ def test_a_choice_is_planned_once(model: Graph, given: dict[str, Tensor]) -> Non
     for _ in range(3):
         lrp.attribute(given, target=1, exclude="adj")
     assert lrp.captures == 1
-    assert len(lrp.conversion._rewrites) == 1
+    assert len(lrp.conversion._made.rewrites) == 1
 
 
 @pytest.mark.parametrize(
