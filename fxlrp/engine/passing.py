@@ -41,10 +41,10 @@ class Passing:
         if not torch.is_grad_enabled():
             return rewritten.on(arguments)
         if any(isinstance(value, Elsewhere) for value in arguments):
-            return rewritten.on(arguments, in_blocks=True)
+            return rewritten.on(arguments, "blocks")
         kept = rewritten.kept(arguments) if self.checkpoint == "auto" else None
         fits = kept is not None and kept.whole <= SHARE * free_memory(device)
-        return rewritten.on(arguments, in_blocks=self.checkpoint is not None and not fits)
+        return rewritten.on(arguments, "stretches" if self.checkpoint is None or fits else "blocks")
 
 
 def free_memory(device: torch.device) -> float:

@@ -177,7 +177,7 @@ class ConvertedModel(nn.Module):
             checkpoint: what is kept from the forward to the backward pass. ``None``: every value that it needs;
                 ``"blocks"``: what enters each block (a sub-layer of a transformer), which is computed again on the way
                 back, for about a third more time; ``"auto"``: blocks where the values would take more than half of
-                the free memory. Relevance is the same, bit for bit; a ledger keeps every value all the same.
+                the free memory. Relevance is the same to rounding; a ledger keeps every value all the same.
 
         Returns:
             Relevance by input, with the unit of the explained output, in the input's shape: [batch, tokens] for ids,

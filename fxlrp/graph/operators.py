@@ -183,9 +183,14 @@ def operands_of(node: fx.Node) -> list[fx.Node]:
     return node.all_input_nodes if operator is None else nodes_in(node, operator.factors + operator.terms)
 
 
+def draws(target: Any) -> bool:
+    """Whether an operator may draw random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether a node draws random numbers: torch marks such operators; one may be told not to train, and draws none."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+    if not draws(node.target):
         return False
     given: dict[str, Any] = dict(zip(parameter_names(node.target), node.args, strict=False)) | node.kwargs
     return given.get("train", given.get("training", True)) is not False and bool(given.get("p", 1) != 0)

@@ -207,9 +207,10 @@ class _Watch:
         interpreter: Any = Watching(rewritten.module)
         return replace(rewritten, module=interpreter.run)
 
-    def arrived(self, node: fx.Node, message: Tensor) -> None:
-        """Keep a message; one that comes again is the sum by then."""
-        self.messages[node] = message.detach()
+    def arrived(self, node: fx.Node, message: Tensor | None) -> None:
+        """Keep a message, if there is one; one that comes again is the sum by then."""
+        if message is not None:
+            self.messages[node] = message.detach()
 
 
 def _watched(task: Task) -> tuple[Plan, _Watch]:

@@ -7,11 +7,10 @@ kept for it twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from operator import getitem
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from fxlrp.capture.process import attention_spelled_out
 from fxlrp.graph.axes import known_size
 from fxlrp.graph.nodes import tensor_value
 from fxlrp.graph.operators import Move, operator_of
+from fxlrp.rewrite.parts import as_one_call, asked, attributed, carrying
+from fxlrp.rewrite.stretches import in_stretches
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,44 +46,38 @@ class Block:
             return self.module(*values)
 
 
-def in_blocks(module: fx.GraphModule) -> fx.GraphModule:
+def in_blocks(module: fx.GraphModule, lean: bool = True) -> fx.GraphModule:
     """A rewritten module with every stretch between two borders as a :class:`Block`; itself where there is no border.
 
     What lies before the first border and behind the last stays as it is: the end of a graph is needed first in the
-    backward pass.
+    backward pass. ``lean``: a block that runs again keeps no more than its stretches do.
     """
     graph = module.graph
     nodes = _in_order(graph)
-    last = dict(_stretches(graph, nodes))
+    found, fixed = carrying(graph.nodes, attributed(graph)), asked(graph)
+    last = dict(_between_borders(nodes, found))
     if not last:
         return module
     made = fx.Graph()
     values: dict[fx.Node, fx.Node] = {node: made.node_copy(node) for node in graph.nodes if node.op == "placeholder"}
+
+    def making(own: fx.Graph, inner: Mapping[fx.Node, fx.Node], leaving: Sequence[fx.Node]) -> Block:
+        if not lean:
+            return Block(fx.GraphModule({}, own))
+        begins = [image for node, image in inner.items() if node in found and image.op == "placeholder"]
+        own = in_stretches(own, begins, [image for node, image in inner.items() if node in fixed])
+        return Block(fx.GraphModule({}, own))
+
     index = 0
     while index < len(nodes):
         if index in last:
-            _emit(made, values, nodes[index : last[index]])
+            as_one_call(made, values, nodes[index : last[index]], making)
         else:
             values[nodes[index]] = made.node_copy(nodes[index], values.__getitem__)
         index = last.get(index, index + 1)
     made.output(fx.map_arg(graph.output_node().args[0], values.__getitem__))
     made.lint()
     return fx.GraphModule({}, made)
-
-
-def _emit(graph: fx.Graph, values: dict[fx.Node, fx.Node], members: Sequence[fx.Node]) -> None:
-    """Put ``members`` into ``graph`` as one block; the values that others use are taken out of it again."""
-    inside = {*members}
-    entering = list(dict.fromkeys(n for m in members for n in m.all_input_nodes if n not in inside))
-    leaving = [node for node in members if not inside.issuperset(node.users)]
-    own = fx.Graph()
-    inner = {node: own.placeholder(node.name) for node in entering}
-    for node in members:
-        inner[node] = own.node_copy(node, inner.__getitem__)
-    own.output(tuple(inner[node] for node in leaving))
-    block = graph.call_function(Block(fx.GraphModule({}, own)), tuple(values[node] for node in entering))
-    for place, node in enumerate(leaving):
-        values[node] = graph.call_function(getitem, (block, place))
 
 
 def _in_order(graph: fx.Graph) -> list[fx.Node]:
@@ -95,13 +90,12 @@ def _in_order(graph: fx.Graph) -> list[fx.Node]:
     return sorted(nodes, key=lambda node: place[node])  # a stable sort: what is made stands before its conversion
 
 
-def _stretches(graph: fx.Graph, nodes: Sequence[fx.Node]) -> list[tuple[int, int]]:
+def _between_borders(nodes: Sequence[fx.Node], found: set[fx.Node]) -> list[tuple[int, int]]:
     """Where blocks begin and end: ranges of ``nodes`` between two places that one carrying value alone crosses.
 
     Of all borders those are chosen between which the blocks hold the least at once: the values at the borders, kept
     throughout, and the largest block, alive when it runs again.
     """
-    found = _carrying(graph)
     borders = list(_borders(nodes, found))
     sizes = [_bytes(node) if node in found else 0 for node in nodes]
     limits = {sum(sizes[first:last]) for first, last in pairwise(borders)}
@@ -153,14 +147,3 @@ def _bytes(node: fx.Node) -> int:
 
 
 _VIEWS = {Move.STAYS, Move.ITEM, Move.CUTS, Move.EXCHANGES}
-
-
-def _carrying(graph: fx.Graph) -> set[fx.Node]:
-    """The values through which messages go back to what is attributed."""
-    outputs: Any = graph.output_node().args[0]
-    found = {node for node in outputs[1] if isinstance(node, fx.Node)}
-    for node in graph.nodes:
-        passes = node.op == "call_function" and node.target is not torch.detach
-        if passes and any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found

@@ -18,7 +18,7 @@ from fxlrp.rules.operation import Reference
 from fxlrp.rules.post import posted
 from fxlrp.rules.primitives import as_relevance, received
 from fxlrp.rules.rule import Message
-from fxlrp.rules.shares import ShareRule, shared
+from fxlrp.rules.shares import ShareRule, in_proportion, shared
 from fxlrp.rules.spread import AFFINE
 
 
@@ -26,7 +26,8 @@ from fxlrp.rules.spread import AFFINE
 class RuleCall:
     """Calls ``rule`` on ``operation``; takes the operands, then the operation's other arguments, and for a rule that
     compares all of them once more, as they are on the reference input. ``takes`` and ``gives`` are the messages that
-    arrive and that are handed on, ``post`` what happens to relevance on its way to the operands.
+    arrive and that are handed on, ``post`` what happens to relevance on its way to the operands. Without ``valued`` the
+    value may be any: it is the messages that are wanted.
     """
 
     rule: Rule
@@ -35,6 +36,7 @@ class RuleCall:
     takes: Message = Message.GRADIENT
     gives: Message = Message.GRADIENT
     post: tuple[Post, ...] = ()
+    valued: bool = True
 
     @property
     def __name__(self) -> str:
@@ -50,9 +52,12 @@ class RuleCall:
         if other:
             elsewhere = Reference(self.operation.bind(other[count:]), other[:count])
             operation = replace(operation, reference=elsewhere)
+        if self.rule.keeps_value and not torch.is_grad_enabled():  # no message will come
+            return operation(*own[:count])
+        apply = self.rule.sent if isinstance(self.rule, ShareRule) and not self.valued else self.rule.apply
         if not self.post:
-            return self.rule.apply(self.takes, operation, *own[:count], **self.params)
-        on_relevance = partial(self.rule.apply, Message.RELEVANCE, operation, **self.params)
+            return apply(self.takes, operation, *own[:count], **self.params)
+        on_relevance = partial(apply, Message.RELEVANCE, operation, **self.params)
         y = posted(self.post, operation.live, on_relevance, own[:count], operation.axes_of_samples())
         return y if self.takes is Message.RELEVANCE else as_relevance(y)
 
@@ -96,6 +101,8 @@ class SumCall:
 
     def __call__(self, z: Tensor, *rest: Tensor) -> Tensor:
         """The sum's value, with the rule's backward pass."""
+        if self.rule.denominators is not None:
+            return in_proportion(z, partial(self.rule.denominators, **self.params), self.takes)
         shares = self.rule.shares(AFFINE, z, *rest, **self.params)
         if self.takes is Message.GRADIENT and self.rule.message is Message.GRADIENT:
             return shared(z, shares, z)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -26,11 +26,16 @@ from fxlrp.rewrite.composite import site_of
 from fxlrp.rewrite.fetching import fetching
 from fxlrp.rewrite.linear_sums import Layers
 from fxlrp.rewrite.memory import Kept, kept_by
+from fxlrp.rewrite.parts import asked, attributed
+from fxlrp.rewrite.stretches import in_stretches
 from fxlrp.rules import find_rule
 from fxlrp.rules.operation import IDENTITY
 from fxlrp.rules.primitives import as_relevance
 from fxlrp.rules.rule import Message
 from fxlrp.rules.shares import ShareRule
+
+#: What of a module runs again in the backward pass: nothing, its stretches, or whole blocks of it.
+Form = Literal["whole", "stretches", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -73,25 +78,35 @@ class Rewritten:
     references: Mapping[str, fx.Node] = field(default_factory=dict)
 
     @cached_property
+    def stretches(self) -> fx.GraphModule:
+        """The module in stretches, of which the backward pass keeps no more than what enters them."""
+        graph = self.module.graph
+        made = in_stretches(graph, attributed(graph), asked(graph))
+        return self.module if made is graph else fx.GraphModule({}, made)
+
+    @cached_property
     def blocks(self) -> fx.GraphModule:
-        """The module in blocks, of which the backward pass keeps no more than what enters them."""
+        """The module in blocks, from which the same holds, of stretches within."""
         return in_blocks(self.module)
 
     @cached_property
     def _fetching(self) -> dict[Any, fx.GraphModule]:
         return {}
 
-    def on(self, arguments: Sequence[Any], in_blocks: bool = False) -> fx.GraphModule:
-        """The module for these arguments, among which may be handles of weights."""
-        module = self.blocks if in_blocks and isinstance(self.module, fx.GraphModule) else self.module
+    def on(self, arguments: Sequence[Any], form: Form = "whole") -> fx.GraphModule:
+        """The module for these arguments, among which may be handles of weights, as it is or in parts that run again in
+        the backward pass. Between the passes no weight is kept that a handle brought in.
+        """
+        if not isinstance(self.module, fx.GraphModule):  # what runs node by node brings them in itself
+            return self.module
         pairs = zip(self.arguments, arguments, strict=True)
         handles = tuple((name, value.ends) for name, value in pairs if isinstance(value, Elsewhere))
-        if not handles or not isinstance(module, fx.GraphModule):  # what runs node by node brings them in itself
-            return module
-        key = (in_blocks, handles)
-        if key not in self._fetching:
-            self._fetching[key] = fetching(module, dict(handles))
-        return self._fetching[key]
+        if not handles:
+            return self.module if form == "whole" else self.stretches if form == "stretches" else self.blocks
+        if (form, handles) not in self._fetching:
+            module = in_blocks(self.module, lean=False) if form == "blocks" else self.module
+            self._fetching[form, handles] = fetching(module, dict(handles))
+        return self._fetching[form, handles]
 
     def kept(self, arguments: Sequence[Any]) -> Kept | None:
         """How much memory its values take on these arguments, of which it reads the shapes alone; None: unknown."""
@@ -168,6 +183,7 @@ class _Rewriting:
             self.values[node].meta = dict(node.meta)
             if node in self.plan.forks and node in self.plan.carrying:
                 self.values[node] = self._forked(node)
+                self.values[node].meta = dict(node.meta)
         outputs: Any = fx.map_arg(self.plan.program.graph.output_node().args[0], self._returned)
         attributed = tuple(self.returned[e.node] for e in self.plan.structure.attributed)
         extra = (tuple(self.leaves), tuple(self.operands)) if self.ledger else ()
@@ -292,6 +308,7 @@ class _Rewriting:
             return self.values[node]
         if node not in self.converted:
             self.converted[node] = self.graph.call_function(as_relevance, (self.values[node],))
+            self.converted[node].meta = dict(node.meta)
         return self.converted[node]
 
     def _constant(self, node: Any) -> Any:
@@ -303,6 +320,7 @@ class _Rewriting:
             return self.values[node]
         if node not in self.detached:
             self.detached[node] = self.graph.call_function(torch.detach, (self.values[node],))
+            self.detached[node].meta = dict(node.meta)
         return self.detached[node]
 
     def _apply(self, node: fx.Node, decision: Decision | None) -> fx.Node:

@@ -20,12 +20,13 @@ from fxlrp.capture import torch_private as private
 from fxlrp.graph.handles import Elsewhere
 from fxlrp.rewrite.blocks import Block
 from fxlrp.rewrite.kernels import simplified_mask
+from fxlrp.rewrite.stretches import Stretch
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes alive between the two passes: ``whole``, where every value is kept, and ``in_blocks``, with what enters
-    each block and all that the largest one keeps when it runs again.
+    """Bytes alive between the two passes, and in the largest part when it runs again: ``whole``, where all is kept that
+    enters a layer or a stretch, and ``in_blocks``, where what enters each block is.
     """
 
     whole: int
@@ -45,7 +46,7 @@ def kept_by(blocks: fx.GraphModule, arguments: Sequence[Any]) -> Kept | None:
     between = [*outside.values(), *_tensors(outputs)]
     entering, inside = _tensors(run.entering), [each.values() for each in run.inside]
     return Kept(
-        _bytes([*between, *chain(*inside)], given),
+        _bytes([*between, *chain(*inside)], given) + max(run.stretches, default=0),
         _bytes([*between, *entering], given) + max(run.largest, default=0),
     )
 
@@ -99,19 +100,27 @@ class _Counting(fx.Interpreter):
         self.inside: list[_Saved] = []
         self.entering: list[Any] = []
         self.largest: list[int] = []
+        self.stretches: list[int] = []
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of an operation. A mask that is only known from its values counts as none: most are padding."""
         if target is simplified_mask:
             return None, False
+        if isinstance(target, Stretch) and torch.is_grad_enabled():
+            again = _Saved()
+            with again.followed():
+                made = target.again(*args)  # alive until it is counted
+            self.stretches.append(_bytes(again.values(), _tensors(args)))
+            del made
         if not isinstance(target, Block):
             return super().call_function(target, args, kwargs)
-        saved = _Saved()
+        saved, run = _Saved(), _Counting(target.module)
         with saved.followed():
-            outputs = _Counting(target.module).run(*args, enable_io_processing=False)
+            outputs = run.run(*args, enable_io_processing=False)
         self.inside.append(saved)
         self.entering.append(args)
-        self.largest.append(_bytes(saved.values(), _tensors(args)))
+        self.stretches.extend(run.stretches)
+        self.largest.append(_bytes(saved.values(), _tensors(args)) + max(run.stretches, default=0))
         return outputs
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import RulesetError, nearest
+from fxlrp.rules.primitives import nowhere_zero
 
 
 class Choice(StrEnum):
@@ -39,14 +40,21 @@ class Stabiliser(Choice):
 
 def away_from_zero(x: Tensor, epsilon: float) -> Tensor:
     """x + epsilon sign(x), with sign(0) = +1."""
-    return x + epsilon * torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+    return x + torch.copysign(x.new_full((), epsilon), x + 0.0)  # -0.0 + 0.0 is 0.0
+
+
+def _masked(z: Tensor, epsilon: float) -> Tensor:
+    kept = z + epsilon
+    if nowhere_zero(z) and nowhere_zero(kept):
+        return kept
+    return torch.where(z == 0, z, torch.where(kept == 0, epsilon, kept))
 
 
 #: The formulas of stabilisers.
 FORMS: dict[Stabiliser, Callable[[Tensor, float], Tensor]] = {
     Stabiliser.SIGNED: away_from_zero,
     Stabiliser.UNSIGNED: lambda z, epsilon: z + epsilon,
-    Stabiliser.MASKED: lambda z, epsilon: torch.where(z == 0, z, torch.where(z == -epsilon, epsilon, z + epsilon)),
+    Stabiliser.MASKED: _masked,
 }
 
 

@@ -13,7 +13,16 @@ from torch import Tensor
 from fxlrp.graph.operators import Dependence, is_continuous
 from fxlrp.rules.dense import jacobian
 from fxlrp.rules.operation import Hole, Operation, fill
-from fxlrp.rules.primitives import as_relevance, carry, ratio, received, same_value, scale_message
+from fxlrp.rules.primitives import (
+    as_relevance,
+    carry,
+    change_message,
+    nowhere_zero,
+    ratio,
+    received,
+    same_value,
+    scale_message,
+)
 from fxlrp.rules.ranges import NotNegative, Share
 from fxlrp.rules.rule import Cite, Conserves, rule, twin
 
@@ -108,7 +117,10 @@ def _(op: Operation, *operands: Tensor) -> Tensor:
     if op.live == (True, False) and _scales(op) and not any(map(torch.is_complex, filter(torch.is_tensor, operands))):
         x, other = operands
         y = op(x, other)
-        return carry(y, x.expand_as(y), (op(torch.ones_like(x), other) != 0).to(y.dtype))
+        factor = op(x.new_ones(()), other)
+        if nowhere_zero(factor):
+            return same_value(y, x.expand_as(y))
+        return carry(y, x.expand_as(y), (factor != 0).to(y.dtype))
     result: Tensor = twin(gradient.surrogate, op, *operands)
     return result
 
@@ -151,9 +163,12 @@ def taylor(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
 @taylor.in_relevance
 def _(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
     """The same as the paper has it, without a division by s: x (R_s - s sum R_s)."""
-    s: Tensor = op(x, *rest)
-    received_by_x = as_relevance(x)
-    return same_value(s, received_by_x - (s.detach() * received_by_x).sum(axis_of(op), keepdim=True))
+    s: Tensor = op(x.detach(), *rest)
+
+    def change(relevance: Tensor, s: Tensor) -> Tensor:
+        return relevance - s * relevance.sum(axis_of(op), keepdim=True)
+
+    return same_value(s, change_message(as_relevance(x), change, s))
 
 
 @taylor.reference

@@ -17,7 +17,7 @@ from fxlrp.rules.operation import Operation
 from fxlrp.rules.primitives import ratio, same_value
 from fxlrp.rules.ranges import NotNegative, Range, Share, sums_to_one
 from fxlrp.rules.rule import Cite, Conserves, rule
-from fxlrp.rules.shares import Shares, share_rule
+from fxlrp.rules.shares import Shares, proportional_rule, share_rule
 
 LINEAR = ("linear", "convolution", "mixing")
 BACH = "Bach et al. 2015, On Pixel-Wise Explanations"
@@ -25,12 +25,12 @@ BACH = "Bach et al. 2015, On Pixel-Wise Explanations"
 
 def positive(x: Tensor) -> Tensor:
     """max(x, 0), with no message where x is zero."""
-    return x * (x > 0)
+    return torch.relu(x)
 
 
 def negative(x: Tensor) -> Tensor:
     """min(x, 0), with no message where x is zero."""
-    return x * (x < 0)
+    return -torch.relu(-x)
 
 
 def without(bias: Tensor | None) -> Tensor | None:
@@ -44,10 +44,8 @@ def affine(op: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     return result
 
 
-@share_rule(*LINEAR, "add", "sum", "movement", "fork", source=Cite(BACH, "eq. 58"), leak_kind="epsilon")
-def epsilon(
-    op: Operation, *operands: Tensor, epsilon: NotNegative = 1e-6, stabiliser: Stabiliser = Stabiliser.SIGNED
-) -> Shares:
+@proportional_rule(*LINEAR, "add", "sum", "movement", "fork", source=Cite(BACH, "eq. 58"), leak_kind="epsilon")
+def epsilon(z: Tensor, *, epsilon: NotNegative = 1e-6, stabiliser: Stabiliser = Stabiliser.SIGNED) -> Tensor:
     """R_j = x_j sum_i W_ij R_i / (z_i + epsilon sign z_i), that is g_j = sum_i W_ij kappa_i g_i, kappa = z / (z
     + epsilon sign z).
 
@@ -55,8 +53,7 @@ def epsilon(
     is the plain gradient. ``stabiliser``: ``signed`` as above, ``unsigned`` z + epsilon, ``masked`` the same but
     no share at z = 0.
     """
-    z: Tensor = op(*operands)
-    return [(z, stabiliser(z, epsilon))]
+    return stabiliser(z, epsilon)
 
 
 @epsilon.reference

@@ -48,6 +48,19 @@ class _Carried(torch.autograd.Function):
         return None, grads[0] * slope, None
 
 
+class _Changed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, change: Callable[..., Tensor], *kept: Tensor) -> Tensor:
+        ctx.save_for_backward(*kept)
+        ctx.change = change
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors  # to be read once
+        return ctx.change(grads[0], *kept), None, *(None for _ in kept)
+
+
 class _SameValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, y: Tensor, surrogate: Tensor) -> Tensor:
@@ -120,6 +133,11 @@ def scale_message(x: Tensor, factor: Tensor | float) -> Tensor:
     return _apply(_Scaled, x, factor)
 
 
+def change_message(y: Tensor, change: Callable[..., Tensor], *kept: Tensor) -> Tensor:
+    """``y``, whose message m becomes ``change(m, *kept)``; nothing else is kept for it."""
+    return _apply(_Changed, y, change, *(each.detach() for each in kept))
+
+
 def positive_message(x: Tensor) -> Tensor:
     """``x``, of whose message only what is positive passes."""
     return _apply(_Positive, x)
@@ -152,16 +170,39 @@ def _apply(function: Any, *arguments: Any) -> Tensor:
     return result
 
 
+def known(holds: Callable[[], Any], x: Tensor) -> bool:
+    """Whether a condition on the values of ``x`` is known to hold without waiting for a device: masks and choices are
+    many times as slow on a CPU as a look whether they are needed.
+    """
+    if x.device.type != "cpu" or type(x) is not Tensor or torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(holds())
+    except RuntimeError:  # a value of many samples at once, which is none by itself
+        return False
+
+
+def nowhere_zero(x: Tensor) -> bool:
+    """Whether it is known that no entry is 0."""
+    return known(lambda: x.count_nonzero() == x.numel(), x)
+
+
 def received(value: Tensor, message: Tensor) -> Tensor:
     """value x message, and 0 where the message is 0, also at the infinite values of masks. What a complex number
     receives is the sum of what its two parts do: Re(z conj(g)).
     """
     if value.is_complex():
         return received(torch.view_as_real(value.resolve_conj()), torch.view_as_real(message.resolve_conj())).sum(-1)
+    if known(lambda: torch.isfinite(value.sum()), value):
+        return value * message
+    if known(lambda: torch.isfinite(message.sum()) and not value.amax().isnan(), message):  # NaN is then 0 x inf
+        return torch.nan_to_num(value * message, nan=0.0, posinf=float("inf"), neginf=-float("inf"))
     return torch.where(message == 0, torch.zeros_like(message), value * message)
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0."""
+    if nowhere_zero(b):
+        return a / b
     zero = b == 0
     return torch.where(zero, torch.zeros_like(a), a / torch.where(zero, torch.ones_like(b), b))

@@ -13,7 +13,7 @@ from fxlrp.rules.choices import Stabiliser
 from fxlrp.rules.dense import jacobian, matrix, shares
 from fxlrp.rules.linear import LINEAR, affine, without
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import carry, positive_message
+from fxlrp.rules.primitives import carry, positive_message, same_value
 from fxlrp.rules.ranges import NotNegative, Range, Relation, Share, sums_to_one
 from fxlrp.rules.rule import Cite, Conserves, Message, rule
 from fxlrp.rules.shares import Shares, relevance_share_rule
@@ -38,7 +38,7 @@ def pass_through(op: Operation, x: Tensor, *rest: Tensor) -> Tensor:
     Of a sum with constants (*shift*) the constants receive none.
     """
     y: Tensor = op(x, *rest)
-    return carry(y, x.expand_as(y), torch.ones_like(y))
+    return same_value(y, x.expand_as(y))
 
 
 @pass_through.reference

@@ -7,9 +7,9 @@ the paper's own, in which nothing is divided by z.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce, wraps
+from functools import partial, reduce, wraps
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fxlrp.graph.operator_classes import ADD, AFFINE, OperatorClass, find_class
 from fxlrp.rules.operation import Operation
-from fxlrp.rules.primitives import as_relevance, ratio, same_value
+from fxlrp.rules.primitives import as_relevance, change_message, ratio, same_value
 from fxlrp.rules.ranges import Relation
 from fxlrp.rules.rule import Cite, Conserves, Message, Rule, enter
 
@@ -25,21 +25,36 @@ from fxlrp.rules.rule import Cite, Conserves, Message, Rule, enter
 Shares = list[tuple[Tensor, Tensor]]
 
 
-def shared(z: Tensor, shares: Iterable[tuple[Tensor, Tensor]], amount: Tensor | float = 1.0) -> Tensor:
+def shared(z: Tensor, shares: Shares, amount: Tensor | float = 1.0) -> Tensor:
     """``z``, whose message goes to each numerator times ``amount`` / its denominator (0 where that is 0)."""
-    amounts = amount if isinstance(amount, Tensor) else torch.full_like(z, amount)
-    parts = [numerator * ratio(amounts, denominator).detach() for numerator, denominator in shares]
-    return same_value(z, reduce(torch.add, parts))
+    return same_value(z, reduce(torch.add, _parts(shares, amount)))
+
+
+def _parts(shares: Shares, amount: Tensor | float = 1.0) -> list[Tensor]:
+    """Each numerator times the constant ``amount`` / its denominator."""
+    amounts = (amount if isinstance(amount, Tensor) else torch.full_like(d, amount) for _, d in shares)
+    return [n * ratio(a, d).detach() for (n, d), a in zip(shares, amounts, strict=True)]
 
 
 @dataclass(frozen=True)
 class ShareRule(Rule):
     """A rule made of ``shares(op, *operands, **parameters)``. One for sums stands on *affine* sums as well:
     :data:`fxlrp.rules.spread.AFFINE`; ``whole`` tells whether it then asks for more operands than their value.
+    ``denominators(z, **parameters)``: those of a rule with z itself as its one numerator (:func:`proportional_rule`).
     """
 
     shares: Callable[..., Shares] = field(default=list, compare=False)
     whole: Callable[[Mapping[str, Any]], bool] = field(default=lambda parameters: False, compare=False)
+    denominators: Callable[..., Tensor] | None = field(default=None, compare=False)
+
+    def sent(self, message: Message, op: Operation, *operands: Any, **parameters: Any) -> Tensor:
+        """What :meth:`apply` gives, with the same messages to the operands, but not with the operation's value: that
+        of relevance is not computed.
+        """
+        if message is Message.GRADIENT or self.denominators is not None:
+            return self.apply(message, op, *operands, **parameters)
+        relevant = operands if self.message is Message.RELEVANCE else _relevant(op, operands)
+        return reduce(torch.add, _parts(self.shares(op, *relevant, **parameters)))
 
     def fits(self, category: OperatorClass) -> bool:
         """Whether the rule can take operations of this class; an affine sum is a sum."""
@@ -87,6 +102,60 @@ def share_rule(
         return made
 
     return register
+
+
+def proportional_rule(
+    *on: str | OperatorClass, source: Cite, leak_kind: str
+) -> Callable[[Callable[..., Tensor]], ShareRule]:
+    """Register a function that gives the denominators D(z) of an operation's value z as the rule by which each operand
+    receives what it contributes, R_j = sum_i z_ij / D(z_i) R_i. Nothing but operands and value is kept for it.
+    """
+    classes = tuple(map(find_class, on))
+
+    def register(function: Callable[..., Tensor]) -> ShareRule:
+        @wraps(function)
+        def shares(op: Operation, *operands: Any, **parameters: Any) -> Shares:
+            z: Tensor = op(*operands)
+            return [(z, function(z, **parameters))]
+
+        @wraps(function)
+        def surrogate(op: Operation, *operands: Any, **parameters: Any) -> Tensor:
+            return in_proportion(op(*operands), partial(function, **parameters), Message.GRADIENT)
+
+        def relevance(op: Operation, *operands: Any, **parameters: Any) -> Tensor:
+            z = op(*_relevant(op, operands))
+            return in_proportion(z, partial(function, **parameters), Message.RELEVANCE)
+
+        def untaken(op: Operation, y: Tensor, g: Tensor, *operands: Any, **parameters: Any) -> Tensor:
+            return (y - y * ratio(y, function(y, **parameters))) * g
+
+        made = ShareRule(
+            function.__name__,
+            classes,
+            surrogate,
+            Conserves.WITH_LEAK,
+            source,
+            untaken,
+            leak_kind,
+            shares=shares,
+            denominators=function,
+        )
+        made.in_relevance(relevance)
+        enter(made)
+        return made
+
+    return register
+
+
+def in_proportion(z: Tensor, denominators: Callable[[Tensor], Tensor], message: Message) -> Tensor:
+    """``z``, whose gradient message is multiplied by z / D(z), or whose relevance is divided by D(z); 0 at D(z) = 0."""
+
+    def change(arrived: Tensor, z: Tensor) -> Tensor:
+        if message is Message.RELEVANCE:
+            return ratio(arrived, denominators(z).conj())
+        return arrived * ratio(z, denominators(z)).conj()
+
+    return change_message(z, change, z)
 
 
 def relevance_share_rule(

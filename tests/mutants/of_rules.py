@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxlrp.graph.operators import OPERATORS
-from fxlrp.rewrite import kernels
+from fxlrp.rewrite import kernels, stretches
+from fxlrp.rewrite.call import RuleCall
 from fxlrp.rules import RULES, choices, elementary, gamma, linear, primitives, product, shares
 from fxlrp.rules.rule import twin
 from tests.mutants.mutant import Mutant, attribute, changed_rule, changed_shares, closes, entry, kernel, on, rule
 from tests.properties import test_properties
+from tests.rewrite import test_stretches
 from tests.rules import test_rules
 
 aten = torch.ops.aten
@@ -215,7 +218,32 @@ def _attention(drop: str, original: Any = kernels.constant_weights_attention) ->
     return attribute(kernels, "constant_weights_attention", mutant)
 
 
+def _gradients(module: fx.GraphModule) -> fx.GraphModule:
+    """A second run that forgets the rules."""
+    graph, images = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(module.graph, images))
+    for image in images.values():
+        if isinstance(image.target, RuleCall):
+            image.target = replace(image.target, rule=RULES["gradient"], params={})
+    return fx.GraphModule({}, graph)
+
+
 KERNEL_MUTANTS = (
+    Mutant(
+        "a stretch gives one value for two",
+        attribute(stretches, "apart", tuple),
+        partial(test_stretches.agrees, "bert", "arras2017"),
+    ),
+    Mutant(
+        "a stretch forgets its rules on the way back",
+        attribute(stretches, "for_messages", _gradients),
+        partial(test_stretches.agrees, "bert", "full-lrp"),
+    ),
+    Mutant(
+        "rules in relevance keep what they are made of",
+        attribute(stretches.Parts, "keeps_much", lambda parts, node: False),
+        test_stretches.test_little_is_kept_for_a_rule_in_relevance,
+    ),
     Mutant(
         "norm kernel forgets the mean",
         entry(kernels.KERNELS, aten.layer_norm, _without_mean),

@@ -1,0 +1,147 @@
+"""Stretches between two layers run again in the backward pass: the same relevance, and little is kept for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxlrp
+from benchmarks.measure import peak
+from benchmarks.models import gradient_times_input
+from fxlrp.rewrite import Rewritten
+from fxlrp.rewrite.stretches import Stretch
+from tests.support import small_models
+
+#: Rules in relevance, some on sums, some with sums of what arrives; rules of several numerators, in gradients.
+SOME = (
+    "arras2017",
+    "attnlrp-relevance",
+    "chefer2021-bert",
+    "deeplift-rescale",
+    "epsilon-alpha2-beta1",
+    "excitation-backprop",
+    "full-lrp",
+    "pa-lrp",
+    "wu-ong2020",
+)
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Rewritten graphs run as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rewritten, "on", lambda self, arguments, form="whole": self.module)
+        yield
+
+
+def agrees(model: str, rules: str) -> None:
+    """Relevance in stretches is that of the whole graph, but for the order in which messages are added up."""
+    lrp, given = small_models.converted(model).with_ruleset(rules), small_models.inputs(model)
+    try:
+        found = lrp.attribute(given)
+    except fxlrp.FxlrpError as error:
+        pytest.skip(f"{rules} does not fit {model}: {error}")
+    with whole():
+        wanted = lrp.attribute(given)
+    torch.testing.assert_close(found.relevance, wanted.relevance, rtol=1e-9, atol=1e-12)  # both in float64
+    torch.testing.assert_close(found.outputs.logits, wanted.outputs.logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model", ["llama", "bert", "vit"])
+@pytest.mark.parametrize("rules", SOME)
+def test_stretches_change_no_number(model: str, rules: str) -> None:
+    agrees(model, rules)
+
+
+def _stretches(lrp: fxlrp.ConvertedModel, given: Any) -> list[Stretch]:
+    lrp.attribute(given)
+    captured = lrp.conversion.last
+    assert captured is not None
+    _, rewritten = lrp.conversion.rewritten(captured.folded(lrp.ruleset.fold))
+    return [node.target for node in rewritten.stretches.graph.nodes if isinstance(node.target, Stretch)]
+
+
+def test_a_layer_lies_between_stretches() -> None:
+    found = _stretches(small_models.converted("llama").with_ruleset("attnlrp-relevance"), small_models.inputs("llama"))
+    entering = [node.name for stretch in found for node in stretch.module.graph.nodes if node.op == "placeholder"]
+    assert any("norm_weight" in name for name in entering)
+    assert not any("proj_weight" in name for name in entering)
+    assert len(found) == 2 * 4 + 1  # norm, attention, norm, gate of two layers; the last norm
+
+
+def test_a_graph_of_gradients_is_left_as_it_is() -> None:
+    lrp = small_models.converted("llama").with_ruleset("attnlrp")
+    lrp.attribute(small_models.inputs("llama"))
+    captured = lrp.conversion.last
+    assert captured is not None
+    _, rewritten = lrp.conversion.rewritten(captured.folded(lrp.ruleset.fold))
+    assert rewritten.stretches is rewritten.module
+
+
+def _deep(layers: int) -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=11, hidden_size=32, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4
+    )
+    return transformers.BertForSequenceClassification(config).eval()
+
+
+def grows(rules: str) -> float:
+    """How much memory six more layers take, relative to what they take for the plain gradient."""
+    x = torch.randn(1, 64, 32)
+    taken = []
+    for layers in (2, 8):
+        model = _deep(layers)
+        lrp = fxlrp.convert(model, rules)
+        for _ in range(3):  # on the first inputs the graph is compared with its model
+            lrp.attribute({"inputs_embeds": x})
+        taken.append(
+            (peak(lambda: lrp.attribute({"inputs_embeds": x})), peak(lambda: gradient_times_input(model, x)))  # noqa: B023
+        )
+    (few, few_plain), (many, many_plain) = taken
+    return (many - few) / (many_plain - few_plain)
+
+
+def test_little_is_kept_for_a_rule_in_relevance() -> None:
+    # What enters layers and stretches, near what the plain gradient keeps; four times that without stretches.
+    assert grows("attnlrp-relevance") < 1.5
+
+
+class Dropping(nn.Module):
+    """Draws random numbers behind an activation, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.dropout(F.gelu(self.first(x)), 0.5)
+        return self.last(hidden * F.gelu(hidden))
+
+
+def test_random_numbers_are_drawn_once() -> None:
+    torch.manual_seed(0)
+    lrp, x = fxlrp.convert(Dropping().eval().double(), "attnlrp-relevance"), torch.randn(2, 6, dtype=torch.float64)
+    found = lrp.attribute(x, target=1, random_seed=3)
+    with whole():
+        wanted = lrp.attribute(x, target=1, random_seed=3)
+    torch.testing.assert_close(found.relevance, wanted.relevance)
+    assert not torch.allclose(lrp.attribute(x, target=1, random_seed=4).relevance, wanted.relevance)
+
+
+def test_relevance_of_modules_within_stretches() -> None:
+    lrp, given = small_models.converted("bert").with_ruleset("attnlrp-relevance"), small_models.inputs("bert")
+    paths = ["bert.encoder.layer.*.intermediate", "bert.encoder.layer.*.attention.self"]
+    found = lrp.attribute(given, at=paths)
+    with whole():
+        wanted = lrp.attribute(given, at=paths)
+    assert len(wanted.at) == 4
+    for path, value in wanted.at.items():
+        torch.testing.assert_close(found.at[path], value, rtol=1e-9, atol=1e-12)
