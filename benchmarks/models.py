@@ -1,4 +1,6 @@
-"""The models that are measured: Llama-like and BERT-like, with random weights, as transformers makes them."""
+"""The models that are measured: Llama-like and BERT-like, with random weights, as transformers makes them; two have the
+shapes of real networks.
+"""
 
 from __future__ import annotations
 
@@ -46,18 +48,37 @@ def llama_config(case: Case) -> LlamaConfig:
     )
 
 
-def _bert(case: Case) -> nn.Module:
+def _smollm2(case: Case) -> nn.Module:
+    """A model of the shape of SmolLM2-135M: three queries to a key, and a large vocabulary."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=case.hidden,
+        intermediate_size=case.hidden * 8 // 3,
+        num_hidden_layers=case.layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _bert(case: Case, heads: int = 8) -> nn.Module:
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=case.hidden,
         intermediate_size=4 * case.hidden,
         num_hidden_layers=case.layers,
-        num_attention_heads=8,
+        num_attention_heads=heads,
     )
     return BertForSequenceClassification(config)
 
 
-FAMILIES = {"Llama": lambda case: LlamaForCausalLM(llama_config(case)), "BERT": _bert}
+FAMILIES = {
+    "Llama": lambda case: LlamaForCausalLM(llama_config(case)),
+    "BERT": _bert,
+    "SmolLM2": _smollm2,
+    "MiniLM": lambda case: _bert(case, heads=12),
+}
 
 
 def best_logit(outputs: object) -> Tensor:
