@@ -25,12 +25,14 @@ SHARE = 0.5
 @dataclass(frozen=True)
 class Passing:
     """``random_seed``: which draw of a model that draws random numbers; ``checkpoint``: what is kept; ``outputs``:
-    whether the caller wants the outputs, or explained rows of them are enough.
+    whether the caller wants the outputs, or explained rows of them are enough; ``lean``: whether what lies between two
+    layers may run again in the backward pass, which then takes one message at a time.
     """
 
     random_seed: int | None = None
     checkpoint: Checkpoint = None
     outputs: bool = True
+    lean: bool = True
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None and self.checkpoint not in get_args(Again):
@@ -44,7 +46,9 @@ class Passing:
             return rewritten.on(arguments, "blocks")
         kept = rewritten.kept(arguments) if self.checkpoint == "auto" else None
         fits = kept is not None and kept.whole <= SHARE * free_memory(device)
-        return rewritten.on(arguments, "stretches" if self.checkpoint is None or fits else "blocks")
+        if self.checkpoint is not None and not fits:
+            return rewritten.on(arguments, "blocks")
+        return rewritten.on(arguments, "stretches" if self.lean else "whole")
 
 
 def free_memory(device: torch.device) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ class Passes:
         return Propagated(run.outputs, run.explained[index], carried[:count], carried[count:], run.flat)
 
     def _run(self, lrp: Conversion, taps: tuple[fx.Node, ...]) -> Forward:
-        task = self.task
+        task, lrp = self.task, lrp.running(replace(lrp.passing, lean=False))  # many messages at a time
         plan = lrp.rewritten(task.captured)[0]
         mixed = last_mixed_value(plan, taps)
         cut = () if mixed is None else (mixed.node,)

@@ -145,3 +145,21 @@ def test_relevance_of_modules_within_stretches() -> None:
     assert len(wanted.at) == 4
     for path, value in wanted.at.items():
         torch.testing.assert_close(found.at[path], value, rtol=1e-9, atol=1e-12)
+
+
+def test_messages_of_many_tokens_go_back_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    lrp = fxlrp.convert(small_models.grouped_llama().double(), "attnlrp-relevance")
+    ids, passes = torch.zeros(1, 3, dtype=torch.long), []
+    original = torch.autograd.grad
+
+    def counted(*given: Any, **options: Any) -> Any:
+        passes.append(given)
+        return original(*given, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    numbers = []
+    for count in (2, 8):
+        passes.clear()
+        lrp.attribute_generation({"input_ids": ids}, generated=torch.ones(1, count, dtype=torch.long))
+        numbers.append(len(passes))
+    assert numbers[0] == numbers[1]
