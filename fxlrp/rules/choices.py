@@ -40,7 +40,7 @@ class Stabiliser(Choice):
 
 def away_from_zero(x: Tensor, epsilon: float) -> Tensor:
     """x + epsilon sign(x), with sign(0) = +1."""
-    return x + torch.copysign(x.new_full((), epsilon), x + 0.0)  # -0.0 + 0.0 is 0.0
+    return x + epsilon * torch.copysign(x.new_ones(()), x + 0.0)  # -0.0 + 0.0 is 0.0
 
 
 def _masked(z: Tensor, epsilon: float) -> Tensor:
