@@ -5,8 +5,8 @@ In: a task. Out: one :class:`Map` an attention, in the order of the graph, and w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from fxlrp.graph.nodes import module_path, run, source_line
 from fxlrp.graph.operators import is_movement, nodes_in, operator_of
 from fxlrp.patterns import Match
 from fxlrp.patterns.structure import Structure
-from fxlrp.readout.passes import Propagated, Task
+from fxlrp.readout.passes import Carried, Propagated, Task
 
 ATTENTION = "attention"
 
@@ -45,11 +45,6 @@ class AttentionSite:
     def place(self) -> str:
         """The module that the attention is in."""
         return module_path(self.weights)
-
-    @property
-    def mixed(self) -> fx.Node:
-        """The first factor of the output: the weights, moved as the product takes them."""
-        return _factors(self.output)[0]
 
     @property
     def values(self) -> fx.Node:
@@ -135,58 +130,99 @@ def _check_layout(match: Match) -> None:
         )
 
 
+#: Which of the attentions, up to the last that the explained output depends on, are read.
+Choice = Callable[[Sequence[AttentionSite]], Sequence[AttentionSite]]
+
+
+@dataclass(frozen=True)
+class Read:
+    """The attentions of a model: all, or up to the last that the explained output depends on; the maps of those that
+    were chosen; and that of the last of all, where its gradient was wanted.
+    """
+
+    sites: Sequence[AttentionSite]
+    maps: Sequence[Map]
+    last: Map | None
+    propagated: Propagated
+
+
 def attention_maps(
-    task: Task, *, relevance: bool, gradient: bool, reached: bool = False
-) -> tuple[list[Map], Propagated]:
-    """Every attention of the model. Relevance takes a backward pass, gradients one through the model as it is; with
-    neither (and no module's relevance asked for) there is but a forward pass.
+    task: Task, *, relevance: bool, gradient: bool, reached: bool = False, choose: Choice = tuple
+) -> Read:
+    """The attentions that are chosen. Relevance takes a backward pass, gradients one through the model as it is; with
+    neither (and no module's relevance asked for) there is but a forward pass. No pass goes further back than to these.
 
     ``reached`` wants at least the gradient of the last attention that the explained output depends on, which takes a
     backward pass to there; what comes after it is left out. Raises :class:`ReadingError` where it depends on none.
     """
-    found = sites(task)
-    nodes = tuple(site.weights for site in found)
-    carried = task.propagate((*task.taps, *nodes)) if relevance or task.taps else None
-    plain = task.propagate(nodes, task.lrp.plain) if gradient else None
+    found: Sequence[AttentionSite] = sites(task)
+    plain = None
     if reached:
-        plain = _up_to_reached(plain) if plain is not None else _last_reached(task, nodes)
-        if plain is None:
-            raise ReadingError(
-                "The explained output depends on no attention of the model, so there is no row of attention to read. "
-                "Explain another output, or name a row: override(readout={'row': 0})."
-            )
-        found = found[: len(plain.taps)]
-    seen = carried or plain or task.observe(nodes)
-    batch = len(seen.explained)
+        found, plain = _up_to_reached(task, found, choose, gradient)
+    chosen = choose(found)
+    nodes = tuple(site.weights for site in chosen)
+    if gradient and plain is None:
+        plain = Pass.of(nodes, task.propagate(nodes, task.lrp.plain, inputs=False))
+    carried = None
+    if relevance or task.taps:
+        carried = Pass.of((*task.taps, *nodes), task.propagate((*task.taps, *nodes), inputs=False))
+    seen = carried or plain or Pass.of(nodes, task.observe(nodes))
+    batch = len(seen.propagated.explained)
 
     def own_heads(x: Tensor, site: AttentionSite) -> Tensor:
         # Half precision, and a softmax in less precision than the model's, are no reason to multiply maps in it.
         x = widened(x)
         return by_head(x.to(torch.promote_types(x.dtype, task.lrp.dtype)), batch, site.place)
 
-    own = seen.taps[len(seen.taps) - len(nodes) :] if carried else seen.taps
-    maps = [
-        Map(
+    def seen_at(site: AttentionSite, values: Pass, relevances: Pass | None, gradients: Pass | None) -> Map:
+        node = site.weights
+        return Map(
             site,
-            own_heads(own[i].value, site),
-            own_heads(carried.taps[i - len(nodes)].relevance, site) if carried else None,
-            own_heads(plain.taps[i].message, site) if plain and (gradient or i == len(found) - 1) else None,
+            own_heads(values[node].value, site),
+            own_heads(relevances[node].relevance, site) if relevances else None,
+            own_heads(gradients[node].message, site) if gradients else None,
         )
-        for i, site in enumerate(found)
-    ]
-    return maps, seen
+
+    maps = [seen_at(site, seen, carried, plain if gradient else None) for site in chosen]
+    last = seen_at(found[-1], plain, None, plain) if reached and plain else None
+    return Read(found, maps, last, seen.propagated)
 
 
-def _up_to_reached(plain: Propagated) -> Propagated | None:
-    """The pass without the taps behind the last that the explained output depends on."""
-    count = next((i for i in range(len(plain.taps), 0, -1) if bool(plain.taps[i - 1].message.any())), 0)
-    return replace(plain, taps=plain.taps[:count]) if count else None
+@dataclass(frozen=True)
+class Pass:
+    """What a pass left at the nodes it was asked for."""
+
+    at: Mapping[fx.Node, Carried]
+    propagated: Propagated
+
+    @staticmethod
+    def of(nodes: Sequence[fx.Node], propagated: Propagated) -> Pass:
+        """A pass that was asked for these ``nodes``, in their order."""
+        return Pass(dict(zip(nodes, propagated.taps, strict=True)), propagated)
+
+    def __getitem__(self, node: fx.Node) -> Carried:
+        return self.at[node]
 
 
-def _last_reached(task: Task, nodes: Sequence[fx.Node]) -> Propagated | None:
-    """A pass that is recorded from the last of the ``nodes`` on that the explained output depends on."""
-    passes = (task.behind(nodes[:count], nodes[count - 1]) for count in range(len(nodes), 0, -1))
-    return next((found for found in passes if found is not None), None)
+def _up_to_reached(
+    task: Task, found: Sequence[AttentionSite], choose: Choice, gradient: bool
+) -> tuple[Sequence[AttentionSite], Pass]:
+    """The attentions up to the last that the explained output depends on, with a plain pass that is recorded back to
+    it, or for the ``gradient`` back to those chosen.
+    """
+    for count in range(len(found), 0, -1):
+        last = found[count - 1].weights
+        nodes = tuple(dict.fromkeys((*(site.weights for site in choose(found[:count])), last)))
+        if gradient:
+            plain = task.propagate(nodes, task.lrp.plain, inputs=False)
+            if bool(plain.taps[nodes.index(last)].message.any()):
+                return found[:count], Pass.of(nodes, plain)
+        elif (behind := task.behind(nodes, last)) is not None:
+            return found[:count], Pass.of(nodes, behind)
+    raise ReadingError(
+        "The explained output depends on no attention of the model, so there is no row of attention to read. "
+        "Explain another output, or name a row: override(readout={'row': 0})."
+    )
 
 
 def by_head(x: Tensor, batch: int, place: str) -> Tensor:

@@ -35,7 +35,8 @@ def head_relevance(
         raise InputError(f"of='{of}' is neither 'values', which heads take from tokens, nor 'outputs'.")
     task = Task(lrp, lrp.prepare(inputs), target, contrast)
     found = sites(task)
-    propagated = task.propagate(tuple(site.values if of == "values" else site.output for site in found))
+    nodes = tuple(site.values if of == "values" else site.output for site in found)
+    propagated = task.propagate(nodes, inputs=False)
     batch = len(propagated.explained)
     heads = {}
     for site, carried in zip(found, propagated.taps, strict=True):

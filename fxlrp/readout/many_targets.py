@@ -188,9 +188,15 @@ class OneOfMany(Task):
         self.passes, self.index = passes, index
 
     def propagate(
-        self, taps: Sequence[fx.Node] = (), lrp: Conversion | None = None, at: Point | None = None
+        self,
+        taps: Sequence[fx.Node] = (),
+        lrp: Conversion | None = None,
+        at: Point | None = None,
+        inputs: bool = True,
     ) -> Propagated:
-        """Its part of the passes of all targets. Raises :class:`InputError` for passes at other inputs."""
+        """Its part of the passes of all targets, which go back to the inputs. Raises :class:`InputError` for passes at
+        other inputs.
+        """
         if at is not None:
             raise self._refused()
         propagated = self.passes.propagate(self.index, taps, lrp or self.lrp)

@@ -52,8 +52,9 @@ class Carried:
 
 @dataclass(frozen=True)
 class Propagated:
-    """What one forward and one backward pass gave: the output object, the explained scalars, what was watched, the flat
-    outputs of the graph, and how much relevance began per sample, whatever its sign (None where no pass went back).
+    """What one forward and one backward pass gave: the output object, the explained scalars, what was watched
+    (without the attributed values where it did not go back to them), the flat outputs of the graph, and how much
+    relevance began per sample, whatever its sign (None where no pass went back).
     """
 
     outputs: Any
@@ -268,21 +269,28 @@ class Task:
             return self.lrp.run(rewritten, self.arguments(self.lrp, rewritten, at), at.given)
 
     def propagate(
-        self, taps: Sequence[fx.Node] = (), lrp: Conversion | None = None, at: Point | None = None
+        self,
+        taps: Sequence[fx.Node] = (),
+        lrp: Conversion | None = None,
+        at: Point | None = None,
+        inputs: bool = True,
     ) -> Propagated:
-        """One forward and one backward pass, under another conversion of the model, or at other inputs, if given."""
-        return self._passed(lrp or self.lrp, tuple(taps), at)
+        """One forward and one backward pass, under another conversion of the model, or at other inputs, if given.
+        Without ``inputs`` the pass goes back no further than to the ``taps``.
+        """
+        return self._passed(lrp or self.lrp, tuple(taps), at, inputs=inputs)
 
     def watched(self, module: Callable[[Rewritten], Rewritten]) -> Propagated:
         """The same for the rewritten module in a form in which its values and messages are seen."""
         kept = replace(self.lrp.passing, checkpoint=None)
-        return Task._passed(self, self.lrp.running(kept), (), None, module)
+        return Task._passed(self, self.lrp.running(kept), (), None, module=module)
 
     def _passed(
         self,
         lrp: Conversion,
         taps: tuple[fx.Node, ...],
         at: Point | None,
+        inputs: bool = True,
         module: Callable[[Rewritten], Rewritten] | None = None,
     ) -> Propagated:
         plan, rewritten = lrp.rewritten(self.captured, taps, entered=at is not None)
@@ -299,11 +307,12 @@ class Task:
         if self.explain is not None and self.explain.begins_at_zero(scalars, lrp.ruleset):
             returned = self._given_relevance(plan)
             if returned and not set(returned) <= set(taps):
-                found = self.propagate((*taps, *returned), lrp, at)
+                found = self.propagate((*taps, *returned), lrp, at, inputs)
                 return replace(found, taps=found.taps[: len(taps)])
             if returned:
                 scalars, seeds = [tapped[taps.index(node)] for node in returned], self._at_zero(flat, plan, lrp)
                 amounts = [seed.abs().reshape(len(seed), -1).sum(1) for seed in seeds]
+        values = values if inputs else ()
         kept = (*values, *tapped)
         wanted = [value for value in kept if value.requires_grad]  # a tapped constant has no message
         starts = [s for s in zip(scalars, seeds, strict=True) if s[0].requires_grad]

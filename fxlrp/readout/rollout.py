@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import InputError, ReadingError, warn
-from fxlrp.readout.attentions import Map, attention_maps, given_tokens, made_of, rows_read
+from fxlrp.readout.attentions import AttentionSite, Map, attention_maps, given_tokens, made_of, rows_read
 from fxlrp.readout.passes import Task
 from fxlrp.readout.readers import Answer, reader
 from fxlrp.readout.streams import steps
@@ -21,17 +21,21 @@ from fxlrp.spec.readings import AttentionReading
 def by_attention(task: Task, reading: AttentionReading) -> Answer:
     """The row that ``reading`` asks for: [batch, tokens], or [batch, patches] of those that the input is made into."""
     gradient = reading.matrix.startswith("gradient") or reading.heads.startswith("gradient")
-    maps, propagated = attention_maps(
-        task, relevance="relevance" in reading.matrix, gradient=gradient, reached=reading.row == "target"
+    found = attention_maps(
+        task,
+        relevance="relevance" in reading.matrix,
+        gradient=gradient,
+        reached=reading.row == "target",
+        choose=lambda sites: _layers(sites, reading),
     )
-    chosen = _layers(maps, reading)
+    chosen = found.maps
     _same_tokens(chosen)
     _one_stream(task, chosen)
-    name, start = task.main_input, rows_read(maps[-1] if reading.row == "target" else chosen[-1], reading.row)
+    name, start = task.main_input, rows_read(found.last or chosen[-1], reading.row)
     _warn(start)
     kept = torch.ones_like(start[0], dtype=torch.bool)
     if reading.tokens == "input":
-        kept = made_of(task, task.nodes_of(name), maps[0].site)
+        kept = made_of(task, task.nodes_of(name), found.sites[0])
     rows = start[:, None] if reading.row_token == "keep" else _apart(start)
     seen = _visible(task, chosen, reading)
     reached = _reached(rows, seen, reading)
@@ -39,7 +43,7 @@ def by_attention(task: Task, reading: AttentionReading) -> Answer:
     row = _own_entries(_product(chosen, reading, rows, weights), reading, rows, reached).sum(1)
     row = _rescaled(row, kept & reached.any(1)) if reading.rescale else row
     row = given_tokens(task, name, row, kept)
-    return Answer({name: row}, {name: row}, propagated)
+    return Answer({name: row}, {name: row}, found.propagated)
 
 
 def _warn(start: Tensor) -> None:
@@ -52,17 +56,18 @@ def _warn(start: Tensor) -> None:
         )
 
 
-def _layers(maps: Sequence[Map], reading: AttentionReading) -> Sequence[Map]:
+def _layers(sites: Sequence[AttentionSite], reading: AttentionReading) -> Sequence[AttentionSite]:
+    count = len(sites)
     for name, bound in (("start_layer", reading.start_layer), ("end_layer", reading.end_layer)):
-        if bound is not None and not -len(maps) <= bound <= len(maps) - (name == "start_layer"):
+        if bound is not None and not -count <= bound <= count - (name == "start_layer"):
             raise InputError(
-                f"{name}={bound} is out of range: there are {len(maps)} layers of attention (0 to {len(maps) - 1}, "
+                f"{name}={bound} is out of range: there are {count} layers of attention (0 to {count - 1}, "
                 "or negative from the end)."
             )
-    chosen = maps[reading.start_layer : reading.end_layer]
+    chosen = sites[reading.start_layer : reading.end_layer]
     if not chosen:
         raise InputError(
-            f"start_layer={reading.start_layer} and end_layer={reading.end_layer} leave none of {len(maps)} layers of "
+            f"start_layer={reading.start_layer} and end_layer={reading.end_layer} leave none of {count} layers of "
             "attention."
         )
     return chosen

@@ -139,7 +139,8 @@ def normalised(relevance: Tensor) -> Tensor:
 def by_streams(task: Task, reading: StreamsReading) -> Answer:
     """Relevance of the tokens of every attributed input, [batch, tokens], by input name."""
     found = steps(task)
-    maps, propagated = attention_maps(task, relevance="relevance" in reading.matrix, gradient=True)
+    read = attention_maps(task, relevance="relevance" in reading.matrix, gradient=True)
+    maps, propagated = read.maps, read.propagated
     state, chosen = StreamRelevance(), _chosen(found, reading.start_layer)
     for step, seen in zip(found, maps, strict=True):
         for stream, count in zip((step.queries, step.keys), seen.weights.shape[-2:], strict=True):
@@ -148,9 +149,9 @@ def by_streams(task: Task, reading: StreamsReading) -> Answer:
             state.move(step, seen.score(reading.matrix).clamp(min=0).mean(1), reading.normalise)
     totals: dict[Stream, Tensor] = {}
     for stream, seen in _read(task, found, maps, task.explained_outputs(propagated)).items():
-        read = rows_read(seen, reading.row)
+        start = rows_read(seen, reading.row)
         for other, matrix in state.last(stream).items():
-            row = torch.einsum("bs,bst->bt", read, matrix)
+            row = torch.einsum("bs,bst->bt", start, matrix)
             totals[other] = totals[other] + row if other in totals else row
     summed = _by_input(task, reading, found, totals)
     return Answer(summed, summed, propagated)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxlrp.errors import ReadingError
 from fxlrp.graph.live import between
-from fxlrp.graph.nodes import run, source_line
+from fxlrp.graph.nodes import run, source_line, tensor_value
 from fxlrp.readout.attentions import AttentionSite, Map, by_head
 from fxlrp.readout.passes import Task
 
@@ -34,22 +34,31 @@ def visible(task: Task, maps: Sequence[Map]) -> list[Tensor]:
     other scores have other keys hidden, as where the largest few are kept: what is hidden there is no padding.
     """
     program, sites = task.captured.program, [found.site for found in maps]
-    inner = {site: between(site.scores, site.mixed) for site in sites}
+    inner = {site: between(site.scores, site.weights) for site in sites}
     beside = {site: {n for node in inner[site] for n in node.all_input_nodes} - inner[site] for site in sites}
-    wanted = [n for site in sites for n in (*beside[site], site.scores, site.mixed)]
+    other_shape = [site.scores for site in sites if not _as_scores(site)]
+    wanted = [*other_shape, *(n for site in sites for n in beside[site] - {site.scores})]
     values = run(program.graph, program.arguments(task.lrp.model, task.given), wanted)
     seen = []
     for site, found in zip(sites, maps, strict=True):
-        scores = values[site.scores]
-        known = {node: values[node] for node in beside[site]}
+        scores = torch.zeros_like(values.get(site.scores, found.weights), dtype=site.scores.meta["val"].dtype)
+        known = {node: values[node] for node in beside[site] - {site.scores}}
         rising = torch.linspace(0, RISE, scores.numel(), dtype=scores.dtype, device=scores.device).view_as(scores)
         weights = [
-            run(program.graph, {}, [site.mixed], known=known | {site.scores: other})[site.mixed]
-            for other in (torch.zeros_like(scores), rising)
+            run(program.graph, {}, [site.weights], known=known | {site.scores: other})[site.weights]
+            for other in (scores, rising)
         ]
-        shares = [_share(by_head(each, len(found.weights), site.place)) for each in (*weights, values[site.mixed])]
-        seen.append(_alike(site, *shares).any(1))
+        shares = [_share(by_head(each, len(found.weights), site.place)) for each in weights]
+        seen.append(_alike(site, shares[0], shares[1], _share(found.weights)).any(1))
     return seen
+
+
+def _as_scores(site: AttentionSite) -> bool:
+    """Whether the scores of an attention have the shape of its weights, [batch, heads, queries, keys]: if so, zeros can
+    stand for them that are known without a run of the model.
+    """
+    scores, weights = tensor_value(site.scores), tensor_value(site.weights)
+    return scores is not None and weights is not None and scores.ndim == 4 and scores.shape == weights.shape
 
 
 def _share(weights: Tensor) -> Tensor:

@@ -213,11 +213,28 @@ def test_the_rows_are_those_of_the_gradient_through_the_whole_model() -> None:
     """The short way back gives the last attention the same gradient as the backward pass of the model as it is."""
     lrp = converted("bert").conversion
     task = Task(lrp, lrp.prepare(ZOO["bert"].inputs()), target=1)
-    short, long = (attention_maps(task, relevance=False, gradient=whole, reached=True)[0] for whole in (False, True))
-    assert short[0].gradient is None
-    assert short[-1].gradient is not None
-    assert long[-1].gradient is not None
-    torch.testing.assert_close(short[-1].gradient, long[-1].gradient)
+    short, long = (attention_maps(task, relevance=False, gradient=whole, reached=True) for whole in (False, True))
+    assert short.maps[0].gradient is None
+    assert short.last is not None
+    assert short.last.gradient is not None
+    assert long.last is not None
+    assert long.last.gradient is not None
+    torch.testing.assert_close(short.last.gradient, long.last.gradient)
+    assert long.maps[-1].gradient is not None
+    assert torch.equal(long.maps[-1].gradient, long.last.gradient)
+
+
+def test_no_pass_goes_further_back_than_to_the_attentions_that_are_read() -> None:
+    """Of the last of several layers the rules before it never run; of all layers those of the first do."""
+    x = ZOO["bert"].inputs()
+    counts = []
+    for start in (-1, 0):
+        lrp = converted("bert").with_ruleset(fxlrp.ruleset("chefer2021-bert").override(readout={"start_layer": start}))
+        lrp.attribute(x, target=1)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            lrp.attribute(x, target=1, outputs=False)
+        counts.append(sum(each.count for each in seen.key_averages() if each.key == "aten::mm"))
+    assert counts[0] < 0.7 * counts[1]
 
 
 # --- what has no rows of tokens -------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_attention_among_parameters_has_its_gradient_too() -> None:
     lrp = fxlrp.convert(Queries().double().eval(), "chefer2021-generic")
     first, second = attentions.attention_maps(
         Task(lrp.conversion, lrp.conversion.prepare({"x": x}), 1, None), relevance=False, gradient=True
-    )[0]
+    ).maps
     assert first.gradient is not None
     assert (first.gradient[:, :, 0] != 0).all()  # read at the first query
     assert second.gradient is not None
