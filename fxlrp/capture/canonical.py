@@ -54,6 +54,13 @@ class Fused:
     kwargs: Mapping[str, Any]
     members: tuple[fx.Node, ...]
 
+    @property
+    def arguments(self) -> list[fx.Node]:
+        """The values that it is computed from."""
+        found: list[fx.Node] = []
+        fx.map_arg((self.args, dict(self.kwargs)), found.append)
+        return found
+
     def moved(self, values: Mapping[fx.Node, fx.Node]) -> Fused:
         """The same in another graph, whose nodes ``values`` gives."""
         args, kwargs = fx.map_arg((self.args, dict(self.kwargs)), values.__getitem__)

@@ -17,11 +17,12 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
+from fxlrp.capture.canonical import Fused
 from fxlrp.capture.process import attention_spelled_out
 from fxlrp.graph.axes import known_size
 from fxlrp.graph.nodes import tensor_value
 from fxlrp.graph.operators import Move, operator_of
-from fxlrp.rewrite.parts import as_one_call, asked, attributed, carrying
+from fxlrp.rewrite.parts import as_one_call, asked, attributed, carrying, within
 from fxlrp.rewrite.stretches import in_stretches
 
 
@@ -46,7 +47,7 @@ class Block:
             return self.module(*values)
 
 
-def in_blocks(module: fx.GraphModule, lean: bool = True) -> fx.GraphModule:
+def in_blocks(module: fx.GraphModule, fused: Mapping[fx.Node, Fused], lean: bool = True) -> fx.GraphModule:
     """A rewritten module with every stretch between two borders as a :class:`Block`; itself where there is no border.
 
     What lies before the first border and behind the last stays as it is: the end of a graph is needed first in the
@@ -65,7 +66,8 @@ def in_blocks(module: fx.GraphModule, lean: bool = True) -> fx.GraphModule:
         if not lean:
             return Block(fx.GraphModule({}, own))
         begins = [image for node, image in inner.items() if node in found and image.op == "placeholder"]
-        own = in_stretches(own, begins, [image for node, image in inner.items() if node in fixed])
+        kept = [image for node, image in inner.items() if node in fixed]
+        own = in_stretches(own, begins, kept, within(fused, inner))
         return Block(fx.GraphModule({}, own))
 
     index = 0

@@ -15,11 +15,12 @@ import torch
 from torch import fx
 
 from fxlrp.capture import torch_private as private
+from fxlrp.capture.canonical import Fused
 from fxlrp.graph.handles import Elsewhere
 from fxlrp.graph.nodes import drop_unused
-from fxlrp.graph.operators import is_float, operands_of, operator_of, packet
+from fxlrp.graph.operators import is_float, operands_of, operator_of
 from fxlrp.planning.plan import Decision, Plan
-from fxlrp.rewrite import kernels
+from fxlrp.rewrite import few_rows, kernels
 from fxlrp.rewrite.blocks import in_blocks
 from fxlrp.rewrite.call import RuleCall, SumCall, source_leaf
 from fxlrp.rewrite.composite import site_of
@@ -65,6 +66,7 @@ class Rewritten:
     It takes weights, constants, inputs and the weights of attributed look-ups, by the names in ``arguments``. Arguments
     in ``entered`` stand for look-ups whose values are given, those in ``references`` for inputs and look-ups as they
     are on the reference input; both lead to the node of the canonical graph.
+    ``fused`` operators that stand expanded in the module are known by the last of their nodes.
     In a ledger graph each source is followed by its leaf and each leak by the value and operands that its
     formula needs.
     """
@@ -76,18 +78,19 @@ class Rewritten:
     leaks: tuple[Leak, ...] = ()
     entered: Mapping[str, fx.Node] = field(default_factory=dict)
     references: Mapping[str, fx.Node] = field(default_factory=dict)
+    fused: Mapping[fx.Node, Fused] = field(default_factory=dict)
 
     @cached_property
     def stretches(self) -> fx.GraphModule:
         """The module in stretches, of which the backward pass keeps no more than what enters them."""
         graph = self.module.graph
-        made = in_stretches(graph, attributed(graph), asked(graph))
+        made = in_stretches(graph, attributed(graph), asked(graph), self.fused)
         return self.module if made is graph else fx.GraphModule({}, made)
 
     @cached_property
     def blocks(self) -> fx.GraphModule:
-        """The module in blocks, from which the same holds, of stretches within."""
-        return in_blocks(self.module)
+        """The module in blocks of stretches, of which the backward pass keeps no more than what enters them."""
+        return in_blocks(self.module, self.fused)
 
     @cached_property
     def _fetching(self) -> dict[Any, fx.GraphModule]:
@@ -104,7 +107,7 @@ class Rewritten:
         if not handles:
             return self.module if form == "whole" else self.stretches if form == "stretches" else self.blocks
         if (form, handles) not in self._fetching:
-            module = in_blocks(self.module, lean=False) if form == "blocks" else self.module
+            module = in_blocks(self.module, self.fused, lean=False) if form == "blocks" else self.module
             self._fetching[form, handles] = fetching(module, dict(handles))
         return self._fetching[form, handles]
 
@@ -130,6 +133,7 @@ class _Rewriting:
         self.plan = plan
         self.enter = entered
         self.ledger = ledger
+        self.fused = fused
         self.regions: dict[fx.Node, Callable[..., Any]] = {}
         if fused:
             whole = {
@@ -137,7 +141,7 @@ class _Rewriting:
             }
             found = {node: kernels.choose(plan, region) for node, region in whole.items()}
             self.regions = {node: function for node, function in found.items() if function is not None}
-        self.tail = set(kernels.after_mixing(plan)) if fused else set()
+        self.tail = set(few_rows.after_mixing(plan)) if fused else set()
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.returned: dict[fx.Node, fx.Node] = {}
@@ -198,7 +202,20 @@ class _Rewriting:
             leaks=tuple(self.leaks),
             entered={str(made.target): node for node, made in self.entered.items()},
             references={str(made.target): node for node, made in given.items()},
+            fused=self._expanded() if self.fused else {},
         )
+
+    def _expanded(self) -> dict[fx.Node, Fused]:
+        """The fused operators that no kernel stands for, by the last of the nodes that they became; of these, those
+        that depend on inputs.
+        """
+        here, found = {*self.graph.nodes}, {}
+        for node, fused in self.plan.program.fused.items():
+            members = tuple(n for n in fused.members if n in self._dependent and self.values.get(n) in here)
+            own = replace(fused, members=members)
+            if node in members and node not in self.regions and {self.values.get(n) for n in own.arguments} <= here:
+                found[self.values[node]] = own.moved(self.values)
+        return found
 
     @property
     def _dependent(self) -> frozenset[fx.Node]:
@@ -235,7 +252,7 @@ class _Rewriting:
     def _plain(self, node: fx.Node) -> fx.Node:
         if node in self.tail:
             return self.graph.call_function(
-                kernels.few_rows_linear, fx.map_arg(node.args, lambda n: self._operand(n, node))
+                few_rows.few_rows_linear, fx.map_arg(node.args, lambda n: self._operand(n, node))
             )
         operands = operands_of(node)
         return self.graph.node_copy(node, lambda n: self._operand(n, node) if n in operands else self._constant(n))
@@ -276,17 +293,9 @@ class _Rewriting:
         return made
 
     def _emit_fused(self, node: fx.Node) -> fx.Node:
-        fused = self.plan.program.fused[node]
         image = self._value if node in self.plan.carrying else self._constant
-        args: list[Any] = list(fx.map_arg(fused.args, image))
-        kwargs: dict[str, Any] = dict(fx.map_arg(dict(fused.kwargs), image))
-        if packet(fused.target) in kernels.PREPARED:
-            place, name, prepare = kernels.PREPARED[packet(fused.target)]
-            if place < len(args):
-                args[place] = self._prepare(prepare, args[place])
-            elif name in kwargs:
-                kwargs[name] = self._prepare(prepare, kwargs[name])
-        return self.graph.call_function(self.regions[node], tuple(args), kwargs)
+        args, kwargs = kernels.as_taken(self.plan.program.fused[node], image, self._prepare)
+        return self.graph.call_function(self.regions[node], args, kwargs)
 
     def _prepare(self, prepare: Callable[..., Any], value: Any) -> Any:
         if not isinstance(value, fx.Node):

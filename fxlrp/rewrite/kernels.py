@@ -7,7 +7,7 @@ with the definition.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +23,10 @@ from fxlrp.graph.operator_table import (
     INSTANCE_NORM,
     LAYER_NORM,
     LAYER_NORM_BACKWARD,
-    SAFE_SOFTMAX,
 )
-from fxlrp.graph.operators import LINEAR_LAYER, Dependence, nodes_in, operator_of, packet
+from fxlrp.graph.operators import packet
 from fxlrp.planning.plan import Decision, Plan
+from fxlrp.rules.operation import softmax_of_some
 from fxlrp.rules.primitives import carry, scale_message
 from fxlrp.rules.rule import Conserves, Message
 
@@ -111,6 +111,20 @@ def _trusted(fused: Fused) -> bool:
     """
     target = packet(fused.target)
     return target is not INSTANCE_NORM and (target is not BATCH_NORM or fused.args[3] is not None)
+
+
+def as_taken(
+    fused: Fused, image: Callable[[fx.Node], Any], prepare: Callable[[Callable[..., Any], Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a fused operator in another graph, one of them prepared by what ``prepare`` is given for it."""
+    args: list[Any] = list(fx.map_arg(fused.args, image))
+    kwargs: dict[str, Any] = dict(fx.map_arg(dict(fused.kwargs), image))
+    place, name, function = PREPARED.get(packet(fused.target), (len(args), "", None))
+    if function is not None and place < len(args):
+        args[place] = prepare(function, args[place])
+    elif function is not None and name in kwargs:
+        kwargs[name] = prepare(function, kwargs[name])
+    return tuple(args), kwargs
 
 
 # --- normalisations by fixed statistics ---------------------------------------------------------------------
@@ -205,7 +219,7 @@ def simplified_mask(mask: Tensor) -> tuple[Tensor | None, bool]:
 
     Export writes masks out that the model would not have built; the fused kernels are faster without them.
     """
-    if mask.dtype != torch.bool or mask.is_meta or torch.compiler.is_compiling():
+    if mask.dtype != torch.bool or mask.is_meta or type(mask) is not Tensor or torch.compiler.is_compiling():
         return mask, False
     distinct = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride())]
     if bool(distinct.all()):
@@ -275,29 +289,46 @@ class _ConstantWeights(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, mask = ctx.saved_tensors
         causal, scale, shape = ctx.options
-        groups = q.shape[-3] // k.shape[-3] if q.ndim > 2 else 1
-        if groups > 1:
-            k = k.repeat_interleave(groups, -3)
         mask = None if mask is None else mask.expand(*q.shape[:-1], k.shape[-2])
-        g_v = _weights_transposed(q, k, mask, causal, scale, grads[0])
-        if groups > 1:
-            g_v = g_v.unflatten(-3, (-1, groups)).sum(-3)
+        g = grads[0]
+        if q.ndim > 2 and q.shape[-3] != k.shape[-3]:  # several heads look at the same keys, which are not repeated
+            groups = k.shape[-3], q.shape[-3] // k.shape[-3]
+            q, g = q.unflatten(-3, groups), g.unflatten(-3, groups)
+            mask = None if mask is None else mask.unflatten(-3, groups)
+            k = k.unsqueeze(-3).expand(*q.shape[:-2], *k.shape[-2:])
+        g_v = _weights_transposed(q, k, mask, causal, scale, g)
+        g_v = g_v.sum(-3) if g_v.ndim > len(shape) else g_v
         return None, None, g_v.sum_to_size(shape), None, None, None, None
 
 
 def _weights_transposed(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float, g: Tensor) -> Tensor:
-    """softmax(scale q k^T + mask)^T g, one sample or head at a time where the matrix would be large."""
-    if q.ndim > 2 and q.numel() // q.shape[-1] * k.shape[-2] > _CHUNK:
-        masks = [None] * len(q) if mask is None else mask
-        parts = zip(q, k, masks, g, strict=True)
+    """softmax(scale q k^T + mask)^T g, by sample, head and some rows at a time where the matrix would be large."""
+    if q.numel() // q.shape[-1] * k.shape[-2] <= _CHUNK:
+        return _few_weights_transposed(q, k, mask, 0 if causal else None, scale, g)
+    if q.ndim > 2:
+        parts = zip(q, k, [None] * len(q) if mask is None else mask, g, strict=True)
         return torch.stack([_weights_transposed(q_, k_, m, causal, scale, g_) for q_, k_, m, g_ in parts])
+    found = g.new_zeros(len(k), g.shape[-1])
+    count = max(1, _CHUNK // len(k))
+    for first in range(0, len(q), count):
+        rows = slice(first, first + count)
+        keys = min(first + count, len(k)) if causal else len(k)
+        own = None if mask is None else mask[rows, :keys]
+        found[:keys] += _few_weights_transposed(q[rows], k[:keys], own, first if causal else None, scale, g[rows])
+    return found
+
+
+def _few_weights_transposed(
+    q: Tensor, k: Tensor, mask: Tensor | None, first: int | None, scale: float, g: Tensor
+) -> Tensor:
+    """The same at once; row i sees the keys up to ``first`` + i."""
     scores = torch.matmul(q * scale, k.mT)
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_()
-    if mask is None:
-        return torch.matmul(torch.softmax(scores, -1).mT, g)
-    scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
-    return torch.matmul(SAFE_SOFTMAX(scores, -1).mT, g)
+    if first is not None:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_(first)
+        mask = seen if mask is None else mask & seen
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
+    return torch.matmul(softmax_of_some(scores, -1).mT, g)
 
 
 def constant_weights_attention(
@@ -317,71 +348,3 @@ def constant_weights_attention(
     mask, causal = attn_mask if isinstance(attn_mask, tuple) else (attn_mask, False)
     result: Any = _ConstantWeights.apply(q, k, v, mask, causal or is_causal, scale, enable_gqa)  # type: ignore[no-untyped-call]
     return result
-
-
-# --- linear maps behind the last mixing of positions ------------------------------------------------------------
-
-
-def _few_rows_product(g: Tensor, weight: Tensor) -> Tensor:
-    """g @ weight, where rows of zeros are skipped if they are many."""
-    rows = g.flatten(0, -2)
-    if 2 * int(rows[:, 0].count_nonzero()) <= len(rows):  # a cheap look before the exact one
-        chosen = torch.linalg.vector_norm(rows, math.inf, -1).nonzero()[:, 0]
-        if 2 * len(chosen) <= len(rows):
-            result = rows.new_zeros(len(rows), weight.shape[-1])
-            result[chosen] = rows[chosen] @ weight
-            return result.unflatten(0, g.shape[:-1])
-    return g @ weight
-
-
-class FewRowsProduct(torch.autograd.Function):
-    """The product for messages of many targets as well, which torch hands over with the targets as an axis."""
-
-    @staticmethod
-    def forward(g: Tensor, weight: Tensor) -> Tensor:
-        """g W."""
-        return _few_rows_product(g, weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], g: Tensor, weight: Tensor) -> tuple[Tensor, int]:
-        """The same of many g."""
-        return _few_rows_product(g.movedim(in_dims[0], 0), weight), 0
-
-
-class _FewRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        g: Any = FewRowsProduct.apply(grads[0], weight)  # type: ignore[no-untyped-call]
-        return g, None, None
-
-
-def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The linear layer whose message is usually zero at all positions but the explained one: those rows are skipped."""
-    if torch.compiler.is_compiling() or x.ndim < 2:
-        return F.linear(x, weight, bias)
-    result: Any = _FewRows.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return result
-
-
-def after_mixing(plan: Plan) -> Iterator[fx.Node]:
-    """The plain linear layers behind the last softmax of the graph, where a message is often zero at most positions.
-
-    Which ones are named here changes no value: any linear layer may run as :func:`few_rows_linear`.
-    """
-    for node in reversed(plan.program.graph.nodes):
-        operator = operator_of(node)
-        if operator is not None and operator.dependence is Dependence.SOFTMAX:
-            return
-        plain = operator is not None and operator.maps == (LINEAR_LAYER,) and node not in plan.decisions
-        if plain and [n for n in nodes_in(node, (0, 1, 2)) if n in plan.carrying] == [node.args[0]]:
-            yield node

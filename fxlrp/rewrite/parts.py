@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxlrp.capture.canonical import Fused
+
 
 def carrying(nodes: Iterable[fx.Node], roots: Iterable[fx.Node]) -> set[fx.Node]:
     """The values through which messages go back to ``roots``, themselves included; ``nodes`` in order."""
@@ -38,6 +40,15 @@ def as_one_call(graph: fx.Graph, values: dict[fx.Node, fx.Node], members: Sequen
     for place, node in enumerate(leaving):
         values[node] = graph.call_function(getitem, (call, place))
         values[node].meta = dict(node.meta)
+
+
+def within(fused: Mapping[fx.Node, Fused], inner: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, Fused]:
+    """The fused operators of a graph that a part of it holds with all they are made of, by its own nodes ``inner``."""
+    found = {}
+    for node, each in fused.items():
+        if inner.keys() >= {*each.members, *each.arguments} and inner[node].op == "call_function":
+            found[inner[node]] = each.moved(inner)
+    return found
 
 
 def attributed(graph: fx.Graph) -> list[fx.Node]:

@@ -2,8 +2,9 @@
 
 Rules in relevance need many values of the same size for one operation: numerators, denominators, shares. Between the
 layers (maps by weights, which cost nearly all of the time) everything is cheap to compute again, the products of
-attention included. So a stretch runs plainly in the forward pass, without its rules; with them it runs in the backward
-pass, where its messages arrive. The graph without stretches is the definition.
+attention included. So a stretch runs plainly in the forward pass, without its rules and with operators as fused as they
+were; with its rules it runs in the backward pass, where its messages arrive. The graph without stretches is the
+definition.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture.canonical import Fused
 from fxlrp.graph.live import dependent
-from fxlrp.graph.nodes import tensor_value
-from fxlrp.graph.operators import Dependence, Operator, draws, in_slots, is_continuous, is_random, operator_of
+from fxlrp.graph.nodes import ancestors, drop_unused, tensor_value
+from fxlrp.graph.operators import Dependence, Operator, draws, in_slots, is_continuous, is_random, operator_of, packet
 from fxlrp.rewrite.call import RuleCall, SumCall
-from fxlrp.rewrite.parts import as_one_call, carrying
+from fxlrp.rewrite.kernels import PLAIN, as_taken
+from fxlrp.rewrite.parts import as_one_call, carrying, within
 from fxlrp.rules.primitives import as_gradient, as_relevance
 from fxlrp.rules.rule import Message
 from fxlrp.rules.shares import ShareRule
@@ -32,7 +35,7 @@ class _Again(torch.autograd.Function):
         ctx.save_for_backward(*(value for value in values if isinstance(value, Tensor)))
         ctx.others = [None if isinstance(value, Tensor) else value for value in values]
         ctx.set_materialize_grads(False)
-        found = apart(stretch.module(*values))
+        found = apart(stretch.plain(*values))
         carrying = zip(found, stretch.carrying, strict=True)
         ctx.mark_non_differentiable(*(y for y, carries in carrying if not carries))
         return found
@@ -67,11 +70,13 @@ def _leaf(x: Tensor, asked: bool) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """A part of a rewritten graph as one call that keeps what enters it. ``again`` is what runs in the backward pass,
-    for the messages; ``carrying`` tells through which of the values that leave the part messages go.
+    """A part of a rewritten graph as one call that keeps what enters it. ``plain`` gives the same values without rules,
+    ``again`` is what runs in the backward pass, for the messages; ``carrying`` tells through which of the values that
+    leave the part messages go.
     """
 
     module: fx.GraphModule
+    plain: fx.GraphModule
     again: fx.GraphModule
     carrying: tuple[bool, ...]
 
@@ -79,16 +84,21 @@ class Stretch:
 
     def __call__(self, *values: Any) -> Any:
         """The values that leave the stretch."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return self.module(*values)
+        if not torch.is_grad_enabled():
+            return self.plain(*values)
         return _Again.apply(self, *values)  # type: ignore[no-untyped-call]
 
 
-def in_stretches(graph: fx.Graph, roots: Collection[fx.Node], fixed: Collection[fx.Node]) -> fx.Graph:
+def in_stretches(
+    graph: fx.Graph, roots: Collection[fx.Node], fixed: Collection[fx.Node], fused: Mapping[fx.Node, Fused]
+) -> fx.Graph:
     """A rewritten graph whose rules stand in stretches, where these keep more than what their operations are made of;
     itself where none does.
 
-    Messages go back to ``roots``. ``fixed`` values, whose messages are asked for, stay values of the graph itself.
+    Messages go back to ``roots``. ``fixed`` values, whose messages are asked for, stay values of the graph itself;
+    ``fused`` are the operators that stand expanded in it.
     """
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     live, parts = carrying(nodes, roots), Parts(graph, roots, fixed)
@@ -100,7 +110,7 @@ def in_stretches(graph: fx.Graph, roots: Collection[fx.Node], fixed: Collection[
     def making(own: fx.Graph, inner: Mapping[fx.Node, fx.Node], leaving: Sequence[fx.Node]) -> Stretch:
         carries = tuple(node in live and is_continuous(tensor_value(node)) for node in leaving)
         module = fx.GraphModule({}, own)
-        return Stretch(module, for_messages(module), carries)
+        return Stretch(module, plainly(own, within(fused, inner)), for_messages(module), carries)
 
     for members in _ordered(nodes, parts.stretches(nodes)):
         if len(members) > 1 or parts.keeps_much(members[0]):
@@ -110,6 +120,28 @@ def in_stretches(graph: fx.Graph, roots: Collection[fx.Node], fixed: Collection[
     made.output(fx.map_arg(graph.output_node().args[0], values.__getitem__))
     made.lint()
     return made
+
+
+def plainly(graph: fx.Graph, fused: Mapping[fx.Node, Fused]) -> fx.GraphModule:
+    """The graph with ``fused`` operators as they were, where nothing that they became is used but their values."""
+    plain, images = fx.Graph(), dict[fx.Node, fx.Node]()
+    outputs = plain.output(plain.graph_copy(graph, images))
+
+    def prepared(function: Any, value: Any) -> Any:
+        return plain.call_function(function, (value,)) if isinstance(value, fx.Node) else value
+
+    for node, each in fused.items():
+        last = images[node]
+        if not {images[member] for member in each.members if member is not node}.isdisjoint(
+            ancestors(outputs, (last,))
+        ):
+            continue
+        with plain.inserting_before(last):
+            args, kwargs = as_taken(each, images.__getitem__, prepared)
+            whole = plain.call_function(PLAIN.get(packet(each.target), each.target), args, kwargs)
+        last.replace_all_uses_with(whole)
+    drop_unused(plain)
+    return fx.GraphModule({}, plain)
 
 
 def for_messages(module: fx.GraphModule) -> fx.GraphModule:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxlrp.graph.activations import SpelledActivation
 from fxlrp.graph.axes import samples_axis
-from fxlrp.graph.operator_table import ALIAS
+from fxlrp.graph.operator_table import ALIAS, SAFE_SOFTMAX
 from fxlrp.graph.operators import OPERATORS, Operator, assumed_of, packet, parameter_names
+from fxlrp.rules.primitives import known
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,18 @@ class Hole:
     """The place of an operand (or, negative, of an argument that is a value but no operand) in a call."""
 
     index: int
+
+
+def softmax_of_some(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """The softmax that is 0 where nothing is left of a row. On a CPU to look for such rows costs more than the softmax,
+    to see that there is none costs little.
+    """
+    y = torch.softmax(x, dim, dtype)
+    return y if known(lambda: torch.isfinite(y.sum()), y) else SAFE_SOFTMAX(x, dim, dtype)
+
+
+#: Functions of the same values and derivatives, which are computed in less time.
+QUICKER: dict[Any, Callable[..., Any]] = {SAFE_SOFTMAX: softmax_of_some}
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Operation:
     def __call__(self, *operands: Any) -> Any:
         """The operation's value on other operands."""
         values = fill((self.args, self.kwargs), operands, self.extras)
-        return self.target(*values[0], **values[1])
+        return QUICKER.get(self.target, self.target)(*values[0], **values[1])
 
     def bind(self, extras: Sequence[Any]) -> Operation:
         """The operation with its other arguments (sizes, masks, indices) given."""

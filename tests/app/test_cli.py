@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from fxlrp.app.cli import app
 from fxlrp.app.texts import read_texts
-from fxlrp.rewrite import kernels
+from fxlrp.rewrite import few_rows
 from fxlrp.rules.primitives import scale_message
 from fxlrp.shipped.checkpoints import DEMO_MODEL
 from tests.support.checkpoints import write_encoder_decoder
@@ -260,8 +260,8 @@ def test_check_passes_and_fails_by_exit_code(classifier: Path, monkeypatch: pyte
 
 def test_check_fails_where_a_gradient_is_no_derivative(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One backward pass in ten is lost, of which no ledger tells."""
-    right = kernels.few_rows_linear
-    monkeypatch.setattr(kernels, "few_rows_linear", lambda x, *w: right(scale_message(x, 0.9), *w))
+    right = few_rows.few_rows_linear
+    monkeypatch.setattr(few_rows, "few_rows_linear", lambda x, *w: right(scale_message(x, 0.9), *w))
     result = fxlrp("check", classifier, "--ruleset", "conservative")
     assert result.exit_code == 1
     assert "NOT the derivative" in result.stdout

@@ -43,15 +43,7 @@ def test_blocks_change_no_number_under_any_ruleset(model: str, rules: str) -> No
 
 
 def _compare(model: str, rules: str) -> None:
-    lrp, given = small_models.converted(model).with_ruleset(rules), small_models.inputs(model)
-    try:
-        whole = lrp.attribute(given)
-    except fxlrp.FxlrpError as error:
-        pytest.skip(f"{rules} does not fit {model}: {error}")
-    found = lrp.attribute(given, checkpoint="blocks")
-    # In float64; messages that meet at one value may be added up in another order.
-    torch.testing.assert_close(found.relevance, whole.relevance, rtol=1e-10, atol=1e-13)
-    assert torch.equal(found.outputs.logits, whole.outputs.logits)
+    small_models.runs_alike(model, rules, lambda lrp, given: lrp.attribute(given, checkpoint="blocks"))
 
 
 @pytest.mark.parametrize("rules", ["attnlrp", "attnlrp-relevance", "epsilon"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxlrp
-from fxlrp.rewrite import kernels
+from fxlrp.rewrite import few_rows, kernels
 from fxlrp.testing import check_derivative
 from tests.support.layouts import Call, faults
 
@@ -91,7 +91,7 @@ def test_torchs_own_batch_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_wrong_backward_is_found_out_though_the_ledger_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutant of the linear layer behind the last softmax, whose backward forgets a row in ten."""
     model, images = patches("batch norm")
-    right = kernels.FewRowsProduct.apply
+    right = few_rows.FewRowsProduct.apply
 
     def wrong(g: Tensor, weight: Tensor) -> Tensor:
         product: Tensor = right(g, weight)
@@ -101,7 +101,7 @@ def test_a_wrong_backward_is_found_out_though_the_ledger_closes(monkeypatch: pyt
 
     lrp = fxlrp.convert(model, "gradient", example_inputs=images)
     check_derivative(lrp, images, target=1).raise_if_failed()
-    monkeypatch.setattr(kernels.FewRowsProduct, "apply", wrong)
+    monkeypatch.setattr(few_rows.FewRowsProduct, "apply", wrong)
     report = check_derivative(lrp, images, target=1)
     assert report.error > 0.01
     assert "NOT the derivative" in str(report)

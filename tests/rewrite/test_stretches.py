@@ -42,16 +42,13 @@ def whole() -> Iterator[None]:
 
 
 def agrees(model: str, rules: str) -> None:
-    """Relevance in stretches is that of the whole graph, but for the order in which messages are added up."""
-    lrp, given = small_models.converted(model).with_ruleset(rules), small_models.inputs(model)
-    try:
-        found = lrp.attribute(given)
-    except fxlrp.FxlrpError as error:
-        pytest.skip(f"{rules} does not fit {model}: {error}")
-    with whole():
-        wanted = lrp.attribute(given)
-    torch.testing.assert_close(found.relevance, wanted.relevance, rtol=1e-9, atol=1e-12)  # both in float64
-    torch.testing.assert_close(found.outputs.logits, wanted.outputs.logits, rtol=0, atol=0)
+    """Relevance in stretches is that of the whole graph."""
+
+    def as_a_whole(lrp: fxlrp.ConvertedModel, given: dict[str, Tensor]) -> fxlrp.Attribution:
+        with whole():
+            return lrp.attribute(given)
+
+    small_models.runs_alike(model, rules, as_a_whole)
 
 
 @pytest.mark.parametrize("model", ["llama", "bert", "vit"])
@@ -74,6 +71,23 @@ def test_a_layer_lies_between_stretches() -> None:
     assert any("norm_weight" in name for name in entering)
     assert not any("proj_weight" in name for name in entering)
     assert len(found) == 2 * 4 + 1  # norm, attention, norm, gate of two layers; the last norm
+
+
+def test_operators_run_as_fused_as_they_were_on_the_way_forward() -> None:
+    found = _stretches(small_models.converted("bert").with_ruleset("attnlrp-relevance"), small_models.inputs("bert"))
+    names = [getattr(node.target, "__name__", "") for stretch in found for node in stretch.plain.graph.nodes]
+    assert names.count("plain_attention") == 2
+    assert names.count("layer_norm.default") == 5
+    assert not any("softmax" in name or "taylor" in name for name in names)
+
+
+def test_attention_is_read_the_same_in_stretches() -> None:
+    lrp, given = small_models.converted("bert"), small_models.inputs("bert")
+    readings = [lrp.with_ruleset(name).attribute(given).relevance for name in ("chefer2021-bert", "rollout")]
+    with whole():
+        wanted = [lrp.with_ruleset(name).attribute(given).relevance for name in ("chefer2021-bert", "rollout")]
+    for found, own in zip(readings, wanted, strict=True):
+        torch.testing.assert_close(found, own, rtol=1e-9, atol=1e-12)
 
 
 def test_a_graph_of_gradients_is_left_as_it_is() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -84,6 +85,22 @@ def inputs(name: str, seed: int = 0) -> dict[str, Tensor]:
     if name == "vit":
         return {"pixel_values": torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)}
     return {"input_ids": torch.randint(0, VOCABULARY, (2, 6), generator=generator)}
+
+
+def runs_alike(
+    model: str, rules: str, otherwise: Callable[[fxlrp.ConvertedModel, dict[str, Tensor]], fxlrp.Attribution]
+) -> None:
+    """Another way to run a conversion gives what the usual one gives, in float64: but for the order in which messages
+    that meet are added up, and for attention that is spelled out instead of fused.
+    """
+    lrp, given = converted(model).with_ruleset(rules), inputs(model)
+    try:
+        usual = lrp.attribute(given)
+    except fxlrp.FxlrpError as error:
+        pytest.skip(f"{rules} does not fit {model}: {error}")
+    other = otherwise(lrp, given)
+    torch.testing.assert_close(usual.relevance, other.relevance, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(usual.outputs.logits, other.outputs.logits, rtol=1e-12, atol=1e-13)
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
