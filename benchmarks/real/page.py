@@ -93,9 +93,15 @@ def row(record: Record) -> list[str]:
     """The cells of a ruleset."""
     readings = list(record.readings.values())
     gap = max((r.gap for r in readings if r.gap is not None), default=None)
-    far = [small(record.readings[name].distance) for name in DTYPES]
+    far = [_far(record.readings[name]) for name in DTYPES]
     cost = [f"{value:.1f}" if value is not None else "–" for value in (record.time, record.memory)]
     return [f"[`{record.ruleset}`](rulesets/{record.ruleset}.md)", small(gap), _largest(readings), *far, *cost]
+
+
+def _far(reading: Reading) -> str:
+    """The distance from float64 and, in brackets, from float64 with the same rounded weights."""
+    own = "" if reading.rounded is None else f" ({small(reading.rounded)})"
+    return small(reading.distance) + own
 
 
 def _largest(readings: Sequence[Reading]) -> str:

@@ -24,20 +24,23 @@ from benchmarks.precision import DTYPES, distance
 from benchmarks.real.networks import Network
 
 EXACT = "float64"
+HALF = tuple(name for name, dtype in DTYPES.items() if dtype.itemsize < torch.float32.itemsize)
 ROUNDS, SLOW = 3, 1.0  # runs of a pair; where one takes more seconds than that there is one pair
 
 
 @dataclass
 class Reading:
     """What one type gave: the ledger's largest gap and the largest relevance, both as shares of the explained value,
-    the distance from float64 as a share of the largest relevance, and whether all of it is finite. ``warned`` holds
-    what the user was warned of.
+    the distance from float64 as a share of the largest relevance, and whether all of it is finite. ``rounded`` is the
+    distance from float64 with the same rounded weights and inputs, which is what computing in this type adds.
+    ``warned`` holds what the user was warned of.
     """
 
     gap: float | None
     largest: float
     finite: bool
     distance: float | None = None
+    rounded: float | None = None
     warned: list[str] = field(default_factory=list)
 
 
@@ -61,30 +64,51 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A network in one type, converted, and what it is given."""
+
+    converted: fxlrp.ConvertedModel
+    given: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(model: nn.Module, given: Mapping[str, Tensor], target: list[int]) -> Variant:
+        """Convert the model, and run it until the graph is no longer compared with it."""
+        found = Variant(fxlrp.convert(model, "gradient"), given)
+        for _ in range(3):
+            found.converted.attribute(given, target=target)
+        return found
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """A network converted in every type, as it is when it is loaded in it, and the plain gradient in float32."""
+    """A network in every type, as it is when it is loaded in it, and in float64 with the weights and inputs that each
+    type leaves; and the plain gradient in float32.
+    """
 
     network: Network
     target: list[int]
-    converted: Mapping[str, fxlrp.ConvertedModel]
+    variants: Mapping[str, Variant]
     plain: Local
     memory: int
 
     @staticmethod
     def of(network: Network) -> Prepared:
-        """Convert the network in each type, and run the one whose cost is measured until nothing is compared."""
+        """Convert the network in each type."""
         model, samples = network.model, network.samples
         with torch.no_grad():
             target = network.logits(model, samples).argmax(-1).tolist()
-        converted = {}
-        for name, dtype in {EXACT: torch.float64, **DTYPES}.items():
+        wide = copy.deepcopy(model).double()
+        variants = {EXACT: Variant.of(wide, cast(samples, torch.float64), target)}
+        for name, dtype in DTYPES.items():
             own = model if dtype is torch.float32 else copy.deepcopy(model).to(dtype)
-            converted[name] = fxlrp.convert(own, "gradient")
-            for _ in range(3 if name == "float32" else 1):  # on the first inputs the graph is compared with its model
-                converted[name].attribute(cast(samples, dtype), target=target)
+            given = cast(samples, dtype)
+            variants[name] = Variant.of(own, given, target)
+            if name in HALF:
+                wide = copy.deepcopy(own).double()
+                variants[_exact(name)] = Variant.of(wide, cast(given, torch.float64), target)
         plain = Local("plain gradient", partial(gradient, network, model, target))
         plain.run()
-        return Prepared(network, target, converted, plain, plain.peak())
+        return Prepared(network, target, variants, plain, plain.peak())
 
     def record(self, key: str, name: str) -> Record:
         """Run a ruleset in every type and measure its cost."""
@@ -104,10 +128,13 @@ class Prepared:
         except fxlrp.errors.NotFiniteError as error:
             return Reading(None, math.inf, False, warned=[str(error)])
         reading.distance = distance(found.relevance, exact)
+        if dtype in HALF:
+            same_weights = self._attributed(_exact(dtype), name, ledger=False)[0]
+            reading.rounded = distance(found.relevance, same_weights.relevance)
         return reading
 
     def _attributed(self, dtype: str, name: str, ledger: bool = True) -> tuple[fxlrp.Attribution, Reading]:
-        lrp = self.converted[dtype].with_ruleset(name)
+        lrp = self.variants[dtype].converted.with_ruleset(name)
         ledger = ledger and not lrp.ruleset.compares and lrp.ruleset.readout.accounts
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -121,14 +148,14 @@ class Prepared:
         return result, Reading(gap, largest, bool(torch.isfinite(result.features).all()), warned=warned)
 
     def _attribute(self, lrp: fxlrp.ConvertedModel, dtype: str, ledger: bool) -> fxlrp.Attribution:
-        given = cast(self.network.samples, {**DTYPES, EXACT: torch.float64}[dtype])
+        given = self.variants[dtype].given
         options: dict[str, Any] = {}
         if getattr(lrp.ruleset.readout, "kind", "") == "patching":
             options["reference"] = other(given)
         return lrp.attribute(given, target=self.target, outputs=False, ledger=ledger, **options)
 
     def _cost(self, name: str) -> tuple[float, float]:
-        lrp = self.converted["float32"].with_ruleset(name)
+        lrp = self.variants["float32"].converted.with_ruleset(name)
         run: Callable[[], object] = partial(self._attribute, lrp, "float32", False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -136,6 +163,11 @@ class Prepared:
             contender = Local(name, run)
             rounds = 1 if contender.seconds(Clock.CPU) > SLOW else ROUNDS
             return paired_ratio(self.plain, contender, rounds, Clock.CPU)[0], memory
+
+
+def _exact(dtype: str) -> str:
+    """The name of float64 with weights and inputs that were rounded to a type."""
+    return f"{EXACT} of {dtype}"
 
 
 def gradient(network: Network, model: nn.Module, target: list[int]) -> Tensor:
