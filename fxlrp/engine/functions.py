@@ -8,8 +8,12 @@ model, which is not captured anew.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import chain
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ from torch import Tensor, fx, nn
 from fxlrp.capture import Program, capture
 from fxlrp.capture import torch_private as private
 from fxlrp.capture.builder import Builder
+from fxlrp.capture.elsewhere import check_here
 from fxlrp.capture.precision import in_float32, is_narrow
 from fxlrp.capture.process import quiet
 from fxlrp.capture.torch_private import LOCK
@@ -72,6 +77,9 @@ def with_functions(captured: Captured, functions: Sequence[Function], flat: Sequ
     kept with the program, and taken as long as it gives what the functions give. Raises :class:`CaptureError` for
     a function that cannot be captured.
     """
+    for function in functions:
+        for module in _modules_of(function):
+            check_here(module, "a callable target that runs it")
     given = {_name(i): value.detach() for i, value in enumerate(flat) if isinstance(value, Tensor)}
     modules = [_OfOutputs(function, captured.program, flat).eval() for function in functions]
     key: Any = ("function", *functions)
@@ -94,6 +102,28 @@ def with_functions(captured: Captured, functions: Sequence[Function], flat: Sequ
             captured.forms.pop(old, None)
         captured.forms[key] = made
     return made
+
+
+def _modules_of(function: Any) -> Iterator[nn.Module]:
+    """The modules that a function, or an object that is called, has at hand by its own names or in what these name."""
+    queue, seen = deque([function]), set[int]()
+    while queue:
+        value = queue.popleft()
+        if id(value) in seen or isinstance(value, (type, ModuleType, Tensor)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            yield value
+        elif inspect.isfunction(value):
+            names = inspect.getclosurevars(value)
+            defaults = (value.__defaults__ or (), (value.__kwdefaults__ or {}).values())
+            queue.extend(chain(names.nonlocals.values(), names.globals.values(), *defaults))
+        elif isinstance(value, partial):
+            queue.extend((value.func, *value.args, *value.keywords.values()))
+        elif inspect.ismethod(value):
+            queue.extend((value.__self__, value.__func__))
+        else:
+            queue.extend(getattr(value, "__dict__", {}).values())
 
 
 def _as_wide(function: Program, model: Program) -> Program:

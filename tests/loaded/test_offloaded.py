@@ -103,7 +103,9 @@ def test_at_most_a_quarter_of_the_weights_is_held_at_a_time(
         gc.collect()
         found = lrp.attribute(IDS, target=7).relevance
         assert 0 < held.peak <= size / 4
-    torch.testing.assert_close(found, fxlrp.convert(whole, ruleset).attribute(IDS, target=7).relevance)
+    wanted = fxlrp.convert(whole, ruleset).attribute(IDS, target=7).relevance
+    # In float32: attention that is fused rounds otherwise than one that is spelled out, and small scores divide.
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     lrp.attribute(IDS, target=7, ledger=True)  # which keeps every value, so that the measure finds it out
     assert held.peak > size / 2
 
@@ -200,3 +202,36 @@ def test_functions_of_outputs_and_hashes_meet_the_weights() -> None:
     assert before == fingerprint(fxlrp.convert(model, "epsilon"))
     model[0]._hf_hook.weights_map["weight"].mul_(2)
     assert before != fingerprint(fxlrp.convert(model, "epsilon"))
+
+
+class Scoring:
+    """A target that runs a layer of the model once more."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, output: Tensor) -> Tensor:
+        own: Tensor = self.model[3](torch.ones(len(output), self.model[3].in_features))
+        return own[:, 0] * output[:, 0]
+
+
+@pytest.mark.parametrize("written", ["as a function", "with a default", "as an object", "as a method"])
+def test_a_target_that_runs_the_model_leaves_its_weights_where_they_are(written: str) -> None:
+    whole, x = _net(), torch.randn(4, 6)
+    model = accelerate.cpu_offload(copy.deepcopy(whole), "cpu")
+
+    def attributed(each: nn.Module) -> Tensor:
+        scoring = Scoring(each)
+        targets: dict[str, Any] = {
+            "as a function": lambda output: scoring(output),
+            "with a default": lambda output, by=scoring: by(output),
+            "as an object": scoring,
+            "as a method": scoring.__call__,
+        }
+        return fxlrp.convert(each, "gradient").attribute(x, target=targets[written]).relevance
+
+    with pytest.warns(UserWarning, match="keeps weights elsewhere until its modules run"):
+        found = attributed(model)
+    torch.testing.assert_close(found, attributed(whole))
+    assert all(weight.is_meta and type(weight) is nn.Parameter for weight in model.parameters())
+    torch.testing.assert_close(model(x), whole(x))

@@ -48,10 +48,13 @@ def _bitsandbytes(name: str, **options: Any) -> Callable[[nn.Sequential], nn.Seq
 KINDS: dict[str, Callable[[nn.Sequential], nn.Sequential]] = {
     "torchao, 8 bits": _torchao("Int8WeightOnlyConfig"),
     "torchao, 8 bits, inputs too": _torchao("Int8DynamicActivationInt8WeightConfig"),
+    "torchao, 4 bits": _torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4),
+    "torchao, 4 bits, inputs too": _torchao("Int8DynamicActivationIntxWeightConfig", weight_dtype=torch.int4),
+    "torchao, floats of 8 bits": _torchao("Float8WeightOnlyConfig"),
     "bitsandbytes, 8 bits": _bitsandbytes("Linear8bitLt", has_fp16_weights=False),
     "bitsandbytes, 4 bits": _bitsandbytes("Linear4bit", quant_type="nf4", compute_dtype=torch.float32),
 }
-ROUND_INPUTS = ("torchao, 8 bits, inputs too", "bitsandbytes, 8 bits")
+ROUND_INPUTS = ("torchao, 8 bits, inputs too", "torchao, 4 bits, inputs too", "bitsandbytes, 8 bits")
 
 
 def _matrix(layer: nn.Module) -> Tensor:
