@@ -104,8 +104,9 @@ def test_at_most_a_quarter_of_the_weights_is_held_at_a_time(
         found = lrp.attribute(IDS, target=7).relevance
         assert 0 < held.peak <= size / 4
     wanted = fxlrp.convert(whole, ruleset).attribute(IDS, target=7).relevance
-    # In float32: attention that is fused rounds otherwise than one that is spelled out, and small scores divide.
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    # In float32, where attention that is spelled out rounds otherwise than fused, and relevance is divided by scores
+    # near 0: the one is 2e-5 of the largest from float64, the other 3e-4.
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3 * float(wanted.abs().max()))
     lrp.attribute(IDS, target=7, ledger=True)  # which keeps every value, so that the measure finds it out
     assert held.peak > size / 2
 
