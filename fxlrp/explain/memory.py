@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fxlrp.engine.conversion import Conversion, Prepared
 from fxlrp.errors import InputError
+from fxlrp.graph.handles import Elsewhere
 from fxlrp.readout.passes import Task
 from fxlrp.readout.rows import Mixed, scores_apart
+from fxlrp.rewrite import Rewritten
 from fxlrp.rewrite.head import Halves
 from fxlrp.rewrite.memory import sizes_of
 
@@ -24,7 +26,8 @@ class Memory:
     """Bytes that one explanation holds between its forward and its backward pass.
 
     Attributes:
-        weights: the model's weights; of a model in half precision once more in float32, for the time of the call.
+        weights: the model's weights; of a model in half precision once more in float32, for the time of the call. Of
+            those that are kept elsewhere and brought in, what the largest block takes.
         values: what the backward pass needs of every operation (``checkpoint=None``).
         in_blocks: what enters each block, and all that the largest block needs (``checkpoint="blocks"``).
         scores: scores over a large vocabulary [batch, positions, classes], which ``outputs=False`` does without; 0
@@ -81,11 +84,19 @@ def memory_of(lrp: Conversion, inputs: Any) -> Memory:
     floats = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
     copies = [a for a in floats if a.dtype.itemsize > lrp.dtype.itemsize]
     return Memory(
-        weights=sum(each.nbytes for each in weights.values()) + sum(each.nbytes for each in copies),
+        weights=sum(each.nbytes for each in (*weights.values(), *copies)) + _brought_in(rewritten, arguments),
         values=kept.whole,
         in_blocks=kept.in_blocks,
         scores=0 if apart is None else _bytes_of_scores(*apart, arguments),
     )
+
+
+def _brought_in(rewritten: Rewritten, arguments: Sequence[Any]) -> int:
+    """The bytes of the weights kept elsewhere that one block brings in, the most of all blocks."""
+    handles = {n: a for n, a in zip(rewritten.arguments, arguments, strict=True) if isinstance(a, Elsewhere)}
+    sizes = {name: each.shape.numel() * each.dtype.itemsize for name, each in handles.items()}
+    taken = ([sizes.get(str(n.target), 0) for n in node.all_input_nodes] for node in rewritten.blocks.graph.nodes)
+    return max(map(sum, taken), default=0) if handles else 0
 
 
 def _bytes_of_scores(halves: Halves, mixed: Mixed, arguments: Sequence[Any]) -> int:

@@ -103,6 +103,7 @@ def test_at_most_a_quarter_of_the_weights_is_held_at_a_time(
         gc.collect()
         found = lrp.attribute(IDS, target=7).relevance
         assert 0 < held.peak <= size / 4
+    assert 0.7 < lrp.memory(IDS).weights / held.peak < 1.5
     wanted = fxlrp.convert(whole, ruleset).attribute(IDS, target=7).relevance
     # In float32, where attention that is spelled out rounds otherwise than fused, and relevance is divided by scores
     # near 0: the one is 2e-5 of the largest from float64, the other 3e-4.
