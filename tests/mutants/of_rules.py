@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+from fxlrp.graph.operator_table import ATTENTION
 from fxlrp.graph.operators import OPERATORS
 from fxlrp.rewrite import kernels, stretches
 from fxlrp.rewrite.call import RuleCall
@@ -18,7 +19,7 @@ from fxlrp.rules import RULES, choices, elementary, gamma, linear, primitives, p
 from fxlrp.rules.rule import twin
 from tests.mutants.mutant import Mutant, attribute, changed_rule, changed_shares, closes, entry, kernel, on, rule
 from tests.properties import test_properties
-from tests.rewrite import test_stretches
+from tests.rewrite import test_constant_weights, test_stretches
 from tests.rules import test_rules
 
 aten = torch.ops.aten
@@ -228,7 +229,22 @@ def _gradients(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule({}, graph)
 
 
+def _short_attention(*given: Any, original: Any = kernels.plain_attention, **options: Any) -> Tensor:
+    found: Tensor = 0.999 * original(*given, **options)
+    return found
+
+
 KERNEL_MUTANTS = (
+    Mutant(
+        "a stretch runs another operator on the way forward",
+        entry(kernels.PLAIN, ATTENTION, _short_attention),
+        partial(test_stretches.agrees, "bert", "attnlrp-relevance"),
+    ),
+    Mutant(
+        "a row that sees nothing is NaN in the kernel of constant weights",
+        attribute(kernels, "softmax_of_some", torch.softmax),
+        partial(test_constant_weights.test_constant_weights_by_rows, 610, 610, 2, 2, "bools"),
+    ),
     Mutant(
         "a stretch gives one value for two",
         attribute(stretches, "apart", tuple),
