@@ -5,6 +5,7 @@ shapes of real networks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,29 +37,18 @@ class Case:
         return torch.randn(1, self.length, self.hidden, generator=torch.Generator().manual_seed(1))
 
 
-def llama_config(case: Case) -> LlamaConfig:
-    """A Llama with grouped queries, two heads to one key."""
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=case.hidden,
-        intermediate_size=case.hidden * 11 // 4,
-        num_hidden_layers=case.layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-    )
+def llama_config(case: Case, **options: Any) -> LlamaConfig:
+    """A Llama with grouped queries, two heads to one key unless ``options`` say otherwise."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": case.hidden, "intermediate_size": case.hidden * 11 // 4}
+    heads = {"num_hidden_layers": case.layers, "num_attention_heads": 8, "num_key_value_heads": 4}
+    return LlamaConfig(**sizes | heads | options)
 
 
 def _smollm2(case: Case) -> nn.Module:
     """A model of the shape of SmolLM2-135M: three queries to a key, and a large vocabulary."""
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=case.hidden,
-        intermediate_size=case.hidden * 8 // 3,
-        num_hidden_layers=case.layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    sizes = {"vocab_size": 49152, "intermediate_size": case.hidden * 8 // 3}
+    config = llama_config(case, **sizes, **heads, tie_word_embeddings=True)
     return LlamaForCausalLM(config)
 
 

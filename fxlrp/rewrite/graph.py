@@ -105,7 +105,13 @@ class Rewritten:
         pairs = zip(self.arguments, arguments, strict=True)
         handles = tuple((name, value.ends) for name, value in pairs if isinstance(value, Elsewhere))
         if not handles:
-            return self.module if form == "whole" else self.stretches if form == "stretches" else self.blocks
+            match form:
+                case "whole":
+                    return self.module
+                case "stretches":
+                    return self.stretches
+                case "blocks":
+                    return self.blocks
         if (form, handles) not in self._fetching:
             module = in_blocks(self.module, self.fused, lean=False) if form == "blocks" else self.module
             self._fetching[form, handles] = fetching(module, dict(handles))

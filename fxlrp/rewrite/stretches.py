@@ -163,6 +163,7 @@ class Parts:
     def __init__(self, graph: fx.Graph, roots: Collection[fx.Node], fixed: Collection[fx.Node]) -> None:
         self.fixed = {*roots, *fixed}
         self.dependent = dependent(graph, roots)
+        self.known: dict[fx.Node, bool] = {}
 
     def stretches(self, nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
         """Sets of cheap nodes that hang together between two layers, if a rule among them keeps much.
@@ -187,6 +188,11 @@ class Parts:
 
     def cheap(self, node: fx.Node) -> bool:
         """Whether a node may run again: it makes a tensor of tensors, draws no random number, and is no layer."""
+        if node not in self.known:
+            self.known[node] = self._cheap(node)
+        return self.known[node]
+
+    def _cheap(self, node: fx.Node) -> bool:
         if node in self.fixed or node not in self.dependent or not self._of_tensors(node):
             return False
         if isinstance(node.target, SumCall) or node.target in (as_relevance, as_gradient, torch.detach):

@@ -86,20 +86,8 @@ def share_rule(
             passed = [n * ratio(y, d) for n, d in function(op, *operands, **parameters)]
             return (y - torch.stack(passed).sum(0)) * g
 
-        made = ShareRule(
-            function.__name__,
-            classes,
-            surrogate,
-            Conserves.WITH_LEAK,
-            source,
-            leak or untaken,
-            leak_kind,
-            shares=function,
-            relation=relation,
-        )
-        made.in_relevance(relevance)
-        enter(made)
-        return made
+        sharing = {"shares": function, "relation": relation}
+        return _entered(classes, surrogate, relevance, source, leak or untaken, leak_kind, **sharing)
 
     return register
 
@@ -129,20 +117,8 @@ def proportional_rule(
         def untaken(op: Operation, y: Tensor, g: Tensor, *operands: Any, **parameters: Any) -> Tensor:
             return (y - y * ratio(y, function(y, **parameters))) * g
 
-        made = ShareRule(
-            function.__name__,
-            classes,
-            surrogate,
-            Conserves.WITH_LEAK,
-            source,
-            untaken,
-            leak_kind,
-            shares=shares,
-            denominators=function,
-        )
-        made.in_relevance(relevance)
-        enter(made)
-        return made
+        sharing = {"shares": shares, "denominators": function}
+        return _entered(classes, surrogate, relevance, source, untaken, leak_kind, **sharing)
 
     return register
 
@@ -176,23 +152,27 @@ def relevance_share_rule(
         def surrogate(op: Operation, *operands: Any, **parameters: Any) -> Tensor:
             return shared(op(*operands), function(op, *operands, **parameters))
 
-        made = ShareRule(
-            function.__name__,
-            classes,
-            surrogate,
-            Conserves.WITH_LEAK,
-            source,
-            leak,
-            leak_kind,
-            message=Message.RELEVANCE,
-            shares=function,
-            whole=whole,
-            relation=relation,
-        )
-        enter(made)
-        return made
+        sharing = {"message": Message.RELEVANCE, "shares": function, "whole": whole, "relation": relation}
+        return _entered(classes, surrogate, None, source, leak, leak_kind, **sharing)
 
     return register
+
+
+def _entered(
+    classes: tuple[OperatorClass, ...],
+    surrogate: Callable[..., Tensor],
+    relevance: Callable[..., Tensor] | None,
+    source: Cite,
+    leak: Callable[..., Tensor] | None,
+    leak_kind: str,
+    **sharing: Any,
+) -> ShareRule:
+    """The rule of a surrogate's name, registered; ``relevance`` is its form between R and x g, if it has both."""
+    made = ShareRule(surrogate.__name__, classes, surrogate, Conserves.WITH_LEAK, source, leak, leak_kind, **sharing)
+    if relevance is not None:
+        made.in_relevance(relevance)
+    enter(made)
+    return made
 
 
 def _relevant(op: Operation, operands: tuple[Any, ...]) -> tuple[Any, ...]:
