@@ -16,6 +16,8 @@ from benchmarks.real.networks import NETWORKS
 from benchmarks.real.runs import Reading, Record
 from fxlrp.evaluate.standings import standings
 
+UNDECIDED = 0.05  # of the largest relevance: what float32 may be away from float64 and yet show the same picture
+
 
 @dataclass(frozen=True)
 class Section:
@@ -72,6 +74,18 @@ class Section:
             types = [name for name, each in record.readings.items() if each.warned]
             if types:
                 found[record.ruleset] = f"{record.readings[types[0]].warned[0]} ({', '.join(types)})"
+        return found
+
+    @property
+    def undecided(self) -> dict[str, str]:
+        """The rulesets whose relevance float32 does not give, and how far it is from float64 on the same weights."""
+        found = {}
+        for record in self.ran:
+            own = max(
+                (each.distance if each.rounded is None else each.rounded) or 0 for each in record.readings.values()
+            )
+            if own > UNDECIDED:
+                found[record.ruleset] = small(own)
         return found
 
     @cached_property
