@@ -6,6 +6,7 @@ Float64 agrees to 1e-8 of a tensor's largest entry; float32 to ten times what th
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -116,10 +117,10 @@ def test_skip_connections_take_what_their_branches_leave() -> None:
         close(skip, expected("float64", f"R_block{i}.add1.in.0")[0], 1e-6)  # behind the code's x / (x + 1e-9) of a fork
 
 
-def maps(dtype: str, attention: str = "sdpa") -> list[Map]:
+def maps(dtype: str, attention: str = "sdpa") -> Sequence[Map]:
     lrp = converted(dtype, attention).conversion
     task = Task(lrp, lrp.prepare({"pixel_values": pixels(dtype)}), 0, None)
-    return attention_maps(task, relevance=True, gradient=True)[0]
+    return attention_maps(task, relevance=True, gradient=True).maps
 
 
 # In float64 transformers' eager attention still takes its softmax in float32.
