@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain
-from types import ModuleType
+from types import CellType, ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from fxlrp.capture.builder import Builder
 from fxlrp.capture.elsewhere import check_here
 from fxlrp.capture.precision import in_float32, is_narrow
 from fxlrp.capture.process import quiet
+from fxlrp.capture.reads import is_library
 from fxlrp.capture.torch_private import LOCK
 from fxlrp.engine.graphs import Captured
 from fxlrp.errors import CaptureError
@@ -109,20 +110,20 @@ def _modules_of(function: Any) -> Iterator[nn.Module]:
     queue, seen = deque([function]), set[int]()
     while queue:
         value = queue.popleft()
-        if id(value) in seen or isinstance(value, (type, ModuleType, Tensor)):
+        if id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, nn.Module):
             yield value
-        elif inspect.isfunction(value):
-            names = inspect.getclosurevars(value)
-            defaults = (value.__defaults__ or (), (value.__kwdefaults__ or {}).values())
-            queue.extend(chain(names.nonlocals.values(), names.globals.values(), *defaults))
         elif isinstance(value, partial):
             queue.extend((value.func, *value.args, *value.keywords.values()))
         elif inspect.ismethod(value):
             queue.extend((value.__self__, value.__func__))
-        else:
+        elif inspect.isfunction(value) and not is_library(value):
+            cells = (cell.cell_contents for cell in value.__closure__ or () if cell != CellType())
+            named = (value.__globals__.get(name) for name in value.__code__.co_names)
+            queue.extend(chain(cells, named, value.__defaults__ or (), (value.__kwdefaults__ or {}).values()))
+        elif not isinstance(value, (type, ModuleType)) and not is_library(value):
             queue.extend(getattr(value, "__dict__", {}).values())
 
 

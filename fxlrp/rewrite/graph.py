@@ -18,7 +18,7 @@ from fxlrp.capture import torch_private as private
 from fxlrp.capture.canonical import Fused
 from fxlrp.graph.handles import Elsewhere
 from fxlrp.graph.nodes import drop_unused
-from fxlrp.graph.operators import is_float, operands_of, operator_of
+from fxlrp.graph.operators import is_float, is_random, operands_of, operator_of
 from fxlrp.planning.plan import Decision, Plan
 from fxlrp.rewrite import few_rows, kernels
 from fxlrp.rewrite.blocks import in_blocks
@@ -212,11 +212,13 @@ class _Rewriting:
         )
 
     def _expanded(self) -> dict[fx.Node, Fused]:
-        """The fused operators that no kernel stands for, by the last of the nodes that they became; of these, those
-        that depend on inputs.
+        """The fused operators that no kernel stands for and that draw no random numbers, by the last of the nodes that
+        they became; of these, those that depend on inputs.
         """
         here, found = {*self.graph.nodes}, {}
         for node, fused in self.plan.program.fused.items():
+            if any(map(is_random, fused.members)):
+                continue
             members = tuple(n for n in fused.members if n in self._dependent and self.values.get(n) in here)
             own = replace(fused, members=members)
             if node in members and node not in self.regions and {self.values.get(n) for n in own.arguments} <= here:

@@ -46,7 +46,8 @@ def within(fused: Mapping[fx.Node, Fused], inner: Mapping[fx.Node, fx.Node]) -> 
     """The fused operators of a graph that a part of it holds with all they are made of, by its own nodes ``inner``."""
     found = {}
     for node, each in fused.items():
-        if inner.keys() >= {*each.members, *each.arguments} and inner[node].op == "call_function":
+        whole = inner.keys() >= {*each.members, *each.arguments}
+        if whole and all(inner[member].op == "call_function" for member in each.members):
             found[inner[node]] = each.moved(inner)
     return found
 

@@ -150,6 +150,31 @@ def test_random_numbers_are_drawn_once() -> None:
     assert not torch.allclose(lrp.attribute(x, target=1, random_seed=4).relevance, wanted.relevance)
 
 
+class DroppingAttention(nn.Module):
+    """Attention whose weights drop out in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.first(x).split(4, -1)
+        return self.last(F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)).mean(1)
+
+
+@pytest.mark.filterwarnings("ignore::fxlrp.errors.RetraceWarning")
+def test_attention_that_draws_random_numbers_is_not_fused_again() -> None:
+    torch.manual_seed(0)
+    model, x = DroppingAttention().eval().double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    lrp = fxlrp.convert(model, "attnlrp-relevance")
+    found = lrp.attribute(x, target=1, random_seed=3)
+    with whole():
+        wanted = lrp.attribute(x, target=1, random_seed=3)
+    torch.testing.assert_close(found.relevance, wanted.relevance)
+    torch.testing.assert_close(found.explained, wanted.explained)
+    assert not torch.allclose(lrp.attribute(x, target=1, random_seed=4).explained, wanted.explained)
+
+
 def test_relevance_of_modules_within_stretches() -> None:
     lrp, given = small_models.converted("bert").with_ruleset("attnlrp-relevance"), small_models.inputs("bert")
     paths = ["bert.encoder.layer.*.intermediate", "bert.encoder.layer.*.attention.self"]
