@@ -318,7 +318,7 @@ class Task:
         starts = [s for s in zip(scalars, seeds, strict=True) if s[0].requires_grad]
         messages: Sequence[Tensor | None] = (
             torch.autograd.grad([s for s, _ in starts], wanted, [seed for _, seed in starts], allow_unused=True)
-            if starts
+            if starts and wanted
             else [None] * len(wanted)
         )
         carried = self.carried(plan, taps, kept, messages)

@@ -224,6 +224,17 @@ def test_the_rows_are_those_of_the_gradient_through_the_whole_model() -> None:
     assert torch.equal(long.maps[-1].gradient, long.last.gradient)
 
 
+def test_weights_that_a_ruleset_holds_constant_have_no_relevance() -> None:
+    """No message goes back to them, nor to anything else that is read: zeros, as of any value that is cut off."""
+    lrp = converted("bert").with_ruleset("ali2022").conversion
+    found = attention_maps(Task(lrp, lrp.prepare(ZOO["bert"].inputs()), target=1), relevance=True, gradient=True)
+    for each in found.maps:
+        assert each.relevance is not None
+        assert each.gradient is not None
+        assert not each.relevance.any()
+        assert each.gradient.any()
+
+
 def test_no_pass_goes_further_back_than_to_the_attentions_that_are_read() -> None:
     """Of the last of several layers the rules before it never run; of all layers those of the first do."""
     x = ZOO["bert"].inputs()
