@@ -62,15 +62,15 @@ class RuleCall:
         return y if self.takes is Message.RELEVANCE else as_relevance(y)
 
     def leak(self, y: Tensor, message: Tensor, *values: Any) -> Tensor:
-        """What the rule declares to keep of the incoming relevance, summed in float64."""
+        """What the rule declares to keep of the incoming relevance, summed in float64: a function of the message."""
         count = len(self.operation.live)
-        wide = [widened(value) for value in values]
-        if self.gives is Message.RELEVANCE:
-            return self._lost(widened(y), widened(message), wide)
-        assert self.rule.leak is not None
-        operation = self.operation.bind(wide[count:])
-        with torch.no_grad():
-            return total(self.rule.leak(operation, widened(y), widened(message), *wide[:count], **self.params))
+        y, *wide = private.pytree.tree_map_only(Tensor, lambda x: widened(x.detach()), [y, *values])
+        with torch.set_grad_enabled(message.requires_grad):
+            if self.gives is Message.RELEVANCE:
+                return self._lost(y, widened(message), wide)
+            assert self.rule.leak is not None
+            operation = self.operation.bind(wide[count:])
+            return total(self.rule.leak(operation, y, widened(message), *wide[:count], **self.params))
 
     def _lost(self, y: Tensor, message: Tensor, values: list[Any]) -> Tensor:
         """Relevance that arrived less what operands and sources receive, from the rule applied here alone."""
@@ -81,7 +81,7 @@ class RuleCall:
         watched = [x for x in private.pytree.tree_leaves(leaves) if isinstance(x, Tensor) and x.requires_grad]
         with torch.enable_grad():
             value = self(*(leaves.get(i, x) for i, x in enumerate(values)))
-        given = torch.autograd.grad(value, watched, message, allow_unused=True)
+        given = torch.autograd.grad(value, watched, message, allow_unused=True, create_graph=message.requires_grad)
         return total(arrived) - torch.stack([total(r) for r in given if r is not None] or [total(arrived * 0)]).sum()
 
 
@@ -111,17 +111,18 @@ class SumCall:
 
     def leak(self, y: Tensor, message: Tensor, *values: Tensor) -> Tensor:
         """Relevance that arrived less what the terms, the offset and the units receive, summed in float64."""
-        y, message = widened(y), widened(message)
+        y, message = widened(y.detach()), widened(message)
         leaves = [widened(value).detach().requires_grad_() for value in values]
+        twice = message.requires_grad
         with torch.enable_grad():
-            given = torch.autograd.grad(self(*leaves), leaves, message, allow_unused=True)
+            given = torch.autograd.grad(self(*leaves), leaves, message, allow_unused=True, create_graph=twice)
         arrived = message if self.takes is Message.RELEVANCE else received(y, message)
         relevance = [
-            (received(x, g) if i < 2 else g)
+            (received(x.detach(), g) if i < 2 else g)
             for i, (x, g) in enumerate(zip(leaves, given, strict=True))
             if g is not None
         ]
-        return total(arrived) - torch.stack([total(r.detach()) for r in relevance]).sum()
+        return total(arrived) - torch.stack([total(r) for r in relevance]).sum()
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -67,8 +67,8 @@ class Rewritten:
     in ``entered`` stand for look-ups whose values are given, those in ``references`` for inputs and look-ups as they
     are on the reference input; both lead to the node of the canonical graph.
     ``fused`` operators that stand expanded in the module are known by the last of their nodes.
-    In a ledger graph each source is followed by its leaf and each leak by the value and operands that its
-    formula needs.
+    A ledger graph also returns for each source its leaf and the values that take it in (an initial state: itself), for
+    each leak the value and operands that its formula needs.
     """
 
     module: fx.GraphModule
@@ -196,7 +196,7 @@ class _Rewriting:
                 self.values[node].meta = dict(node.meta)
         outputs: Any = fx.map_arg(self.plan.program.graph.output_node().args[0], self._returned)
         attributed = tuple(self.returned[e.node] for e in self.plan.structure.attributed)
-        extra = (tuple(self.leaves), tuple(self.operands)) if self.ledger else ()
+        extra = (self._entering(), tuple(self.operands)) if self.ledger else ()
         self.graph.output((tuple(outputs), attributed, tuple(self.returned[n] for n in taps), *extra))
         drop_unused(self.graph)
         self.graph.lint()
@@ -289,6 +289,11 @@ class _Rewriting:
         self.sources.append(Source(node, node, self.plan.takes(node)))
         self.leaves.append(leaf)
         return leaf
+
+    def _entering(self) -> tuple[tuple[fx.Node, tuple[fx.Node, ...]], ...]:
+        """Each leaf with the values that take it in: of its operation and, where the sum asks for one, an offset."""
+        pairs = zip(self.sources, self.leaves, strict=True)
+        return tuple((leaf, (leaf,) if source.value is source.user else tuple(leaf.users)) for source, leaf in pairs)
 
     def _forked(self, node: fx.Node) -> fx.Node:
         """The value behind the rule for what arrives from all of its ways."""

@@ -65,7 +65,7 @@ def _local_defect(op: Operation, y: Tensor, g: Tensor, *operands: Tensor) -> Ten
     with torch.enable_grad():
         leaves = {i: operands[i].detach().requires_grad_() for i in counted if is_continuous(operands[i])}
         value = op(*(leaves.get(i, x) for i, x in enumerate(operands)))
-    grads = torch.autograd.grad(value, list(leaves.values()), g, allow_unused=True)
+    grads = torch.autograd.grad(value, list(leaves.values()), g, allow_unused=True, create_graph=g.requires_grad)
     shares = [received(x.detach(), v).sum() for x, v in zip(leaves.values(), grads, strict=True) if v is not None]
     return received(y, g).sum() - sum(shares)
 

@@ -28,7 +28,7 @@ def _gamma_leak(
         constant = None if bias is None else bias.detach().requires_grad_()
         value = gamma.surrogate(op, leaf, weight.detach(), constant, **options)
     leaves = [leaf] if constant is None else [leaf, constant]
-    grads = torch.autograd.grad(value, leaves, g)
+    grads = torch.autograd.grad(value, leaves, g, create_graph=g.requires_grad)
     kept = (y * g).sum() - (x * grads[0]).sum()
     return kept if bias is None else kept - (bias * grads[1]).sum()
 

@@ -195,9 +195,10 @@ def received(value: Tensor, message: Tensor) -> Tensor:
         return received(torch.view_as_real(value.resolve_conj()), torch.view_as_real(message.resolve_conj())).sum(-1)
     if known(lambda: torch.isfinite(value.sum()), value):
         return value * message
-    if known(lambda: torch.isfinite(message.sum()) and not value.amax().isnan(), message):  # NaN is then 0 x inf
+    fast = not message.requires_grad
+    if fast and known(lambda: torch.isfinite(message.sum()) and not value.amax().isnan(), message):  # NaN: 0 x inf
         return torch.nan_to_num(value * message, nan=0.0, posinf=float("inf"), neginf=-float("inf"))
-    return torch.where(message == 0, torch.zeros_like(message), value * message)
+    return torch.where(message == 0, 0.0, value) * message
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -67,8 +67,8 @@ def without_weights(plan: Plan, made: Rewritten) -> Rewritten:
     found: Any = output.args[0]
     if len(found) < 4:
         return made
-    kept = [i for i, leaf in enumerate(found[3]) if getattr(leaf.args[0], "op", "") != "placeholder"]
-    for i, leaf in enumerate(found[3]):
+    kept = [i for i, (leaf, _) in enumerate(found[3]) if getattr(leaf.args[0], "op", "") != "placeholder"]
+    for i, (leaf, _) in enumerate(found[3]):
         if i not in kept:
             leaf.replace_all_uses_with(leaf.args[0], delete_user_cb=lambda user: user is not output)
     output.args = ((*found[:3], tuple(found[3][i] for i in kept), *found[4:]),)

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 import fxlrp.engine.conversion
 import fxlrp.engine.ledger
+import fxlrp.engine.samples
 import fxlrp.engine.targets
 import fxlrp.graph.nodes
 import fxlrp.patterns.structure
@@ -21,10 +22,12 @@ import fxlrp.planning.plan
 from fxlrp.capture.canonical import REPLACEMENTS
 from fxlrp.capture.program import Program
 from fxlrp.engine.ledger import Ledger
+from fxlrp.engine.samples import Along, Arrived
 from fxlrp.engine.targets import Selection
 from fxlrp.graph.operators import OPERATORS, is_movement, packet
 from fxlrp.patterns import attempt
-from tests.engine import test_conversion
+from fxlrp.rules.rule import Message
+from tests.engine import test_conversion, test_samples
 from tests.mutants.graphs import ledgers, rewritten, unused_leaves, without_detach, without_weights
 from tests.mutants.mutant import Mutant, Patch, agrees, attribute, closes, computes, entry, found
 from tests.patterns import test_structure
@@ -150,8 +153,24 @@ def _of_one_of_several(detached: fx.Node, attributed: tuple[fx.Node, ...]) -> bo
     return detached.args[0].target is getitem  # type: ignore[union-attr]
 
 
-def _with_infinities(value: Tensor, message: Tensor | None) -> Tensor:
-    return torch.zeros((), dtype=torch.float64) if message is None else (value * message).detach().double().sum()
+def _with_infinities(kind: Message, value: Tensor, message: Tensor) -> Tensor:
+    return value.detach() * message if kind is Message.GRADIENT else message
+
+
+def _along_the_first_axis(*arguments: Any, original: Any = fxlrp.engine.samples.arrived) -> Any:
+    for part in original(*arguments):
+        first = {key: Along(0) for key, m in part.messages.items() if m.ndim and len(m) % len(part.samples) == 0}
+        yield part if part.owners is None else replace(part, owners={**part.owners, **first})
+
+
+def _with_no_rest(*arguments: Any, original: Any = fxlrp.engine.samples.of_degree_one) -> Tensor:
+    found: Tensor | None = original(*arguments)
+    return torch.zeros(arguments[-1], dtype=torch.float64) if found is None else found
+
+
+def _never_mixed(scalars: Tensor, watched: Any, original: Any = fxlrp.engine.samples.arrived) -> Any:
+    for part in original(scalars.sum()[None], watched):
+        yield Arrived(range(len(scalars)), part.messages, {key: Along(0) for key in part.messages})
 
 
 def _next_class(*arguments: Any, original: Any = fxlrp.engine.targets.resolve) -> Any:
@@ -206,8 +225,23 @@ READ_OUT_MUTANTS = (
     ),
     Mutant(
         "infinite masks count",
-        attribute(fxlrp.engine.ledger, "product_sum", _with_infinities),
+        attribute(fxlrp.engine.ledger, "relevance_of", _with_infinities),
         test_regressions.test_infinite_mask,
+    ),
+    Mutant(
+        "samples lie along the first axis of every value",
+        attribute(fxlrp.engine.ledger, "arrived", _along_the_first_axis),
+        lambda: test_samples.batch_is_its_samples("time first", "attnlrp"),
+    ),
+    Mutant(
+        "samples that a model mixes are taken for apart",
+        attribute(fxlrp.engine.ledger, "arrived", _never_mixed),
+        test_samples.test_samples_that_are_mixed_have_a_pass_each,
+    ),
+    Mutant(
+        "what a stabiliser adds is no one's",
+        attribute(fxlrp.engine.samples, "of_degree_one", _with_no_rest),
+        lambda: test_samples.test_amounts_of_relevance_in_denominators_are_those_of_samples(1),
     ),
     Mutant(
         "a constant output has no entry",

@@ -16,12 +16,13 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
-from fxlrp.engine.ledger import product_sum
+from fxlrp.engine.samples import relevance_of
 from fxlrp.explain.model import ConvertedModel
 from fxlrp.graph.nodes import to_networkx
 from fxlrp.graph.operators import is_continuous
 from fxlrp.planning.plan import Plan
 from fxlrp.rewrite import Rewritten, rewrite
+from fxlrp.rules.rule import Message
 
 
 def worst_cut(
@@ -92,20 +93,21 @@ def _gap(
         logits = next(y for y in flat if isinstance(y, Tensor) and y.is_floating_point())
         explained = logits[0].flatten()[-2]
     beyond = [i for i, source in enumerate(rewritten.sources) if source.user not in before]
-    constants = [values[output[3][i]] for i in beyond]
+    constants = [values[output[3][i][0]] for i in beyond]
     sites = [(leak, site) for leak, site in zip(rewritten.leaks, output[4], strict=True) if leak.node not in before]
     watched = [*leaves, *constants, *(values[site[0]] for _, site in sites)]
     wanted = [value for value in watched if value.requires_grad]
     if not explained.requires_grad:
         return 0.0
     grads = dict(zip(map(id, wanted), torch.autograd.grad(explained, wanted, allow_unused=True), strict=True))
-    amounts = [product_sum(value, grads.get(id(value))) for value in [*leaves, *constants]]
+    messages = [(value, grads.get(id(value))) for value in [*leaves, *constants]]
+    amounts = [relevance_of(Message.GRADIENT, x, g).double().sum() for x, g in messages if g is not None]
     for leak, (node, operands, extras) in sites:
         message = grads.get(id(values[node]))
         if message is not None:
             operand_values = fx.map_arg((operands, extras), values.__getitem__)
             amounts.append(leak.call.leak(values[node], message, *operand_values[0], *operand_values[1]))
-    passed = torch.stack(amounts)
+    passed = torch.stack(amounts or [torch.zeros((), dtype=torch.float64)])
     scale = max(float(explained.detach().abs()), 1e-3 * float(passed.abs().sum()))
     return float((explained.detach().double() - passed.sum()).abs()) / scale
 
