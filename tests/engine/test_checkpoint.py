@@ -43,7 +43,14 @@ def test_blocks_change_no_number_under_any_ruleset(model: str, rules: str) -> No
 
 
 def _compare(model: str, rules: str) -> None:
-    small_models.runs_alike(model, rules, lambda lrp, given: lrp.attribute(given, checkpoint="blocks"))
+    def in_blocks(lrp: fxlrp.ConvertedModel, given: dict[str, Tensor]) -> fxlrp.Attribution:
+        return lrp.attribute(given, checkpoint="blocks")
+
+    # Messages that meet at one value may be added up in another order.
+    usual, found = small_models.runs_alike(model, rules, in_blocks, rtol=1e-10, atol=1e-13, logits=1e-13)
+    # Stretches run LayerNorm fused; in blocks, whose borders lie elsewhere, some of it is spelled out.
+    if not small_models.stretches(model, rules):
+        assert torch.equal(found.outputs.logits, usual.outputs.logits)
 
 
 @pytest.mark.parametrize("rules", ["attnlrp", "attnlrp-relevance", "epsilon"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,8 +13,6 @@ from torch.nn import functional as F
 import fxlrp
 from benchmarks.measure import peak
 from benchmarks.models import gradient_times_input
-from fxlrp.rewrite import Rewritten
-from fxlrp.rewrite.stretches import Stretch
 from tests.support import small_models
 
 #: Rules in relevance, some on sums, some with sums of what arrives; rules of several numerators, in gradients.
@@ -33,22 +29,16 @@ SOME = (
 )
 
 
-@contextmanager
-def whole() -> Iterator[None]:
-    """Rewritten graphs run as they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rewritten, "on", lambda self, arguments, form="whole": self.module)
-        yield
-
-
 def agrees(model: str, rules: str) -> None:
-    """Relevance in stretches is that of the whole graph."""
+    """Relevance in stretches is that of the whole graph, but for rounding: operators that are spelled out there run
+    fused in stretches.
+    """
 
     def as_a_whole(lrp: fxlrp.ConvertedModel, given: dict[str, Tensor]) -> fxlrp.Attribution:
-        with whole():
+        with small_models.without_stretches():
             return lrp.attribute(given)
 
-    small_models.runs_alike(model, rules, as_a_whole)
+    small_models.runs_alike(model, rules, as_a_whole, rtol=1e-9, atol=1e-12, logits=1e-13)
 
 
 @pytest.mark.parametrize("model", ["llama", "bert", "vit"])
@@ -57,16 +47,8 @@ def test_stretches_change_no_number(model: str, rules: str) -> None:
     agrees(model, rules)
 
 
-def _stretches(lrp: fxlrp.ConvertedModel, given: Any) -> list[Stretch]:
-    lrp.attribute(given)
-    captured = lrp.conversion.last
-    assert captured is not None
-    _, rewritten = lrp.conversion.rewritten(captured.folded(lrp.ruleset.fold))
-    return [node.target for node in rewritten.stretches.graph.nodes if isinstance(node.target, Stretch)]
-
-
 def test_a_layer_lies_between_stretches() -> None:
-    found = _stretches(small_models.converted("llama").with_ruleset("attnlrp-relevance"), small_models.inputs("llama"))
+    found = small_models.stretches("llama", "attnlrp-relevance")
     entering = [node.name for stretch in found for node in stretch.module.graph.nodes if node.op == "placeholder"]
     assert any("norm_weight" in name for name in entering)
     assert not any("proj_weight" in name for name in entering)
@@ -74,7 +56,7 @@ def test_a_layer_lies_between_stretches() -> None:
 
 
 def test_operators_run_as_fused_as_they_were_on_the_way_forward() -> None:
-    found = _stretches(small_models.converted("bert").with_ruleset("attnlrp-relevance"), small_models.inputs("bert"))
+    found = small_models.stretches("bert", "attnlrp-relevance")
     names = [getattr(node.target, "__name__", "") for stretch in found for node in stretch.plain.graph.nodes]
     assert names.count("plain_attention") == 2
     assert names.count("layer_norm.default") == 5
@@ -84,7 +66,7 @@ def test_operators_run_as_fused_as_they_were_on_the_way_forward() -> None:
 def test_attention_is_read_the_same_in_stretches() -> None:
     lrp, given = small_models.converted("bert"), small_models.inputs("bert")
     readings = [lrp.with_ruleset(name).attribute(given).relevance for name in ("chefer2021-bert", "rollout")]
-    with whole():
+    with small_models.without_stretches():
         wanted = [lrp.with_ruleset(name).attribute(given).relevance for name in ("chefer2021-bert", "rollout")]
     for found, own in zip(readings, wanted, strict=True):
         torch.testing.assert_close(found, own, rtol=1e-9, atol=1e-12)
@@ -144,7 +126,7 @@ def test_random_numbers_are_drawn_once() -> None:
     torch.manual_seed(0)
     lrp, x = fxlrp.convert(Dropping().eval().double(), "attnlrp-relevance"), torch.randn(2, 6, dtype=torch.float64)
     found = lrp.attribute(x, target=1, random_seed=3)
-    with whole():
+    with small_models.without_stretches():
         wanted = lrp.attribute(x, target=1, random_seed=3)
     torch.testing.assert_close(found.relevance, wanted.relevance)
     assert not torch.allclose(lrp.attribute(x, target=1, random_seed=4).relevance, wanted.relevance)
@@ -168,7 +150,7 @@ def test_attention_that_draws_random_numbers_is_not_fused_again() -> None:
     model, x = DroppingAttention().eval().double(), torch.randn(2, 5, 6, dtype=torch.float64)
     lrp = fxlrp.convert(model, "attnlrp-relevance")
     found = lrp.attribute(x, target=1, random_seed=3)
-    with whole():
+    with small_models.without_stretches():
         wanted = lrp.attribute(x, target=1, random_seed=3)
     torch.testing.assert_close(found.relevance, wanted.relevance)
     torch.testing.assert_close(found.explained, wanted.explained)
@@ -179,7 +161,7 @@ def test_relevance_of_modules_within_stretches() -> None:
     lrp, given = small_models.converted("bert").with_ruleset("attnlrp-relevance"), small_models.inputs("bert")
     paths = ["bert.encoder.layer.*.intermediate", "bert.encoder.layer.*.attention.self"]
     found = lrp.attribute(given, at=paths)
-    with whole():
+    with small_models.without_stretches():
         wanted = lrp.attribute(given, at=paths)
     assert len(wanted.at) == 4
     for path, value in wanted.at.items():

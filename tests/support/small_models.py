@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 import fxlrp
+from fxlrp.rewrite import Rewritten
+from fxlrp.rewrite.stretches import Stretch
 
 VOCABULARY = 50
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
@@ -88,10 +91,16 @@ def inputs(name: str, seed: int = 0) -> dict[str, Tensor]:
 
 
 def runs_alike(
-    model: str, rules: str, otherwise: Callable[[fxlrp.ConvertedModel, dict[str, Tensor]], fxlrp.Attribution]
-) -> None:
-    """Another way to run a conversion gives what the usual one gives, in float64: but for the order in which messages
-    that meet are added up, and for attention that is spelled out instead of fused.
+    model: str,
+    rules: str,
+    otherwise: Callable[[fxlrp.ConvertedModel, dict[str, Tensor]], fxlrp.Attribution],
+    *,
+    rtol: float,
+    atol: float,
+    logits: float,
+) -> tuple[fxlrp.Attribution, fxlrp.Attribution]:
+    """Another way to run a conversion gives what the usual one gives, in float64: relevance within ``rtol`` and
+    ``atol``, outputs within ``logits``. Returns both.
     """
     lrp, given = converted(model).with_ruleset(rules), inputs(model)
     try:
@@ -99,8 +108,27 @@ def runs_alike(
     except fxlrp.FxlrpError as error:
         pytest.skip(f"{rules} does not fit {model}: {error}")
     other = otherwise(lrp, given)
-    torch.testing.assert_close(usual.relevance, other.relevance, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(usual.outputs.logits, other.outputs.logits, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(other.relevance, usual.relevance, rtol=rtol, atol=atol)
+    torch.testing.assert_close(other.outputs.logits, usual.outputs.logits, rtol=0, atol=logits)
+    return usual, other
+
+
+def stretches(model: str, rules: str) -> list[Stretch]:
+    """What of the rewritten graph runs again in the backward pass."""
+    lrp = converted(model).with_ruleset(rules)
+    lrp.attribute(inputs(model))
+    captured = lrp.conversion.last
+    assert captured is not None
+    _, rewritten = lrp.conversion.rewritten(captured.folded(lrp.ruleset.fold))
+    return [node.target for node in rewritten.stretches.graph.nodes if isinstance(node.target, Stretch)]
+
+
+@contextmanager
+def without_stretches() -> Iterator[None]:
+    """Rewritten graphs run as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rewritten, "on", lambda self, arguments, form="whole": self.module)
+        yield
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
