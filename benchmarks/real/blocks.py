@@ -27,7 +27,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tensors = {f"smollm2.{name}": value for name, value in _of_smollm2().items()}
     tensors |= {f"minilm.{name}": value for name, value in _of_minilm().items()}
-    packed = {}
+    packed: dict[str, Tensor] = {}
     for name, value in tensors.items():
         packed |= _packed(name, value.detach())
     save_file(packed, FILE)

@@ -105,30 +105,30 @@ class Network:
 
 
 class Nearest(nn.Module):
-    """Which of several sentences is the nearest: cosines of mean-pooled embeddings, scaled as logits."""
+    """Which of several sentences, given as :func:`embedded`, is the nearest: cosines, scaled as logits."""
 
     sentences: Tensor
 
-    def __init__(self, encoder: nn.Module, sentences: Mapping[str, Tensor]) -> None:
+    def __init__(self, encoder: nn.Module, sentences: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
-        with torch.no_grad():
-            self.register_buffer("sentences", self.embedded(**sentences))
-
-    def embedded(self, attention_mask: Tensor, **given: Tensor) -> Tensor:
-        """Sentences as vectors of length one, [samples, features]."""
-        hidden = self.encoder(attention_mask=attention_mask, **given).last_hidden_state
-        weights = attention_mask[..., None].to(hidden.dtype)
-        return F.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+        self.register_buffer("sentences", sentences)
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
         """The scores [samples, sentences]."""
-        assert attention_mask is not None
         given = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-        embedded = self.embedded(attention_mask, **given)  # type: ignore[arg-type]
-        return SCALE * embedded @ self.sentences.T
+        return SCALE * embedded(self.encoder, attention_mask, **given) @ self.sentences.T
+
+
+def embedded(encoder: nn.Module, attention_mask: Tensor | None = None, **given: Tensor | None) -> Tensor:
+    """Sentences as vectors of length one, the means of their tokens: [samples, features]."""
+    hidden: Tensor = encoder(attention_mask=attention_mask, **given).last_hidden_state
+    if attention_mask is None:
+        return F.normalize(hidden.mean(1), dim=-1)
+    weights = attention_mask[..., None].to(hidden.dtype)
+    return F.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
 
 
 def folder(package: str) -> Path:
@@ -165,7 +165,9 @@ def sentence_encoder() -> Network:
     encoder = transformers.AutoModel.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
     sentences = tokenizer(list(ANSWERS), padding=True, return_tensors="pt")
-    model = Nearest(encoder, {name: sentences[name] for name in ("input_ids", "attention_mask")}).eval()
+    with torch.no_grad():
+        vectors = embedded(encoder, sentences["attention_mask"], input_ids=sentences["input_ids"])
+    model = Nearest(encoder, vectors).eval()
     batches = _by_length(tokenizer, QUESTIONS)
     keep = (tokenizer.cls_token_id, tokenizer.sep_token_id)
     pair = _encoded(tokenizer, QUESTIONS[1:3])

@@ -5,29 +5,13 @@ of the attention ends, which random weights do not have.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-HEADS = 4  # of twelve
-FILE = Path(__file__).with_name("real_blocks.safetensors")
-
-
-class Sentence(nn.Module):
-    """How near a sentence is to others: the cosine of the mean of its tokens with theirs, times 20."""
-
-    def __init__(self, encoder: nn.Module, sentences: Tensor) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.sentences = nn.Parameter(sentences, requires_grad=False)
-
-    def forward(self, inputs_embeds: Tensor) -> Tensor:
-        """The scores [samples, sentences]."""
-        hidden = self.encoder(inputs_embeds=inputs_embeds).last_hidden_state
-        return 20 * F.normalize(hidden.mean(1), dim=-1) @ self.sentences.T
+from benchmarks.real.blocks import FILE, HEADS, NEURONS
+from benchmarks.real.networks import Nearest
 
 
 def _weights(name: str) -> dict[str, Tensor]:
@@ -47,7 +31,7 @@ def smollm2() -> tuple[nn.Module, Tensor]:
     config = transformers.LlamaConfig(
         vocab_size=2,
         hidden_size=576,
-        intermediate_size=128,
+        intermediate_size=NEURONS,
         num_hidden_layers=1,
         num_attention_heads=3,
         num_key_value_heads=1,
@@ -70,7 +54,7 @@ def minilm() -> tuple[nn.Module, Tensor]:
     """One layer of a sentence encoder, with the scores of the two nearest sentences; [1, tokens, 384]."""
     weights = _weights("minilm")
     config = transformers.BertConfig(
-        vocab_size=1, hidden_size=384, intermediate_size=128, num_hidden_layers=1, num_attention_heads=12
+        vocab_size=1, hidden_size=384, intermediate_size=NEURONS, num_hidden_layers=1, num_attention_heads=12
     )
     encoder = transformers.BertModel(config, add_pooling_layer=False).eval()
     attention = encoder.encoder.layer[0].attention
@@ -85,7 +69,7 @@ def minilm() -> tuple[nn.Module, Tensor]:
     lost, more = encoder.load_state_dict(weights, strict=False)
     assert all(name.startswith("embeddings.") for name in lost)
     assert not more
-    return Sentence(encoder, sentences).eval(), entering
+    return Nearest(encoder, sentences).eval(), entering
 
 
 BLOCKS = {"smollm2": smollm2, "minilm": minilm}
