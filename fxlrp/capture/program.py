@@ -30,8 +30,8 @@ class Program:
 
     ``fused`` tells, for the exit node of each expanded operator, which operator it was. ``guards`` are the
     conditions on input shapes under which the graph stands for the model; :meth:`accepts` evaluates them. A
-    model that decides by values was ``recorded`` on these leaves: its graph stands for inputs of these sizes on which
-    it decides the same. The last ``functions`` of
+    model that decides by values was ``recorded`` on these leaves: its graph stands for inputs of these sizes, but for
+    the ``free`` axes (name, axis), which have one length, on which it decides the same. The last ``functions`` of
     the graph's outputs are values of functions of the model's output, and no part of it. A ``wide`` graph takes what is
     in half precision in float32 (see :mod:`fxlrp.capture.precision`).
     """
@@ -53,6 +53,7 @@ class Program:
     """Whether torch.export follows the model, but for the branches that are taken on the recorded inputs."""
     functions: int = 0
     wide: bool = False
+    free: tuple[tuple[str, int], ...] = ()
 
     def taken(self, value: Any) -> Any:
         """A weight, constant or input as the graph takes it."""
@@ -62,7 +63,9 @@ class Program:
         """Whether the graph stands for the model on these inputs."""
         leaves = flatten(inputs)
         if self.recorded is not None and self.decisions is not None:
-            if not all(_is_alike(leaves[name], leaf) for name, leaf in self.recorded.items()):
+            if len({leaves[name].shape[axis] for name, axis in self.free}) > 1:
+                return False
+            if not all(_is_alike(leaves[name], leaf, self.shapes.get(name)) for name, leaf in self.recorded.items()):
                 return False
             weights = {name: weight(model, target) for name, target in self.decisions.weights.items()}
             return self.decisions.hold(weights, [leaves[name] for name in self.input_leaves], device_of(model))
@@ -137,10 +140,12 @@ def _cut_to_window(layer: Any) -> None:
         layer.keys, layer.values = layer.keys[..., kept, :], layer.values[..., kept, :]
 
 
-def _is_alike(given: Any, recorded: Any) -> bool:
-    """Whether a leaf has the sizes and the type of another; what is no tensor, its value."""
+def _is_alike(given: Any, recorded: Any, fixed: tuple[int | None, ...] | None) -> bool:
+    """Whether a leaf has the sizes and the type of another, but where a size is free; what is no tensor, its value."""
     if isinstance(given, Tensor) and isinstance(recorded, Tensor):
-        return given.shape == recorded.shape and given.dtype == recorded.dtype
+        sizes = fixed or tuple(recorded.shape)
+        alike = all(size in (None, here) for size, here in zip(sizes, given.shape, strict=True))
+        return alike and given.dtype == recorded.dtype
     return bool(given == recorded)
 
 

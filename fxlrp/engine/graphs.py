@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.capture import Program, agree, capture
 from fxlrp.capture.attributed import attributed_values
+from fxlrp.capture.lengths import joined
 from fxlrp.capture.precision import in_float32, is_narrow
 from fxlrp.capture.process import at_rest, unmoved
 from fxlrp.capture.program import flatten
@@ -60,15 +61,24 @@ class Captured:
 
     def is_checked(self, sizes: Sizes) -> bool:
         """Whether the program was compared on inputs of such sizes, and on several of them, or on as many sizes as are
-        looked at: a batch of one, which models tell from others most, is among them.
+        looked at: a batch of one, which models tell from others most, is among them. Lengths that two recordings leave
+        free are all looked at.
         """
+        if self.program.free:
+            return sizes in self.checked
         enough = len(self.checked) >= CHECKS and (not _of_one(sizes) or any(map(_of_one, self.checked)))
         known = sizes in self.checked and len(self.compared) >= CHECKS - 1
         return known or enough
 
     def check(self, model: nn.Module, inputs: Mapping[str, Any], sizes: Sizes) -> bool:
         """Compare the program, in the model's own precision, with its model on these inputs; remember what came out."""
-        agrees = self.checked[sizes] = agree(model, self.narrowest.program, inputs)
+        try:
+            agrees = agree(model, self.narrowest.program, inputs)
+        except (RuntimeError, IndexError, ValueError):  # a number that does not grow with the length as it seemed to
+            if not self.program.free:
+                raise
+            agrees = False
+        self.checked[sizes] = agrees
         self.compared.append(agrees)
         return agrees
 
@@ -223,8 +233,15 @@ class Graphs:
         with state.put_back():
             program = capture(model, inputs, record_only=refused or refuted)
         found = _searched(model, program, {sizes: True})
+        for before, whole in ((c, joined(c.origin, program)) for c in recorded):
+            if whole is not None:
+                longer = _searched(model, whole, {**before.checked, sizes: True})
+                with state.put_back():
+                    if longer.check(model, inputs, sizes):
+                        found, recorded = longer, [c for c in recorded if c is not before]
+                break
         self.traced += 1
-        known[:] = [c for c in known if c not in recorded] + [*recorded, found][-RECORDINGS:]
+        known[:] = [c for c in known if c.program.recorded is None] + [*recorded, found][-RECORDINGS:]
         self.version.state = state
         self._bound(model, leaves)
         return found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 import fxlrp.engine.conversion
+import fxlrp.engine.graphs
 import fxlrp.engine.ledger
 import fxlrp.engine.samples
 import fxlrp.engine.targets
@@ -21,12 +22,14 @@ import fxlrp.patterns.structure
 import fxlrp.planning.plan
 from fxlrp.capture.canonical import REPLACEMENTS
 from fxlrp.capture.program import Program
+from fxlrp.engine.graphs import Captured
 from fxlrp.engine.ledger import Ledger
 from fxlrp.engine.samples import Along, Arrived
 from fxlrp.engine.targets import Selection
 from fxlrp.graph.operators import OPERATORS, is_movement, packet
 from fxlrp.patterns import attempt
 from fxlrp.rules.rule import Message
+from tests.capture import test_lengths
 from tests.engine import test_conversion, test_samples
 from tests.mutants.graphs import ledgers, rewritten, unused_leaves, without_detach, without_weights
 from tests.mutants.mutant import Mutant, Patch, agrees, attribute, closes, computes, entry, found
@@ -242,6 +245,16 @@ READ_OUT_MUTANTS = (
         "what a stabiliser adds is no one's",
         attribute(fxlrp.engine.samples, "of_degree_one", _with_no_rest),
         lambda: test_samples.test_amounts_of_relevance_in_denominators_are_those_of_samples(1),
+    ),
+    Mutant(
+        "a length that two recordings leave free is not looked at",
+        attribute(Captured, "is_checked", lambda captured, sizes: True),
+        lambda: test_lengths.test_what_grows_otherwise_is_recorded_anew("a square"),
+    ),
+    Mutant(
+        "recordings are not joined",
+        attribute(fxlrp.engine.graphs, "joined", lambda one, other: None),
+        lambda: test_lengths.test_two_lengths_serve_all("a causal mask"),
     ),
     Mutant(
         "a constant output has no entry",
