@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,30 @@ def test_what_is_decided_otherwise_is_recorded_anew() -> None:
     other = inputs(6)
     other["ids"] = other["ids"] + 1
     assert captures(attended, [inputs(3), inputs(4), inputs(6), other, inputs(7)]) == [1, 2, 2, 3, 3]
+
+
+def by_runs(self: Any, x: Tensor, ids: Tensor) -> Tensor:
+    """Runs of equal ids, as of words and pictures in a prompt: each has a mean of its own; a mask counts what stays."""
+    types = ids[0].tolist()
+    starts = [0, *(i for i in range(1, len(types)) if types[i] != types[i - 1]), len(types)]
+    parts = [x[:, a:b] - x[:, a:b].mean(1, keepdim=True) * types[a] for a, b in itertools.pairwise(starts)]
+    kept = torch.cat(parts, 1)[:, : int((ids[0] > 0).sum())]
+    result: Tensor = self.net(attended(kept).sum(1))
+    return result
+
+
+def test_a_list_that_is_read_is_longer_by_its_last_entry() -> None:
+    """Words behind a picture: as many more as there are, but no second picture and no padding."""
+    model = with_forward(NET, by_runs)
+    lrp, made = fxlrp.convert(model, "gradient"), []
+    for types in ([1, 2, 2, 1], [1, 2, 2, 1, 1], [1, 2, 2, 1, 1, 1, 1], [1, 2, 2, 1, 1, 2, 2], [1, 2, 2, 1, 1, 1, 0]):
+        x = inputs(len(types))["x"].requires_grad_()
+        ids = torch.tensor([types, types])
+        (gradient,) = torch.autograd.grad(model(x, ids)[:, 1].sum(), x)
+        found = lrp.attribute({"x": x.detach(), "ids": ids}, target=1).relevance
+        torch.testing.assert_close(found, (gradient * x).detach(), rtol=1e-9, atol=1e-12)
+        made.append(lrp.captures)
+    assert made == [1, 2, 2, 3, 4]
 
 
 def test_two_lengths_that_differ_apart_are_recorded() -> None:

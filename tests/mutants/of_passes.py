@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+import fxlrp.capture.lengths
 import fxlrp.engine.conversion
 import fxlrp.engine.graphs
 import fxlrp.engine.ledger
@@ -250,6 +251,11 @@ READ_OUT_MUTANTS = (
         "a length that two recordings leave free is not looked at",
         attribute(Captured, "is_checked", lambda captured, sizes: True),
         lambda: test_lengths.test_what_grows_otherwise_is_recorded_anew("a square"),
+    ),
+    Mutant(
+        "a list of another length is the list that was read",
+        attribute(fxlrp.capture.lengths, "as_long", lambda values, size: values.repeat(size)[:size]),
+        test_lengths.test_a_list_that_is_read_is_longer_by_its_last_entry,
     ),
     Mutant(
         "recordings are not joined",
