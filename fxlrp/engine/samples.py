@@ -23,9 +23,8 @@ from fxlrp.rules.rule import Message
 #: An amount of relevance, summed in float64, as a function of values and the messages that arrived at them.
 Amount = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 _DIGITS = 32  # samples told apart by one more pass: a factor of 2^31 at most, far from the end of what float32 holds
-_ROUNDING = 2**10  # of the last digit, by which sums of many terms may differ that are equal but for rounding
-_UNCLEAR = 1e-5  # how far the power of two by which an entry was multiplied may lie from a whole one
-_MIXED = 1e-6  # of a message's size, what may lie in entries that no sample owns: cancelled down to rounding
+_ROUNDING = 32  # of the last digit, by which sums may differ that are equal but for rounding
+_EXACT = 8  # of the last digit, by which a message may differ that was multiplied by a power of two
 
 
 @dataclass(frozen=True)
@@ -171,16 +170,16 @@ def _owners_along(message: Tensor, marked: Sequence[tuple[Tensor, Tensor]]) -> A
 def _owners_of_entries(message: Tensor, marked: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
     """The sample of each entry, the first where no message arrived; None where some entries are of no single one."""
     size, owners = widened(message).abs(), torch.zeros_like(message, dtype=torch.int32)
-    for digit, (factors, found) in enumerate(marked):
+    rounding = _EXACT * torch.finfo(size.dtype).eps
+    for place, (_, found) in enumerate(marked):
         raised = widened(found).abs()
-        power = torch.log2(raised) - torch.log2(size)
-        clear = ((power - power.round()).abs() < _UNCLEAR) & (power.round() >= 0) & (power.round() < _DIGITS)
-        owners += torch.where(clear, power.round(), 0.0).to(torch.int32) * _DIGITS**digit
-        clear &= owners < len(factors)
-        unclear = torch.where(clear, 0.0, size).sum() + torch.where(clear | (size > 0), 0.0, raised).sum()
-        if not bool(unclear <= _MIXED * size.sum()):
+        digit = (torch.log2(raised) - torch.log2(size)).round().nan_to_num(0, _DIGITS, _DIGITS).clamp(0, _DIGITS - 1)
+        off = torch.where(size > 0, (raised * torch.exp2(-digit) - size).abs(), raised)
+        if not bool(off.sum() <= rounding * size.sum()):
             return None
-    return torch.where(owners < len(marked[0][0]), owners, 0)
+        owners += digit.to(torch.int32) * _DIGITS**place
+    own = owners < len(marked[0][0])
+    return torch.where(own, owners, 0) if bool((own | (size == 0)).all()) else None
 
 
 def _pass(scalars: Tensor, wanted: Sequence[Tensor], seeds: Tensor | None) -> dict[int, Tensor]:
